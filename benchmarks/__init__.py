@@ -1,0 +1,1 @@
+"""Side by side with hand-written native loops and with Keras; see README.md."""

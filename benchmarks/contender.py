@@ -1,0 +1,37 @@
+"""One contender, in a process of its own: reads iteration counts, answers with seconds.
+
+python -m benchmarks.contender native|khub|keras BACKEND CELL ITERATIONS
+"""
+
+import gc
+import importlib
+import json
+import os
+import sys
+import time
+
+
+def make(side, backend, cell):
+    """The (run, parameters) pair of a cell."""
+    if side == "native":
+        return getattr(importlib.import_module(f"benchmarks.native_{backend}"), cell)()
+    programs = importlib.import_module("benchmarks.programs")
+    return getattr(programs, cell)(importlib.import_module(side))
+
+
+def main(side, backend, cell, iterations):
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # whatever a framework prints must not mix with the answers
+    run, parameters = make(side, backend, cell)
+    for _ in range(2):  # compile, allocate, fill caches
+        value = run(iterations)
+    print(json.dumps({"parameters": int(parameters), "value": value}), file=answers)
+    for line in sys.stdin:
+        gc.collect()
+        start = time.perf_counter()
+        run(int(line))
+        print(json.dumps(time.perf_counter() - start), file=answers)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:4], int(sys.argv[4]))

@@ -1,0 +1,59 @@
+"""khub: a small multi-backend deep-learning runtime with Keras 3's API, and a hub of pretrained models."""
+
+import importlib
+
+from khub import backend
+from khub.backend.variable import Variable, name_scope
+from khub import (  # noqa: I001  (in the order they need one another)
+    activations,
+    config,
+    constraints,
+    dtype_policies,
+    initializers,
+    layers,
+    losses,
+    metrics,
+    models,
+    ops,
+    optimizers,
+    random,
+    regularizers,
+    tree,
+    utils,
+)
+from khub.dtype_policies import DTypePolicy
+from khub.initializers import Initializer
+from khub.layers import Input, InputSpec, Layer
+from khub.losses import Loss
+from khub.metrics import Metric
+from khub.models import Functional, Model, Sequential
+from khub.ops import (
+    checkpoint,
+    cond,
+    grad,
+    jit,
+    scan,
+    value_and_grad,
+    vmap,
+    while_loop,
+)
+from khub.ops.symbolic import KerasTensor
+from khub.optimizers import Optimizer
+from khub.random import SeedGenerator
+from khub.regularizers import Regularizer
+from khub.training import callbacks
+
+__version__ = "0.1.0"
+
+_LAZY = ("applications", "cv", "nlp", "presets", "saving")
+
+
+def __getattr__(name):
+    if name in _LAZY:
+        return importlib.import_module(f"khub.{name}")
+    raise AttributeError(f"module 'khub' has no attribute {name!r}")
+
+
+def version():
+    """Return khub's version."""
+    return __version__

@@ -1,0 +1,6 @@
+"""The TensorFlow backend: eager ops, `tf.function` for `jit`; a Layer is a trackable object."""
+
+from khub.backend.tensorflow.arrays import *  # noqa: F403
+from khub.backend.tensorflow.arrays import _einsum, _select  # noqa: F401
+from khub.backend.tensorflow.engine import *  # noqa: F403
+from khub.backend.tensorflow.nn import *  # noqa: F403

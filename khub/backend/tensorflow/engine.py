@@ -1,0 +1,222 @@
+"""Variables, gradients, control flow and random numbers on TensorFlow."""
+
+import re
+from contextlib import nullcontext
+
+import tensorflow as tf
+
+from khub import tree
+from khub.backend.scope import Scope, local
+from khub.backend.tensorflow.arrays import NATIVE, convert_to_tensor
+
+EAGER = False  # whether jit leaves functions as they are
+fused = {}
+
+
+class Base(tf.__internal__.tracking.Trackable):
+    """A trackable object (checkpoints, SavedModel) whose children are khub's own."""
+
+    def _trackable_children(self, save_type="checkpoint", **kwargs):
+        children = {name: v.materialize() for name, v in self._own_variables().items()}
+        children.update(
+            (name.replace(".", "_"), layer) for name, layer in self._children() if name not in children
+        )
+        for name, value in vars(self).items():
+            if isinstance(value, tf.__internal__.tracking.Trackable) or hasattr(value, "get_concrete_function"):
+                children.setdefault(name, value)
+        return children
+
+    def _lookup_dependency(self, name, cached_dependencies=None):
+        return self._trackable_children().get(name)
+
+
+# --- Variables -------------------------------------------------------------------------------------------
+def new_storage(value, trainable, name):
+    with tf.init_scope():
+        return tf.Variable(convert_to_tensor(value), trainable=trainable, name=re.sub(r"\W", "_", name))
+
+
+def read(storage):
+    return storage.value()
+
+
+def write(storage, value):
+    storage.assign(value)
+    return storage
+
+
+def set_trainable(storage, trainable):
+    pass  # gradients are asked for by Variable
+
+
+def placeholder(shape, dtype):
+    return tf.zeros(shape, NATIVE[dtype])
+
+
+def abstract_eval(function, specs):
+    graph = tf.__internal__.FuncGraph("abstract")
+    with graph.as_default():
+        return function(*[tf.compat.v1.placeholder(NATIVE[d], s) for s, d in specs])
+
+
+def no_gradient():
+    return nullcontext()
+
+
+# --- transforms ------------------------------------------------------------------------------------------
+def jit(function):
+    compiled = tf.function(function, autograph=False)
+
+    def traced(x):  # a Python number would be compiled in, one form for each value
+        return convert_to_tensor(x) if type(x) in (int, float) else x
+
+    def call(*args, **kwargs):
+        if local.scope is not None or not tf.executing_eagerly():
+            return function(*args, **kwargs)
+        args, kwargs = tree.map_structure(traced, (args, kwargs))
+        return compiled(*args, **kwargs)
+
+    call.__wrapped__ = function
+    return call
+
+
+def value_and_grad(function, variables, has_aux):
+    def call(*args, **kwargs):
+        scope = None
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            if variables is None:
+                sources = [convert_to_tensor(x) for x in tree.flatten(args[0])]
+                args = (tree.pack_sequence_as(args[0], sources), *args[1:])
+            elif local.scope is not None:
+                sources = [tf.identity(local.scope.get(v)) for v in variables]
+                scope = Scope(zip(variables, sources, strict=True))
+            else:
+                sources = [v.materialize() for v in variables]
+            for source in sources:
+                tape.watch(source)
+            result = _within(scope, function, args, kwargs)
+            loss = result[0] if has_aux else result
+        gradients = tape.gradient(loss, sources, tf.UnconnectedGradients.ZERO)
+        gradients = [tf.convert_to_tensor(g) for g in gradients]  # IndexedSlices become dense
+        if variables is None:
+            gradients = tree.pack_sequence_as(args[0], gradients)
+        return result, gradients
+
+    return call
+
+
+def _within(scope, function, args, kwargs):
+    if scope is None:
+        return function(*args, **kwargs)
+    with scope:
+        result = function(*args, **kwargs)
+    for variable in scope.written:
+        scope.outer.set(variable, scope.values[variable])
+    return result
+
+
+def checkpoint(function):
+    def call(*args):
+        with Scope() as scope:  # finds the Variables: recompute_grad wants to see what is read
+            return_value = tf.recompute_grad(lambda *a: function(*a))(*args)
+        for variable in scope.written:
+            variable.assign(scope.values[variable])
+        return return_value
+
+    return call
+
+
+def vmap(function, in_axes, out_axes):
+    def to_front(x, axis):
+        return x if axis == 0 else tree.map_structure(lambda t: _move(t, axis, 0), x)
+
+    def mapped(*args):
+        axes = (in_axes,) * len(args) if isinstance(in_axes, int) else tuple(in_axes)
+        given = [to_front(a, axis) for a, axis in zip(args, axes, strict=True) if axis is not None]
+
+        def one(slices):
+            slices = iter(slices)
+            return function(*(a if x is None else next(slices) for a, x in zip(args, axes, strict=True)))
+
+        result = tf.vectorized_map(one, tuple(given))
+        return tree.map_structure(lambda t: t if out_axes == 0 else _move(t, 0, out_axes), result)
+
+    return mapped
+
+
+def _move(x, source, destination):
+    order = [axis for axis in range(x.shape.rank) if axis != source % x.shape.rank]
+    order.insert(destination % x.shape.rank, source % x.shape.rank)
+    return tf.transpose(x, order)
+
+
+def cond(pred, true_fn, false_fn):
+    if tf.executing_eagerly():
+        return true_fn() if pred else false_fn()
+    return tf.cond(tf.cast(pred, tf.bool), true_fn, false_fn)
+
+
+def while_loop(cond, body, loop_vars, maximum_iterations):
+    return tf.while_loop(cond, body, loop_vars, maximum_iterations=maximum_iterations)
+
+
+def scan(function, init, xs, length, reverse):
+    def at(i):
+        return None if xs is None else tree.map_structure(lambda x: x[i], xs)
+
+    if tf.executing_eagerly() or isinstance(length, int) and length <= 8:
+        carry, outputs = init, []
+        for i in reversed(range(length)) if reverse else range(length):
+            carry, y = function(carry, at(i))
+            outputs.append(y)
+        outputs = outputs[::-1] if reverse else outputs
+        if not outputs or outputs[0] is None:
+            return carry, None
+        return carry, tree.map_structure(lambda *ys: tf.stack(ys), *outputs)
+    leaves = tree.flatten(init)
+    _, sample = function(init, at(0))
+    arrays = [tf.TensorArray(y.dtype, length, element_shape=y.shape) for y in tree.flatten(sample)]
+
+    def body(step, flat, arrays):
+        i = length - 1 - step if reverse else step
+        carry, y = function(tree.pack_sequence_as(init, flat), at(i))
+        ys = [] if y is None else tree.flatten(y)
+        arrays = [a.write(i, v) for a, v in zip(arrays, ys, strict=True)]
+        return step + 1, tree.flatten(carry), arrays
+
+    _, flat, arrays = tf.while_loop(
+        lambda step, *_: step < length, body, (tf.constant(0), leaves, arrays if sample is not None else [])
+    )
+    ys = None if sample is None else tree.pack_sequence_as(sample, [a.stack() for a in arrays])
+    return tree.pack_sequence_as(init, flat), ys
+
+
+# --- random numbers: `seed` is a pair of integers --------------------------------------------------------
+SEED_DTYPE = "int32"
+
+
+def make_generator(seed):
+    return tf.constant([_signed(seed >> 32), _signed(seed)], tf.int32)
+
+
+def _signed(bits):
+    bits &= 0xFFFFFFFF
+    return bits - (1 << 32) if bits >> 31 else bits
+
+
+def next_seed(seeds):
+    state = seeds.state.value
+    seeds.state.assign(state + tf.constant([0, 1], tf.int32))
+    return state
+
+
+def random_uniform(shape, minval, maxval, dtype, seed):
+    return tf.random.stateless_uniform(shape, seed, minval, maxval, NATIVE[dtype])
+
+
+def random_normal(shape, mean, stddev, dtype, seed):
+    return tf.random.stateless_normal(shape, seed, mean, stddev, NATIVE[dtype])
+
+
+def random_integers(shape, minval, maxval, dtype, seed):
+    return tf.cast(tf.random.stateless_uniform(shape, seed, minval, maxval, tf.int64), NATIVE[dtype])

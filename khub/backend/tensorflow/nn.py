@@ -1,0 +1,397 @@
+"""Neural-network functions on TensorFlow: kernels that equal the reference in khub/ops/nn.py.
+
+These kernels do not and are left out: Elu and Selu (inexact near 0), and the cross entropy of dense
+labels, whose gradient takes the labels to sum to one.
+"""
+
+import math
+
+import tensorflow as tf
+
+from khub import config, dtypes
+from khub.backend import windows
+from khub.backend.tensorflow.arrays import matmul, sum, take_along_axis, transpose
+from khub.backend.tensorflow.convert import (
+    FLAT,
+    FLOATS,
+    HALVES,
+    TENSORS,
+    cast,
+    constant,
+    convert_to_tensor,
+    number,
+    raw,
+    shape,
+    sizes_of,
+    vector,
+)
+
+# ruff: noqa: A001, A002  (the names are Keras')
+
+
+def _given(x, dtype):
+    """A parameter as it came from the caller: a tensor, a Variable, an array or a number."""
+    x = x if type(x) in TENSORS else convert_to_tensor(x)
+    return x if x.dtype is dtype else raw.Cast(x, dtype)
+
+
+def _axes(axis):
+    return constant((axis,) if isinstance(axis, int) else tuple(axis))
+
+
+# --- activations ---------------------------------------------------------------------------------
+relu = raw.Relu
+relu6 = raw.Relu6
+sigmoid = raw.Sigmoid
+softplus = raw.Softplus
+softsign = raw.Softsign
+
+
+def leaky_relu(x, negative_slope=0.2):
+    return raw.LeakyRelu(x, negative_slope)
+
+
+def gelu(x, approximate=True):
+    if approximate:  # (1 + tanh(z)) / 2 = sigmoid(2 z)
+        slope = 2 * math.sqrt(2 / math.pi)
+        curve = raw.AddV2(raw.Mul(raw.Square(x), slope * 0.044715), slope)
+        return raw.Mul(x, raw.Sigmoid(raw.Mul(x, curve)))
+    return raw.Mul(raw.Mul(x, 0.5), raw.AddV2(raw.Erf(raw.Mul(x, math.sqrt(0.5))), 1.0))
+
+
+def silu(x):
+    return raw.Mul(x, raw.Sigmoid(x))
+
+
+def log_sigmoid(x):
+    return raw.Neg(raw.Softplus(raw.Neg(x)))
+
+
+def hard_sigmoid(x):
+    return raw.ClipByValue(raw.AddV2(raw.RealDiv(x, 6.0), 0.5), 0.0, 1.0)
+
+
+def hard_silu(x):
+    return raw.Mul(x, hard_sigmoid(x))
+
+
+def hard_tanh(x):
+    return raw.ClipByValue(x, -1.0, 1.0)
+
+
+def mish(x):
+    return raw.Mul(x, raw.Tanh(raw.Softplus(x)))
+
+
+def _is_last(x, axis):
+    return axis == -1 or axis == len(x.shape) - 1
+
+
+def softmax(x, axis=-1):
+    if _is_last(x, axis):
+        return raw.Softmax(x)
+    axes = _axes(axis)
+    e = raw.Exp(raw.Sub(x, raw.StopGradient(raw.Max(x, axes, True))))
+    return raw.RealDiv(e, sum(e, axis, True))
+
+
+def log_softmax(x, axis=-1):
+    if _is_last(x, axis):
+        return raw.LogSoftmax(x)
+    axes = _axes(axis)
+    x = raw.Sub(x, raw.StopGradient(raw.Max(x, axes, True)))
+    return raw.Sub(x, raw.Log(sum(raw.Exp(x), axis, True)))
+
+
+# --- labels and losses ---------------------------------------------------------------------------
+def one_hot(x, num_classes, axis=-1, dtype=None, sparse=False):
+    dtype = dtypes.standardize(dtype)
+    x = x if x.dtype in (tf.int32, tf.int64) else raw.Cast(x, tf.int32)
+    rank = len(x.shape)
+    axis %= rank + 1
+    return raw.OneHot(
+        x, num_classes, number(1, dtype), number(0, dtype), -1 if axis == rank else axis
+    )
+
+
+def sparse_categorical_crossentropy(target, output, from_logits=False, axis=-1):
+    rank = len(output.shape)
+    if len(target.shape) == rank and target.shape[axis] == 1:
+        target = raw.Squeeze(target, [axis])
+    target = target if target.dtype in (tf.int32, tf.int64) else raw.Cast(target, tf.int32)
+    if from_logits and _is_last(output, axis):
+        if rank == 2:
+            return raw.SparseSoftmaxCrossEntropyWithLogits(output, target)[0]
+        rows = raw.Reshape(output, vector((-1, output.shape[-1])))
+        loss = raw.SparseSoftmaxCrossEntropyWithLogits(rows, raw.Reshape(target, FLAT))[0]
+        return raw.Reshape(loss, vector(sizes_of(target)))
+    if from_logits:
+        logarithm = log_softmax(output, axis)
+    else:
+        share = raw.RealDiv(output, sum(output, axis, True))
+        logarithm = raw.Log(raw.ClipByValue(share, config.epsilon(), 1 - config.epsilon()))
+    chosen = take_along_axis(logarithm, raw.ExpandDims(target, axis), axis)
+    return raw.Neg(raw.Squeeze(chosen, [axis]))
+
+
+def binary_crossentropy(target, output, from_logits=False):
+    rest = raw.Sub(number(1, target.dtype.name), target)
+    if from_logits:  # both terms are positive: exact for any logit, and so is the gradient at 0
+        hit = raw.Mul(target, raw.Softplus(raw.Neg(output)))
+        return raw.AddV2(hit, raw.Mul(rest, raw.Softplus(output)))
+    output = raw.ClipByValue(output, config.epsilon(), 1 - config.epsilon())
+    hit = raw.Mul(target, raw.Log(output))
+    return raw.Neg(
+        raw.AddV2(hit, raw.Mul(rest, raw.Log(raw.Sub(number(1, output.dtype.name), output))))
+    )
+
+
+# --- normalization -------------------------------------------------------------------------------
+def moments(x, axes, keepdims=False, synchronized=False):
+    wide = raw.Cast(x, tf.float32) if x.dtype in HALVES else x
+    axes = _axes(axes)
+    average = raw.Mean(wide, axes, True)
+    variance = raw.Mean(raw.SquaredDifference(wide, average), axes, keepdims)
+    if not keepdims:
+        average = raw.Reshape(average, vector(sizes_of(variance)))
+    return cast(average, x.dtype.name), cast(variance, x.dtype.name)
+
+
+def batch_normalization(x, mean, variance, axis, offset=None, scale=None, epsilon=1e-3):
+    wide = tf.float64 if x.dtype is tf.float64 else tf.float32
+    factor = raw.Rsqrt(raw.AddV2(_given(variance, wide), epsilon))
+    factor = factor if scale is None else raw.Mul(factor, _given(scale, wide))
+    shift = raw.Neg(raw.Mul(_given(mean, wide), factor))
+    shift = shift if offset is None else raw.AddV2(shift, _given(offset, wide))
+    if not _is_last(x, axis):
+        sizes = [1] * len(x.shape)
+        sizes[axis] = -1
+        factor, shift = raw.Reshape(factor, vector(sizes)), raw.Reshape(shift, vector(sizes))
+    return raw.AddV2(raw.Mul(x, _given(factor, x.dtype)), _given(shift, x.dtype))
+
+
+def layer_normalization(x, gamma=None, beta=None, axis=-1, epsilon=None, **kwargs):
+    axes, dtype = _axes(axis), x.dtype
+    wide = raw.Cast(x, tf.float32) if dtype in HALVES else x
+    centred = raw.Sub(wide, raw.Mean(wide, axes, True))
+    variance = raw.Mean(raw.Square(centred), axes, True)
+    factor = raw.Rsqrt(raw.AddV2(variance, config.epsilon() if epsilon is None else epsilon))
+    y = _given(raw.Mul(centred, factor), dtype)
+    y = y if gamma is None else raw.Mul(y, _given(gamma, dtype))
+    return y if beta is None else raw.AddV2(y, _given(beta, dtype))
+
+
+def rms_normalization(x, scale=1, axis=-1, epsilon=None):
+    dtype = x.dtype
+    wide = raw.Cast(x, tf.float32) if dtype in HALVES else x
+    power = raw.Mean(raw.Square(wide), _axes(axis), True)
+    factor = raw.Rsqrt(raw.AddV2(power, config.epsilon() if epsilon is None else epsilon))
+    y = _given(raw.Mul(wide, factor), dtype)
+    return y if isinstance(scale, int) and scale == 1 else raw.Mul(y, _given(scale, dtype))
+
+
+# --- dense layers and attention ------------------------------------------------------------------
+def linear(x, kernel, bias=None):
+    if x.dtype is not kernel.dtype or (bias is not None and bias.dtype is not x.dtype):
+        given = [x, kernel] if bias is None else [x, kernel, bias]
+        name = dtypes.result_type(*(t.dtype.name for t in given))
+        return linear(*(cast(t, name) for t in given))
+    rank = len(x.shape)
+    if rank < 2 or x.dtype not in FLOATS:
+        y = matmul(x, kernel)
+        return y if bias is None else raw.AddV2(y, bias)
+    rows = x if rank == 2 else raw.Reshape(x, vector((-1, kernel.shape[0])))
+    y = raw.MatMul(rows, kernel)
+    y = y if bias is None else raw.BiasAdd(y, bias)
+    return y if rank == 2 else raw.Reshape(y, vector((*sizes_of(x)[:-1], kernel.shape[1])))
+
+
+def dot_product_attention(
+    query,
+    key,
+    value,
+    bias=None,
+    mask=None,
+    scale=None,
+    is_causal=False,
+    flash_attention=None,
+    attn_logits_soft_cap=None,
+):
+    dtype = query.dtype
+    batch, time, heads, width = shape(query)
+    source, groups = shape(key)[1], key.shape[2]
+    grouped = groups != heads
+    scale = 1 / math.sqrt(width) if scale is None else scale
+    if grouped:  # query heads that share a key head are rows of one product
+        query = raw.Reshape(query, vector((batch, time, groups, heads // groups, width)))
+        scores = raw.Einsum([query, key], "btgrw,bsgw->bgrts")
+        scores = raw.Reshape(scores, vector((batch, heads, time, source)))
+    else:
+        scores = raw.BatchMatMulV2(
+            transpose(query, (0, 2, 1, 3)), transpose(key, (0, 2, 1, 3)), False, True
+        )
+    scores = raw.Mul(raw.Cast(scores, tf.float32) if dtype in HALVES else scores, scale)
+    if attn_logits_soft_cap is not None:
+        capped = raw.Tanh(raw.RealDiv(scores, attn_logits_soft_cap))
+        scores = raw.Mul(capped, attn_logits_soft_cap)
+    if bias is not None:
+        scores = raw.AddV2(scores, _given(bias, scores.dtype))
+    allowed = None if mask is None else _given(mask, tf.bool)
+    if is_causal:
+        causal = raw.MatrixBandPart(raw.Fill(vector((time, source)), True), -1, 0)
+        allowed = causal if allowed is None else raw.LogicalAnd(allowed, causal)
+    if allowed is not None:  # finite: a row of them is uniform, not NaN
+        scores = raw.SelectV2(allowed, scores, number(-0.7 * 3.4028235e38, scores.dtype.name))
+    weights = _given(raw.Softmax(scores), dtype)
+    if grouped:
+        weights = raw.Reshape(weights, vector((batch, groups, heads // groups, time, source)))
+        result = raw.Einsum([weights, value], "bgrts,bsgw->btgrw")
+        return raw.Reshape(result, vector((batch, time, heads, value.shape[-1])))
+    result = raw.BatchMatMulV2(weights, transpose(value, (0, 2, 1, 3)))
+    return transpose(result, (0, 2, 1, 3))
+
+
+# --- convolution and pooling: kernels are for images, channels last ------------------------------
+def _channels_last(function):
+    """Run a function of (batch, *space, channels) on either layout."""
+
+    def run(inputs, data_format, *args):
+        if not windows.channels_first(data_format):
+            return function(inputs, *args)
+        rank = len(inputs.shape)
+        result = function(transpose(inputs, (0, *range(2, rank), 1)), *args)
+        return transpose(result, (0, rank - 1, *range(1, rank - 1)))
+
+    return run
+
+
+def _padding(padding):
+    name = str(padding).upper()
+    if name not in ("VALID", "SAME"):
+        raise ValueError(f'padding must be "valid" or "same", got {padding!r}.')
+    return name
+
+
+def conv(inputs, kernel, strides=1, padding="valid", data_format=None, dilation_rate=1):
+    count = len(kernel.shape) - 2
+    strides = windows.per_axis(strides, count, "strides")
+    dilations = windows.per_axis(dilation_rate, count, "dilation_rate")
+    return _conv(inputs, data_format, kernel, strides, _padding(padding), dilations)
+
+
+@_channels_last
+def _conv(x, kernel, strides, padding, dilations):
+    if len(strides) == 1:  # an image one pixel high
+        x, kernel = raw.ExpandDims(x, 1), raw.ExpandDims(kernel, 0)
+        return raw.Squeeze(_conv2d(x, kernel, strides * 2, padding, (1, *dilations)), [1])
+    if len(strides) == 2:
+        return _conv2d(x, kernel, strides, padding, dilations)
+    groups = x.shape[-1] // kernel.shape[-2]
+    strides, dilations = [1, *strides, 1], [1, *dilations, 1]
+    if groups == 1:
+        return raw.Conv3D(x, kernel, strides, padding, dilations=dilations)
+    parts = zip(raw.Split(-1, x, groups), raw.Split(-1, kernel, groups), strict=True)
+    return raw.ConcatV2(
+        [raw.Conv3D(x, k, strides, padding, dilations=dilations) for x, k in parts], -1
+    )
+
+
+def _conv2d(x, kernel, strides, padding, dilations):
+    *window, depth, filters = kernel.shape
+    channels = x.shape[-1]
+    # the depthwise kernel's gradient is wrong where it is dilated (TensorFlow 2.21, CPU)
+    if depth == 1 < channels and strides[0] == strides[1] and dilations == (1, 1):
+        kernel = raw.Reshape(kernel, vector((*window, channels, filters // channels)))
+        return raw.DepthwiseConv2dNative(x, kernel, [1, *strides, 1], padding)
+    return raw.Conv2D(x, kernel, [1, *strides, 1], padding, dilations=[1, *dilations, 1])
+
+
+def conv_transpose(
+    inputs,
+    kernel,
+    strides=1,
+    padding="valid",
+    output_padding=None,
+    data_format=None,
+    dilation_rate=1,
+):
+    count = len(kernel.shape) - 2
+    strides = windows.per_axis(strides, count, "strides")
+    dilations = windows.per_axis(dilation_rate, count, "dilation_rate")
+    if output_padding is not None:
+        output_padding = windows.per_axis(output_padding, count, "output_padding")
+    return _conv_transpose(
+        inputs, data_format, kernel, strides, _padding(padding), output_padding, dilations
+    )
+
+
+@_channels_last
+def _conv_transpose(x, kernel, strides, padding, extra, dilations):
+    if len(strides) == 1:
+        x, kernel = raw.ExpandDims(x, 1), raw.ExpandDims(kernel, 0)
+        extra = None if extra is None else (0, *extra)
+        result = _image_transpose(x, kernel, (1, *strides), padding, extra, (1, *dilations))
+        return raw.Squeeze(result, [1])
+    return _image_transpose(x, kernel, strides, padding, extra, dilations)
+
+
+def _image_transpose(x, kernel, strides, padding, extra, dilations):
+    batch, *sizes, _ = shape(x)
+    filters = kernel.shape[-2]
+    cuts, wholes, outs = [], [], []
+    for axis, size in enumerate(sizes):
+        window, more = kernel.shape[axis], None if extra is None else extra[axis]
+        reach = (window - 1) * dilations[axis] + 1
+        before, _, out = windows.transposed(
+            padding, size, window, strides[axis], dilations[axis], more
+        )
+        cuts.append(reach - 1 - before)
+        wholes.append((size - 1) * strides[axis] + reach + max((more or 0) - cuts[-1], 0))
+        outs.append(out)
+    direct = extra is None or not any(cuts)  # else the whole result is made, and its borders cut
+    run = raw.Conv2DBackpropInput if len(sizes) == 2 else raw.Conv3DBackpropInputV2
+    result = run(
+        vector((batch, *(outs if direct else wholes), filters)),
+        kernel,
+        x,
+        [1, *strides, 1],
+        padding if extra is None else "VALID",
+        dilations=[1, *dilations, 1],
+    )
+    if direct:
+        return result
+    return raw.Slice(result, vector((0, *cuts, 0)), vector((batch, *outs, filters)))
+
+
+def _pool(kernel, inputs, pool_size, strides, padding, data_format):
+    count = len(inputs.shape) - 2
+    sizes = windows.per_axis(pool_size, count, "pool_size")
+    strides = sizes if strides is None else windows.per_axis(strides, count, "strides")
+    return _pooled(inputs, data_format, kernel, sizes, strides, _padding(padding))
+
+
+@_channels_last
+def _pooled(x, kernel, sizes, strides, padding):
+    def image(x, sizes, strides):
+        return kernel(x, [1, *sizes, 1], [1, *strides, 1], padding)
+
+    if len(sizes) == 2:
+        return image(x, sizes, strides)
+    if len(sizes) == 1:
+        return raw.Squeeze(image(raw.ExpandDims(x, 1), (1, *sizes), (1, *strides)), [1])
+    # kernels for volumes lack dtypes: planes first, then the depth of all their pixels
+    batch, depth, height, width, channels = shape(x)
+    x = raw.Reshape(x, vector((-1, height, width, channels)))
+    x = image(x, sizes[1:], strides[1:])
+    _, height, width, _ = shape(x)
+    x = raw.Reshape(x, vector((batch, depth, height * width, channels)))
+    x = image(x, (sizes[0], 1), (strides[0], 1))
+    return raw.Reshape(x, vector((batch, shape(x)[1], height, width, channels)))
+
+
+def max_pool(inputs, pool_size, strides=None, padding="valid", data_format=None):
+    return _pool(raw.MaxPool, inputs, pool_size, strides, padding, data_format)
+
+
+def average_pool(inputs, pool_size, strides=None, padding="valid", data_format=None):
+    return _pool(raw.AvgPool, inputs, pool_size, strides, padding, data_format)

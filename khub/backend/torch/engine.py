@@ -1,0 +1,214 @@
+"""Variables, gradients, control flow and random numbers on PyTorch."""
+
+import threading
+import weakref
+
+import torch
+from torch.nn import Parameter
+
+from khub import tree
+from khub.backend.scope import Scope, local
+from khub.backend.torch.arrays import NATIVE, convert_to_tensor
+
+EAGER = True  # whether jit leaves functions as they are
+fused = {}
+
+
+class _Depth(threading.local):
+    gradients = 0  # how many value_and_grad calls this one is inside of
+
+
+_depth = _Depth()
+
+
+# --- Variables -------------------------------------------------------------------------------------------
+def new_storage(value, trainable, name):
+    tensor = convert_to_tensor(value).clone()
+    if tensor.dim() == 4:  # a kernel (height, width, n, filters), laid out so that its OIHW view is channels-last
+        tensor = tensor.permute(3, 0, 1, 2).contiguous().permute(1, 2, 3, 0)
+    if not trainable or not (tensor.is_floating_point() or tensor.is_complex()):
+        return tensor
+    return Parameter(tensor)
+
+
+def read(storage):
+    return storage
+
+
+def write(storage, value):
+    value = value.detach()
+    if isinstance(storage, Parameter):  # optimizers, modules and hooks hold on to it
+        with torch.no_grad():
+            return storage.copy_(value)
+    return value.clone()
+
+
+def set_trainable(storage, trainable):
+    if isinstance(storage, Parameter):
+        storage.requires_grad_(trainable)
+
+
+def placeholder(shape, dtype):
+    return torch.empty(shape, dtype=NATIVE[dtype], device="meta")
+
+
+def abstract_eval(function, specs):
+    with torch.device("meta"), torch.no_grad():
+        return function(*[placeholder(shape, dtype) for shape, dtype in specs])
+
+
+def no_gradient():
+    return torch.no_grad()
+
+
+# --- transforms ------------------------------------------------------------------------------------------
+def jit(function):
+    return function
+
+
+def value_and_grad(function, variables, has_aux):
+    def call(*args, **kwargs):
+        scope, watched = None, []
+        if variables is None:
+            leaves = [_leaf(x) for x in tree.flatten(args[0])]
+            args = (tree.pack_sequence_as(args[0], leaves), *args[1:])
+        elif local.scope is not None:
+            leaves = [_leaf(local.scope.get(v)) for v in variables]
+            scope = Scope(zip(variables, leaves, strict=True))
+        else:
+            leaves = [v._storage if v._storage is not None else v.materialize() for v in variables]
+            watched = [x for x in leaves if not x.requires_grad]
+            for x in watched:
+                x.requires_grad_()
+        _depth.gradients += 1
+        try:
+            with torch.enable_grad():
+                result = _within(scope, function, args, kwargs)
+                loss = result[0] if has_aux else result
+                gradients = torch.autograd.grad(
+                    loss, leaves, create_graph=_depth.gradients > 1, allow_unused=True
+                )
+        finally:
+            _depth.gradients -= 1
+            for x in watched:
+                x.requires_grad_(False)
+        gradients = [
+            torch.zeros_like(x) if g is None else g for g, x in zip(gradients, leaves, strict=True)
+        ]
+        if variables is None:
+            gradients = tree.pack_sequence_as(args[0], gradients)
+        if _depth.gradients == 0:
+            result = tree.map_structure(lambda x: x.detach() if isinstance(x, torch.Tensor) else x, result)
+        return result, gradients
+
+    return call
+
+
+def _leaf(x):
+    return x if x.requires_grad and _depth.gradients else x.detach().requires_grad_()
+
+
+def _within(scope, function, args, kwargs):
+    if scope is None:
+        return function(*args, **kwargs)
+    with scope:
+        result = function(*args, **kwargs)
+    for variable in scope.written:
+        scope.outer.set(variable, scope.values[variable])
+    return result
+
+
+def checkpoint(function):
+    from torch.utils.checkpoint import checkpoint as recompute
+
+    def call(*args, **kwargs):
+        states = [(g, g.get_state()) for g in _generators]
+        first = True
+
+        def run(*args, **kwargs):
+            nonlocal first
+            if first:
+                first = False
+                return function(*args, **kwargs)
+            now = [(g, g.get_state()) for g, _ in states]
+            for generator, state in states:  # the same dropout as in the first run
+                generator.set_state(state)
+            with Scope():  # Variables were assigned by the first run
+                result = function(*args, **kwargs)
+            for generator, state in now:
+                generator.set_state(state)
+            return result
+
+        return recompute(run, *args, use_reentrant=False, preserve_rng_state=True, **kwargs)
+
+    return call
+
+
+def vmap(function, in_axes, out_axes):
+    def mapped(*args):
+        with Scope() as scope:
+            result = function(*args)
+        if scope.written:
+            names = ", ".join(v.path for v in scope.written)
+            raise ValueError(f"A function under vmap must not assign Variables; it assigned {names}.")
+        return result
+
+    return torch.vmap(mapped, in_dims=in_axes, out_dims=out_axes, randomness="different")
+
+
+def cond(pred, true_fn, false_fn):
+    return true_fn() if pred else false_fn()
+
+
+def while_loop(cond, body, loop_vars, maximum_iterations):
+    steps = 0
+    while (maximum_iterations is None or steps < maximum_iterations) and cond(*loop_vars):
+        loop_vars = body(*loop_vars)
+        steps += 1
+    return loop_vars
+
+
+def scan(function, init, xs, length, reverse):
+    carry, outputs = init, []
+    for i in reversed(range(length)) if reverse else range(length):
+        carry, y = function(carry, None if xs is None else tree.map_structure(lambda x: x[i], xs))
+        outputs.append(y)
+    outputs = outputs[::-1] if reverse else outputs
+    if not outputs or outputs[0] is None:
+        return carry, None
+    return carry, tree.map_structure(lambda *ys: torch.stack(ys), *outputs)
+
+
+# --- random numbers: `seed` is a Generator, one for each SeedGenerator, so that no seed is read back ------
+SEED_DTYPE = "int64"
+_generators = weakref.WeakSet()
+
+
+def make_generator(seed):
+    generator = torch.Generator().manual_seed(seed)
+    _generators.add(generator)
+    return generator
+
+
+def next_seed(seeds):
+    if seeds.native is None:
+        seeds.native = make_generator(seeds.seed)
+    return seeds.native
+
+
+def random_uniform(shape, minval, maxval, dtype, seed):
+    return torch.empty(shape, dtype=NATIVE[dtype]).uniform_(minval, maxval, generator=seed)
+
+
+def random_normal(shape, mean, stddev, dtype, seed):
+    return torch.empty(shape, dtype=NATIVE[dtype]).normal_(mean, stddev, generator=seed)
+
+
+def random_integers(shape, minval, maxval, dtype, seed):
+    return torch.empty(shape, dtype=torch.int64).random_(minval, maxval, generator=seed).to(NATIVE[dtype])
+
+
+def random_dropout(inputs, rate, noise_shape, seed):
+    shape = inputs.shape if noise_shape is None else noise_shape
+    keep = torch.empty(shape, dtype=inputs.dtype).bernoulli_(1 - rate, generator=seed)
+    return inputs * keep.div_(1 - rate)

@@ -1,0 +1,294 @@
+"""Neural-network functions on torch tensors: fused calls, convolution, pooling.
+
+Images are channels-last; their permuted view is what torch calls channels_last: nothing is copied.
+"""
+
+import math
+
+import torch
+from torch import celu, relu, selu, sigmoid
+from torch.nn import functional
+from torch.nn.functional import elu, mish, relu6, silu, softplus, softsign
+from torch.nn.functional import hardsigmoid as hard_sigmoid
+from torch.nn.functional import hardswish as hard_silu
+from torch.nn.functional import logsigmoid as log_sigmoid
+
+from khub import config, dtypes
+from khub.backend import windows
+from khub.backend.torch.arrays import FLOATS, NATIVE, dtype_name
+
+# ruff: noqa: A002, F401  (imported names are this backend's functions)
+
+_HALF = frozenset((torch.float16, torch.bfloat16))
+_LOWEST = -0.7 * 3.4028235e38  # what the reference adds where a query may not attend
+
+
+# --- activations and losses -----------------------------------------------------------------------
+def leaky_relu(x, negative_slope=0.2):
+    return functional.leaky_relu(x, negative_slope)
+
+
+def gelu(x, approximate=True):
+    return functional.gelu(x, approximate="tanh" if approximate else "none")
+
+
+def softmax(x, axis=-1):
+    if isinstance(axis, int):
+        return torch.softmax(x, axis)
+    return torch.exp(log_softmax(x, axis))
+
+
+def log_softmax(x, axis=-1):
+    if isinstance(axis, int):
+        return torch.log_softmax(x, axis)
+    return x - torch.logsumexp(x, axis, keepdim=True)
+
+
+def categorical_crossentropy(target, output, from_logits=False, axis=-1):
+    logarithm = torch.log_softmax(output, axis) if from_logits else _log_shares(output, axis)
+    return -torch.sum(target * logarithm, axis)
+
+
+def sparse_categorical_crossentropy(target, output, from_logits=False, axis=-1):
+    if target.dim() == output.dim() and target.shape[axis] == 1:
+        target = target.squeeze(axis)
+    logarithm = torch.log_softmax(output, axis) if from_logits else _log_shares(output, axis)
+    target = target.long().unsqueeze(axis)
+    return -torch.take_along_dim(logarithm, target, axis).squeeze(axis)
+
+
+def _log_shares(output, axis):
+    """Return the logarithm of positive numbers scaled to sum to one."""
+    shares = output / torch.sum(output, axis, keepdim=True)
+    return torch.log(torch.clamp(shares, config.epsilon(), 1 - config.epsilon()))
+
+
+def binary_crossentropy(target, output, from_logits=False):
+    if target.shape != output.shape:
+        target, output = torch.broadcast_tensors(target, output)
+    if from_logits:
+        return functional.binary_cross_entropy_with_logits(output, target, reduction="none")
+    output = torch.clamp(output, config.epsilon(), 1 - config.epsilon())
+    return functional.binary_cross_entropy(output, target, reduction="none")
+
+
+# --- normalization --------------------------------------------------------------------------------
+def _as(x, dtype):
+    """Return an operand that may be None in a native dtype."""
+    return x if x is None or x.dtype is dtype else x.to(dtype)
+
+
+def batch_normalization(x, mean, variance, axis, offset=None, scale=None, epsilon=1e-3):
+    dtype = x.dtype
+    if mean.dtype is not dtype or variance.dtype is not dtype:
+        dtype = NATIVE[
+            dtypes.result_type(*(dtypes.standardize(v.dtype) for v in (x, mean, variance)))
+        ]
+    x, mean, variance, offset, scale = (_as(v, dtype) for v in (x, mean, variance, offset, scale))
+    factor = torch.rsqrt(variance + epsilon)
+    if scale is not None:
+        factor = factor * scale
+    shift = -mean * factor if offset is None else torch.addcmul(offset, mean, factor, value=-1)
+    if axis % x.dim() != x.dim() - 1:
+        shape = (-1, *[1] * (x.dim() - 1 - axis % x.dim()))
+        factor, shift = factor.reshape(shape), shift.reshape(shape)
+    return torch.addcmul(shift, x, factor)
+
+
+def _last_axes(x, axis):
+    """Return the sizes of `axis` if these are the last axes in order, else None."""
+    axes = (axis,) if isinstance(axis, int) else axis
+    first = x.dim() - len(axes)
+    return x.shape[first:] if [a % x.dim() for a in axes] == [*range(first, x.dim())] else None
+
+
+def layer_normalization(x, gamma=None, beta=None, axis=-1, epsilon=None, **kwargs):
+    epsilon = config.epsilon() if epsilon is None else epsilon
+    dtype = x.dtype
+    gamma, beta = _as(gamma, dtype), _as(beta, dtype)
+    sizes = _last_axes(x, axis)
+    if sizes is not None:
+        if all(w is None or w.shape == sizes for w in (gamma, beta)):
+            return functional.layer_norm(x, sizes, gamma, beta, epsilon)
+        y = functional.layer_norm(x, sizes, None, None, epsilon)
+    else:
+        y = x.float() if dtype in _HALF else x
+        centred = y - torch.mean(y, axis, keepdim=True)
+        variance = torch.mean(torch.square(centred), axis, keepdim=True)
+        y = (centred * torch.rsqrt(variance + epsilon)).to(dtype)
+    y = y if gamma is None else y * gamma
+    return y if beta is None else y + beta
+
+
+def rms_normalization(x, scale=1, axis=-1, epsilon=None):
+    epsilon = config.epsilon() if epsilon is None else epsilon
+    scale = _as(scale, x.dtype)
+    sizes = _last_axes(x, axis)
+    if sizes is not None and scale.shape == sizes:
+        return functional.rms_norm(x, sizes, scale, epsilon)
+    y = x.float() if x.dtype in _HALF else x
+    factor = torch.rsqrt(torch.mean(torch.square(y), axis, keepdim=True) + epsilon)
+    return (y * factor).to(x.dtype) * scale
+
+
+# --- dense layers and attention -------------------------------------------------------------------
+def linear(x, kernel, bias=None):
+    return functional.linear(x, kernel.t(), bias)
+
+
+def dot_product_attention(
+    query,
+    key,
+    value,
+    bias=None,
+    mask=None,
+    scale=None,
+    is_causal=False,
+    flash_attention=None,
+    attn_logits_soft_cap=None,
+):
+    dtype = query.dtype
+    allowed = _as(mask, torch.bool)
+    if is_causal and not (allowed is None and bias is None and attn_logits_soft_cap is None):
+        causal = torch.ones(query.shape[1], key.shape[1], dtype=torch.bool).tril()
+        allowed = causal if allowed is None else allowed & causal
+        is_causal = False
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+    grouped = query.shape[1] != key.shape[1]
+    half_mask = allowed is not None and dtype is torch.float16  # which cannot hold _LOWEST
+    if attn_logits_soft_cap is not None or half_mask:
+        if grouped:
+            repeats = query.shape[1] // key.shape[1]
+            key, value = (x.repeat_interleave(repeats, 1) for x in (key, value))
+        scores = torch.matmul(query, key.mT)
+        scores = scores.float() if dtype in _HALF else scores
+        scores = scores * (query.shape[-1] ** -0.5 if scale is None else scale)
+        if attn_logits_soft_cap is not None:
+            scores = torch.tanh(scores / attn_logits_soft_cap) * attn_logits_soft_cap
+        scores = scores if bias is None else scores + _as(bias, scores.dtype)
+        if allowed is not None:
+            scores = torch.where(allowed, scores, _LOWEST)
+        result = torch.matmul(torch.softmax(scores, -1).to(dtype), value)
+        return result.transpose(1, 2)
+    added = _as(bias, dtype)
+    if allowed is not None:  # finite numbers: a row that may attend nowhere comes out uniform
+        low = torch.where(allowed, 0.0, _LOWEST).to(dtype)
+        added = low if added is None else torch.where(allowed, added, low)
+    result = functional.scaled_dot_product_attention(
+        query, key, value, added, is_causal=is_causal, scale=scale, enable_gqa=grouped
+    )
+    return result.transpose(1, 2)
+
+
+# --- convolution ----------------------------------------------------------------------------------
+_CONV = {2: functional.conv2d, 3: functional.conv3d}
+_CONV_TRANSPOSE = {2: functional.conv_transpose2d, 3: functional.conv_transpose3d}
+
+
+def _channels_second(inputs, data_format):
+    """Return the view (batch, n, *space) and the way back.
+
+    Sequences pass as images of height 1: torch has a channels-last layout for these only.
+    """
+    first = windows.channels_first(data_format)
+    x = inputs if first else inputs.movedim(-1, 1)
+    flat = inputs.dim() == 3
+    x = x.unsqueeze(2) if flat else x
+
+    def back(y):
+        y = y.squeeze(2) if flat else y
+        return y if first else y.movedim(1, -1)
+
+    return x, back
+
+
+def _settings(count, *values):
+    """Return each value as a tuple of one int a space axis, (1, n) for sequences."""
+    lead = (1,) if count == 1 else ()
+    names = ("strides", "dilation_rate")
+    return [lead + windows.per_axis(v, count, name) for v, name in zip(values, names, strict=False)]
+
+
+def _padded(x, borders, fill=0.0):
+    """Return (x, padding): borders equal on both sides are left to the kernel, others are made."""
+    if all(before == after for before, after in borders):
+        return x, [before for before, _ in borders]
+    flat = [size for border in reversed(borders) for size in border]
+    return functional.pad(x, flat, value=fill), 0
+
+
+def _weights(kernel):
+    """(*window, n, filters) -> the view (filters, n, *window)"""
+    count = kernel.dim() - 2
+    kernel = kernel.permute(count + 1, count, *range(count))
+    return kernel.unsqueeze(2) if count == 1 else kernel
+
+
+def conv(inputs, kernel, strides=1, padding="valid", data_format=None, dilation_rate=1):
+    strides, dilations = _settings(kernel.dim() - 2, strides, dilation_rate)
+    x, back = _channels_second(inputs, data_format)
+    weights = _weights(kernel)
+    borders = windows.paddings(padding, x.shape[2:], weights.shape[2:], strides, dilations)
+    x, borders = _padded(x, borders)
+    groups = x.shape[1] // weights.shape[1]
+    return back(_CONV[x.dim() - 2](x, weights, None, strides, borders, dilations, groups))
+
+
+def conv_transpose(
+    inputs,
+    kernel,
+    strides=1,
+    padding="valid",
+    output_padding=None,
+    data_format=None,
+    dilation_rate=1,
+):
+    count = kernel.dim() - 2
+    extra = (None,) * count
+    if output_padding is not None:
+        extra = windows.per_axis(output_padding, count, "output_padding")
+    strides, dilations = _settings(count, strides, dilation_rate)
+    x, back = _channels_second(inputs, data_format)
+    weights = _weights(kernel)
+    cuts, longer, lengths = [], [], []
+    axes = zip(x.shape[2:], weights.shape[2:], strides, dilations, (None, *extra)[-x.dim() + 2 :])
+    for size, window, stride, dilation, more in axes:
+        before, _, out = windows.transposed(padding, size, window, stride, dilation, more)
+        reach = (window - 1) * dilation + 1
+        cuts.append(reach - 1 - before)
+        longer.append(max(out - ((size - 1) * stride + reach - 2 * cuts[-1]), 0))
+        lengths.append(out)
+    y = _CONV_TRANSPOSE[x.dim() - 2](x, weights, None, strides, cuts, longer, 1, dilations)
+    for axis, length in enumerate(lengths, 2):
+        y = y.narrow(axis, 0, length)
+    return back(y)
+
+
+# --- pooling --------------------------------------------------------------------------------------
+def _pool(inputs, pool_size, strides, padding, data_format, fill):
+    """Return (x, back, sizes, strides, padding) of a pooling."""
+    count = inputs.dim() - 2
+    sizes = windows.per_axis(pool_size, count, "pool_size")
+    strides = sizes if strides is None else windows.per_axis(strides, count, "strides")
+    if count == 1:
+        sizes, strides = (1, *sizes), (1, *strides)
+    x, back = _channels_second(inputs, data_format)
+    borders = windows.paddings(padding, x.shape[2:], sizes, strides, (1,) * len(sizes))
+    x, borders = _padded(x, borders, fill)
+    return x, back, sizes, strides, borders
+
+
+def max_pool(inputs, pool_size, strides=None, padding="valid", data_format=None):
+    lowest = -math.inf if inputs.dtype in FLOATS else torch.iinfo(inputs.dtype).min
+    x, back, *settings = _pool(inputs, pool_size, strides, padding, data_format, lowest)
+    run = functional.max_pool2d if x.dim() == 4 else functional.max_pool3d
+    return back(run(x, *settings))
+
+
+def average_pool(inputs, pool_size, strides=None, padding="valid", data_format=None):
+    x, back, *settings = _pool(inputs, pool_size, strides, padding, data_format, 0.0)
+    run = functional.avg_pool2d if x.dim() == 4 else functional.avg_pool3d
+    if settings[-1] != 0:
+        return back(run(x, *settings, count_include_pad=False))
+    ones = _pool(torch.ones_like(inputs[:1]), pool_size, strides, padding, data_format, 0.0)[0]
+    return back(run(x, *settings) / run(ones, *settings))

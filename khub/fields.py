@@ -1,0 +1,160 @@
+"""Classes made of typed fields: constructor, `get_config`, `from_config` and `repr` follow from them.
+
+    class Dense(Layer):
+        units: PositiveInt
+        activation: Activation = None
+
+Own fields come first, inherited ones after them; annotating an inherited field again moves it.
+A class with a hand-written `__init__` keeps it, and its arguments are recorded for `get_config`.
+"""
+
+import inspect
+from functools import partial, wraps
+from typing import Annotated, ClassVar, dataclass_transform, get_args, get_origin
+
+from khub.saving import registry
+
+
+def _positive(name, value):
+    if value is None or isinstance(value, bool) or int(value) != value or value <= 0:
+        raise ValueError(f"{name} must be a positive integer, got {value!r}.")
+    return int(value)
+
+
+def _rate(name, value):
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must lie between 0 and 1, got {value!r}.")
+    return value
+
+
+def _named(kind, name, value):
+    return registry.get(kind, value)
+
+
+def _activation(name, value):
+    return registry.get("activations", "linear" if value is None else value)
+
+
+PositiveInt = Annotated[int, _positive]
+Rate = Annotated[float, _rate]
+Activation = Annotated[object, _activation]
+Initializer = Annotated[object, partial(_named, "initializers")]
+Regularizer = Annotated[object, partial(_named, "regularizers")]
+Constraint = Annotated[object, partial(_named, "constraints")]
+
+_NO_DEFAULT = inspect.Parameter.empty
+
+
+def _own_fields(cls):
+    for name, annotation in inspect.get_annotations(cls).items():
+        if name.startswith("_") or annotation is ClassVar or get_origin(annotation) is ClassVar:
+            continue
+        arguments = get_args(annotation) if get_origin(annotation) is Annotated else ()
+        convert = arguments[1] if len(arguments) > 1 and callable(arguments[1]) else None
+        yield name, convert, cls.__dict__.get(name, _NO_DEFAULT)
+
+
+def _make_init(cls, fields):
+    base = next(c for c in cls.__mro__ if "__init__" in c.__dict__ and not hasattr(c.__init__, "made"))
+    parameters = [
+        inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default)
+        for name, _, default in fields
+    ]
+    extra = inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD)
+    accepts_more = any(
+        p.kind is extra.kind or p.name not in ("self", *(f[0] for f in fields))
+        for p in inspect.signature(base.__init__).parameters.values()
+        if p.name != "args"
+    )
+    more = [extra] if accepts_more and base is not object else []
+    own = inspect.Signature([*parameters, *more])
+
+    def __init__(self, *args, **kwargs):
+        try:
+            values = own.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{type(self).__name__}: {error}.") from None
+        values.apply_defaults()
+        values = values.arguments
+        base.__init__(self, **values.pop("kwargs", {}))
+        for name, convert, _ in fields:
+            value = values[name]
+            setattr(self, name, value if convert is None else convert(name, value))
+        self.setup()
+
+    self_parameter = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    __init__.__signature__ = own.replace(parameters=[self_parameter, *parameters, *more])
+    __init__.__qualname__ = f"{cls.__qualname__}.__init__"
+    __init__.made = True
+    return __init__
+
+
+def _recording(init):
+    """Wrap a hand-written `__init__` so that its arguments can be given back by `get_config`."""
+    signature = inspect.signature(init)
+
+    @wraps(init)
+    def __init__(self, *args, **kwargs):
+        if "_arguments" not in self.__dict__:
+            try:
+                bound = signature.bind(self, *args, **kwargs)
+            except TypeError as error:
+                raise TypeError(f"{type(self).__name__}: {error}.") from None
+            bound.apply_defaults()
+            arguments = dict(list(bound.arguments.items())[1:])
+            for parameter in signature.parameters.values():
+                if parameter.kind is parameter.VAR_KEYWORD:
+                    arguments.update(arguments.pop(parameter.name, {}))
+                elif parameter.kind is parameter.VAR_POSITIONAL:
+                    arguments.pop(parameter.name, None)
+            object.__setattr__(self, "_arguments", arguments)
+        init(self, *args, **kwargs)
+
+    return __init__
+
+
+@dataclass_transform(eq_default=False)
+class Configurable:
+    """Base of everything that is described by its fields."""
+
+    _kind: ClassVar = None  # the public module whose name table the class joins
+    _fields: ClassVar = ()
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        own = list(_own_fields(cls))
+        names = {name for name, _, _ in own}
+        cls._fields = (*own, *(f for f in cls._fields if f[0] not in names))
+        # a changed default of an inherited field counts even when the annotation is not repeated
+        cls._fields = tuple((n, c, cls.__dict__.get(n, d)) for n, c, d in cls._fields)
+        if "__init__" in cls.__dict__:
+            if "__init_recorded__" not in cls.__dict__.get("__init__").__dict__:
+                cls.__init__ = _recording(cls.__dict__["__init__"])
+        elif own or any(hasattr(c.__dict__.get("__init__"), "made") for c in cls.__mro__[1:2]):
+            cls.__init__ = _make_init(cls, cls._fields)
+        if cls._kind and not cls.__name__.startswith("_") and cls.__module__.startswith("khub."):
+            registry.register(cls._kind, cls)
+
+    def setup(self):
+        """Runs after the constructor of a class made of fields; override to derive and check values."""
+
+    def get_config(self):
+        """Return the constructor's arguments as plain data."""
+        if hasattr(type(self).__init__, "made"):
+            values = {name: getattr(self, name) for name, _, _ in self._fields}
+        else:
+            values = self.__dict__.get("_arguments", {})
+        return {name: registry.serialize(value) for name, value in values.items()}
+
+    @classmethod
+    def from_config(cls, config):
+        """Build an instance from `get_config()`'s result."""
+        return cls(**config)
+
+    def __repr__(self):
+        given = ", ".join(
+            f"{name}={getattr(self, name, None)!r}"
+            for name, _, default in self._fields
+            if getattr(self, name, None) is not default
+        )
+        return f"{type(self).__name__}({given})"

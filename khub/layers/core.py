@@ -1,0 +1,242 @@
+"""Dense, Embedding and the small layers every model uses."""
+
+from khub import fields, ops
+from khub.fields import Constraint, Initializer, PositiveInt, Regularizer
+from khub.layers.layer import InputSpec, Layer
+from khub.ops.symbolic import KerasTensor
+
+
+class Dense(Layer):
+    """y = activation(x @ kernel + bias)
+
+    x: (..., n)  ->  y: (..., units)
+    Weights: kernel (n, units), bias (units,)
+    """
+
+    units: PositiveInt
+    activation: fields.Activation = None
+    use_bias: bool = True
+    kernel_initializer: Initializer = "glorot_uniform"
+    bias_initializer: Initializer = "zeros"
+    kernel_regularizer: Regularizer = None
+    bias_regularizer: Regularizer = None
+    activity_regularizer: Regularizer = None
+    kernel_constraint: Constraint = None
+    bias_constraint: Constraint = None
+    supports_masking = True
+
+    def setup(self):
+        self.input_spec = InputSpec(min_ndim=2)
+        self._linear = self.activation.__name__ == "linear"
+
+    def build(self, input_shape):
+        width = input_shape[-1]
+        if width is None:
+            raise ValueError(f"Dense {self.name!r} needs a known last axis, got {input_shape}.")
+        self.kernel = self.add_weight((width, self.units), name="kernel")
+        self.bias = self.add_weight((self.units,), name="bias") if self.use_bias else None
+        self.input_spec = InputSpec(min_ndim=2, axes={-1: width})
+
+    def call(self, inputs):
+        y = ops.linear(inputs, self.kernel, self.bias)
+        return y if self._linear else self.activation(y)
+
+
+class EinsumDense(Layer):
+    """y = activation(einsum(equation, x, kernel) + bias)
+
+    equation: "abc,cde->abde"; `...` is allowed.  output_shape: the output's axes after the batch, None where
+    the input's stays.  bias_axes: the output's letters that the bias spans.
+    Weights: kernel (the letters of the second operand), bias
+    """
+
+    equation: str
+    output_shape: tuple
+    activation: fields.Activation = None
+    bias_axes: str = None
+    kernel_initializer: Initializer = "glorot_uniform"
+    bias_initializer: Initializer = "zeros"
+    kernel_regularizer: Regularizer = None
+    bias_regularizer: Regularizer = None
+    kernel_constraint: Constraint = None
+    bias_constraint: Constraint = None
+    supports_masking = True
+
+    def setup(self):
+        if isinstance(self.output_shape, int):
+            self.output_shape = (self.output_shape,)
+        self.output_shape = tuple(self.output_shape)
+        left, self._output = self.equation.replace(" ", "").split("->")
+        self._input, self._kernel = left.split(",")
+
+    def build(self, input_shape):
+        letters, output = self._input, self._output
+        batch = 0 if letters.startswith("...") else 1
+        if not batch:  # the axes under the dots are at the front of both
+            dots = len(input_shape) - (len(letters) - 3)
+            sizes = dict(zip(letters[3:], input_shape[dots:], strict=True))
+            named = output[3:]
+            sizes |= dict(zip(named, self.output_shape[-len(named) :], strict=True))
+        else:
+            sizes = dict(zip(letters, input_shape, strict=True))
+            for letter, size in zip(output[1:], self.output_shape, strict=True):
+                if size is not None:
+                    if sizes.get(letter, size) not in (None, size):
+                        raise ValueError(
+                            f"EinsumDense {self.equation!r}: axis {letter!r} is {sizes[letter]} in the "
+                            f"input {tuple(input_shape)} and {size} in output_shape."
+                        )
+                    sizes[letter] = size
+        shape = [sizes[letter] for letter in self._kernel]
+        self.kernel = self.add_weight(shape, name="kernel")
+        self.bias = None
+        if self.bias_axes:
+            first = min(output.index(a) for a in self.bias_axes)
+            span = [sizes[a] if a in self.bias_axes else 1 for a in output[first:] if a != "."]
+            self.bias = self.add_weight(span, name="bias")
+
+    def call(self, inputs):
+        y = ops.einsum(self.equation, inputs, self.kernel)
+        return self.activation(y if self.bias is None else y + self.bias)
+
+
+class Embedding(Layer):
+    """The row of a table for each integer.
+
+    inputs: int (...)  ->  (..., output_dim); with `mask_zero`, 0 is padding and makes a mask
+    Weights: embeddings (input_dim, output_dim)
+    """
+
+    input_dim: PositiveInt
+    output_dim: PositiveInt
+    embeddings_initializer: Initializer = "uniform"
+    embeddings_regularizer: Regularizer = None
+    embeddings_constraint: Constraint = None
+    mask_zero: bool = False
+
+    def setup(self):
+        self.supports_masking = self.mask_zero
+        self.autocast = False
+
+    def build(self, input_shape=None):
+        self.embeddings = self.add_weight((self.input_dim, self.output_dim), name="embeddings")
+
+    def call(self, inputs):
+        table = self.embeddings.value
+        return ops.cast(ops.take(table, ops.cast(inputs, "int32"), axis=0), self.compute_dtype)
+
+    def compute_mask(self, inputs, mask=None):
+        return ops.not_equal(inputs, 0) if self.mask_zero else None
+
+
+class Masking(Layer):
+    """Hides timesteps whose features all equal `mask_value`.  (batch, time, n) -> same"""
+
+    mask_value: float = 0.0
+    supports_masking = True
+
+    def compute_mask(self, inputs, mask=None):
+        return ops.any(ops.not_equal(inputs, self.mask_value), axis=-1)
+
+    def call(self, inputs):
+        kept = ops.any(ops.not_equal(inputs, self.mask_value), axis=-1, keepdims=True)
+        return inputs * ops.cast(kept, inputs.dtype)
+
+
+class Identity(Layer):
+    """Returns its input."""
+
+    supports_masking = True
+
+    def call(self, inputs):
+        return inputs
+
+
+class Activation(Layer):
+    """Applies an activation function, given by name or as a function."""
+
+    activation: fields.Activation
+    supports_masking = True
+
+    def call(self, inputs):
+        return self.activation(inputs)
+
+
+class Lambda(Layer):
+    """Applies a function; it is saved only if the function is registered.
+
+    function: of the input (and `mask` or `training` if it names them); arguments: keyword arguments for it
+    """
+
+    function: object
+    output_shape: tuple = None
+    mask: object = None
+    arguments: dict = None
+
+    def call(self, inputs):
+        return self.function(inputs, **(self.arguments or {}))
+
+
+class InputLayer(Layer):
+    """Holds the symbolic tensor that a model starts from."""
+
+    def __init__(
+        self,
+        shape=None,
+        batch_size=None,
+        dtype=None,
+        sparse=None,
+        ragged=None,
+        batch_shape=None,
+        input_tensor=None,
+        optional=False,
+        name=None,
+        **kwargs,
+    ):
+        super().__init__(name=name)
+        if input_tensor is not None:
+            batch_shape, dtype = input_tensor.shape, dtype or input_tensor.dtype
+        if batch_shape is None:
+            if shape is None:
+                raise ValueError("Input needs shape (without the batch axis) or batch_shape.")
+            batch_shape = (batch_size, *((shape,) if isinstance(shape, int) else shape))
+        self.batch_shape, self.optional = tuple(batch_shape), optional
+        self.input_dtype = dtype or "float32"
+        self.built = True
+        self.output = input_tensor
+        if input_tensor is None:
+            self.output = KerasTensor(self.batch_shape, self.input_dtype, name=self.name)
+
+    def get_config(self):
+        return {
+            "batch_shape": self.batch_shape,
+            "dtype": self.input_dtype,
+            "sparse": False,
+            "ragged": False,
+            "name": self.name,
+        }
+
+    def call(self):
+        return self.output
+
+
+def Input(
+    shape=None,
+    batch_size=None,
+    dtype=None,
+    sparse=None,
+    ragged=None,
+    batch_shape=None,
+    name=None,
+    tensor=None,
+    optional=False,
+):
+    """Return a symbolic tensor to build a model on.
+
+    shape: without the batch axis, None where unknown; or batch_shape with it.  dtype: "float32" by default
+    """
+    layer = InputLayer(
+        shape, batch_size, dtype, sparse, ragged, batch_shape, tensor, optional=optional, name=name
+    )
+    layer.output.input_layer = layer
+    return layer.output

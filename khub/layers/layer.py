@@ -1,0 +1,680 @@
+"""Layer: Variables and sub-layers found by their attributes, and a call that costs little.
+
+A call has two speeds. What `training`, masks, dtypes and hooks need is looked up once a class or at build;
+a built layer called with one native tensor of its dtype goes straight to `call`.
+"""
+
+import functools
+import inspect
+
+import numpy as np
+
+from khub import dtype_policies, dtypes, tree
+from khub.backend import active
+from khub.backend.scope import Autocast, Scope, local
+from khub.backend.variable import Variable, name_scope, unique_name
+from khub.fields import Configurable
+from khub.layers.masks import MASKS, get_mask, set_mask
+from khub.ops.op import value_of
+from khub.ops.symbolic import KerasTensor, any_symbolic, output_spec, record
+from khub.random import SeedGenerator
+from khub.saving import registry
+
+_TENSORS = active.TENSORS
+_FLOATS = frozenset(active.NATIVE[name] for name in dtypes.FLOATS)
+_INTERNAL = frozenset(
+    "_arguments _added _losses _losses_of _policy _build_shapes _nodes _metrics "
+    "optimizer preprocessor _training_state".split()
+)
+
+
+class InputSpec:
+    """What a layer expects of an input: rank, sizes of some axes, dtype."""
+
+    def __init__(
+        self, dtype=None, shape=None, ndim=None, max_ndim=None, min_ndim=None, axes=None,
+        allow_last_axis_squeeze=False, name=None, optional=False,
+    ):  # fmt: skip
+        self.dtype, self.shape, self.name, self.optional = dtype, shape, name, optional
+        self.ndim = len(shape) if shape is not None else ndim
+        self.max_ndim, self.min_ndim = max_ndim, min_ndim
+        self.axes = {int(k): v for k, v in (axes or {}).items()}
+        self.allow_last_axis_squeeze = allow_last_axis_squeeze
+
+    def problem(self, shape):
+        """Return what is wrong with an input of this shape, None when nothing is."""
+        rank = len(shape)
+        if self.ndim is not None and rank != self.ndim:
+            return f"{self.ndim} axes"
+        if self.min_ndim is not None and rank < self.min_ndim:
+            return f"at least {self.min_ndim} axes"
+        if self.max_ndim is not None and rank > self.max_ndim:
+            return f"at most {self.max_ndim} axes"
+        for axis, size in (*self.axes.items(), *enumerate(self.shape or ())):
+            if size is not None and shape[axis] not in (None, size):
+                return f"size {size} at axis {axis}"
+        return None
+
+
+class _CallSpec:
+    """What the signature of a class's `call` says, worked out once a class."""
+
+    def __init__(self, cls):
+        parameters = list(inspect.signature(cls.call).parameters.values())[1:]
+        names = [p.name for p in parameters]
+        self.names = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
+        self.training = "training" in names
+        self.training_default = next(
+            (p.default for p in parameters if p.name == "training" and p.default is not p.empty), None
+        )
+        self.masks = [  # (tensor argument, its mask argument)
+            (name, mask)
+            for position, name in enumerate(names)
+            for mask in ([f"{name}_mask", "mask"] if position == 0 else [f"{name}_mask"])
+            if mask in names
+        ]
+        used = getattr(inspect.unwrap(cls.call), "__code__", None)
+        reports = used is not None and "add_loss" in used.co_names
+        self.plain = not (self.training or self.masks or reports)
+
+
+class _Context:
+    """One outermost call: what its inner calls inherit."""
+
+    def __init__(self, training):
+        self.training = training
+
+
+def _scoped_build(build):
+    """Wrap a class's `build`: paths of its Variables begin with the layer's name; it runs once."""
+
+    @functools.wraps(build)
+    def run(self, *args, **kwargs):
+        if self._building:  # super().build(...)
+            return build(self, *args, **kwargs)
+        self._building = True
+        try:
+            with name_scope(self.name), Autocast(None):
+                build(self, *args, **kwargs)
+        finally:
+            self._building = False
+        self._build_shapes = args[0] if len(args) == 1 and not kwargs else (args or kwargs)
+        self.built = True
+        self._prepare()
+
+    run.scoped = True
+    return run
+
+
+class Layer(Configurable, active.Base):
+    """The base of all layers: fields or `__init__` configure, `build` makes Variables, `call` computes.
+
+    activity_regularizer: penalty on the output; trainable: False freezes the Variables; dtype: a dtype or
+    `DTypePolicy`; autocast: whether float inputs are cast to the compute dtype.
+    """
+
+    _kind = "layers"
+    supports_masking = False
+    input_spec = None
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if "build" in cls.__dict__ and not hasattr(cls.build, "scoped"):
+            cls.build = _scoped_build(cls.__dict__["build"])
+        cls._call_spec = _CallSpec(cls)
+
+    def __new__(cls, *args, **kwargs):
+        self = super().__new__(cls) if active.Base is object else super().__new__(cls, *args, **kwargs)
+        state = self.__dict__
+        state["_added"], state["_losses"], state["_losses_of"] = [], [], None
+        state["built"] = state["_building"] = state["_quick"] = state["_hooked"] = False
+        state["_trainable"], state["_build_shapes"] = True, None
+        return self
+
+    def __init__(
+        self, *, activity_regularizer=None, trainable=True, dtype=None, autocast=True, name=None, **kwargs
+    ):
+        super().__init__()
+        shape = kwargs.pop("input_shape", None)
+        if "batch_input_shape" in kwargs:
+            shape = kwargs.pop("batch_input_shape")[1:]
+        self._input_shape_given = None if shape is None else tuple(shape)
+        if kwargs:
+            raise TypeError(
+                f"{type(self).__name__} does not know the argument {', '.join(map(repr, kwargs))}; it "
+                f"takes {', '.join([f[0] for f in self._fields] + ['name', 'dtype', 'trainable'])}."
+            )
+        if name is not None and (not isinstance(name, str) or "/" in name):
+            raise ValueError(f"A layer's name must be a string without '/', got {name!r}.")
+        self.name = name or unique_name(registry.snake_case(type(self).__name__))
+        self.activity_regularizer = registry.get("regularizers", activity_regularizer)
+        self._policy = dtype_policies.get(dtype)
+        self.autocast = autocast
+        self._trainable = bool(trainable)
+        self._native_dtype = active.NATIVE[self._policy.compute_dtype]
+
+    # --- dtype -------------------------------------------------------------------------------------------
+    @property
+    def dtype_policy(self):
+        """The layer's `DTypePolicy`."""
+        return self._policy
+
+    @dtype_policy.setter
+    def dtype_policy(self, policy):
+        self._policy = dtype_policies.get(policy)
+        self._native_dtype = active.NATIVE[self._policy.compute_dtype]
+        self._prepare()
+
+    @property
+    def dtype(self):
+        """The dtype of the layer's Variables."""
+        return self._policy.variable_dtype
+
+    variable_dtype = dtype
+
+    @property
+    def compute_dtype(self):
+        """The dtype the layer computes in."""
+        return self._policy.compute_dtype
+
+    # --- Variables and sub-layers ------------------------------------------------------------------------
+    def add_weight(
+        self,
+        shape=None,
+        initializer=None,
+        dtype=None,
+        trainable=True,
+        autocast=True,
+        regularizer=None,
+        constraint=None,
+        aggregation="none",
+        overwrite_with_gradient=False,
+        name=None,
+    ):
+        """Make a Variable of this layer and return it.
+
+        An initializer, regularizer or constraint that is not given is the layer's `{name}_initializer`,
+        `{name}_regularizer`, `{name}_constraint`; the last resort is glorot_uniform (zeros for integers).
+        """
+        dtype = dtypes.standardize(dtype or self.dtype)
+        if initializer is None:
+            default = "glorot_uniform" if dtypes.is_float(dtype) else "zeros"
+            initializer = getattr(self, f"{name}_initializer", None) or default
+        variable = Variable(
+            registry.get("initializers", initializer),
+            shape=() if shape is None else shape,
+            dtype=dtype,
+            trainable=trainable and dtypes.is_float(dtype),
+            autocast=autocast,
+            aggregation=aggregation,
+            name=name,
+        )
+        variable.regularizer = registry.get(
+            "regularizers", regularizer or getattr(self, f"{name}_regularizer", None)
+        )
+        variable.constraint = registry.get(
+            "constraints", constraint or getattr(self, f"{name}_constraint", None)
+        )
+        variable.overwrite_with_gradient = overwrite_with_gradient
+        if not self._trainable:
+            variable.trainable = False
+        self._added.append(variable)
+        return variable
+
+    def _members(self):
+        """Yield (attribute path, Variable or Layer) of what this layer holds directly."""
+
+        def walk(path, value):
+            if isinstance(value, (Variable, Layer)):
+                yield path, value
+            elif isinstance(value, SeedGenerator):
+                yield f"{path}.state", value.state
+            elif isinstance(value, (list, tuple)):
+                for i, item in enumerate(value):
+                    yield from walk(f"{path}.{i}", item)
+            elif isinstance(value, dict):
+                for key, item in value.items():
+                    yield from walk(f"{path}.{key}", item)
+
+        for name, value in vars(self).items():
+            if name not in _INTERNAL:
+                yield from walk(name, value)
+
+    def _own_variables(self):
+        """Name -> Variable, in the order of their making."""
+        found = {id(v): (path, v) for path, v in reversed(list(self._members())) if isinstance(v, Variable)}
+        ordered = {}
+        for variable in self._added:
+            path, _ = found.pop(id(variable), (variable.name, variable))
+            ordered[path] = variable
+        ordered.update(reversed([entry for entry in found.values()]))
+        return ordered
+
+    def _children(self):
+        """(path, Layer) pairs of the direct sub-layers, each once."""
+        seen = {}
+        for path, value in self._members():
+            if isinstance(value, Layer):
+                seen.setdefault(id(value), (path, value))
+        return list(seen.values())
+
+    def named_layers(self):
+        """Return attribute path -> layer for this layer ("") and everything below it, each once."""
+        result, seen = {}, set()
+
+        def visit(prefix, layer):
+            if id(layer) in seen:
+                return
+            seen.add(id(layer))
+            result[prefix] = layer
+            for path, child in layer._children():
+                visit(f"{prefix}.{path}" if prefix else path, child)
+
+        visit("", self)
+        return result
+
+    def named_variables(self):
+        """Return attribute path -> Variable, the same on every backend ("layers.0.query.kernel")."""
+        result, seen = {}, set()
+        for prefix, layer in self.named_layers().items():
+            for path, variable in layer._own_variables().items():
+                if id(variable) not in seen:
+                    seen.add(id(variable))
+                    result[f"{prefix}.{path}" if prefix else path] = variable
+        return result
+
+    def _flatten_layers(self, include_self=True, recursive=True):
+        layers = list(self.named_layers().values())
+        return layers if include_self else layers[1:]
+
+    @property
+    def variables(self):
+        """All Variables of this layer and the layers below it."""
+        return list(self.named_variables().values())
+
+    @property
+    def weights(self):
+        """All Variables but the states of random generators."""
+        return [v for v in self.variables if not v.name.endswith("seed_generator_state")]
+
+    @property
+    def trainable_variables(self):
+        """The Variables an optimizer may change."""
+        frozen = {
+            id(v)
+            for layer in self.named_layers().values()
+            if not layer._trainable
+            for v in layer._own_variables().values()
+        }
+        if not self._trainable:
+            return []
+        return [v for v in self.variables if v.trainable and id(v) not in frozen]
+
+    @property
+    def non_trainable_variables(self):
+        """The Variables no optimizer changes."""
+        trained = set(map(id, self.trainable_variables))
+        return [v for v in self.variables if id(v) not in trained]
+
+    @property
+    def trainable_weights(self):
+        """The weights an optimizer may change."""
+        return self.trainable_variables
+
+    @property
+    def non_trainable_weights(self):
+        """The weights no optimizer changes."""
+        trained = set(map(id, self.trainable_variables))
+        return [v for v in self.weights if id(v) not in trained]
+
+    @property
+    def trainable(self):
+        """Whether this layer's Variables are trained; setting it reaches all layers below."""
+        return self._trainable
+
+    @trainable.setter
+    def trainable(self, value):
+        for layer in self.named_layers().values():
+            layer.__dict__["_trainable"] = bool(value)
+            for variable in layer._own_variables().values():
+                if variable.made_trainable:
+                    variable.trainable = value
+
+    @property
+    def path(self):
+        """The layer's name."""
+        return self.name
+
+    def get_weights(self):
+        """Return the weights as a list of NumPy arrays."""
+        return [v.numpy() for v in self.weights]
+
+    def set_weights(self, weights):
+        """Assign a list of arrays in the order of `weights`.  Raises ValueError when they do not fit."""
+        own = self.weights
+        if len(own) != len(weights):
+            raise ValueError(f"{self.name} has {len(own)} weights, got {len(weights)} arrays.")
+        for variable, value in zip(own, weights, strict=True):
+            if tuple(np.shape(value)) != variable.shape:
+                raise ValueError(
+                    f"{variable.path} has shape {variable.shape}, got an array of {np.shape(value)}."
+                )
+        for variable, value in zip(own, weights, strict=True):
+            variable.assign(value)
+
+    def count_params(self):
+        """Return the number of weights.  Raises ValueError before the layer is built."""
+        if not self.built and not self.weights:
+            raise ValueError(f"{self.name} has no weights yet: call it on data or build it first.")
+        return sum(int(np.prod(v.shape)) for v in self.weights)
+
+    # --- build -------------------------------------------------------------------------------------------
+    def build(self, input_shape):
+        """Make the Variables for inputs of this shape; layers that have none need no `build`."""
+        self.built = True
+        self._prepare()
+
+    build.scoped = True
+
+    def get_build_config(self):
+        """Return what `build_from_config` needs to build the layer again."""
+        return None if self._build_shapes is None else {"input_shape": self._build_shapes}
+
+    def build_from_config(self, config):
+        """Build the layer as it was built when `get_build_config` was called."""
+        if config and config.get("input_shape") is not None:
+            self.build(config["input_shape"])
+
+    def _prepare(self):
+        """Decide whether a plain call may go straight to `call`."""
+        self._quick = (
+            self.built
+            and self._call_spec.plain
+            and not self._hooked
+            and self.activity_regularizer is None
+            and self._policy.compute_dtype == self._policy.variable_dtype
+            and dtypes.is_float(self._policy.compute_dtype)
+        )
+
+    def _build_for(self, args, kwargs):
+        """Call `build` with the shapes of these inputs."""
+        names = list(inspect.signature(self.build).parameters)
+        given = dict(zip(self._call_spec.names, args, strict=False)) | kwargs
+        if type(self).build is Layer.build:
+            self.build(None)
+        elif len(names) > 1:
+            shapes = {
+                name: _shapes(given[name.removesuffix("_shape")])
+                for name in names
+                if given.get(name.removesuffix("_shape")) is not None
+            }
+            self.build(**shapes)
+        else:
+            first = args[0] if args else next(iter(kwargs.values()), None)
+            self.build(_shapes(first))
+        if not self.built:
+            raise ValueError(f"{self.name}.build() must not be overridden by something that is no method.")
+
+    # --- call --------------------------------------------------------------------------------------------
+    def call(self, *args, **kwargs):
+        """Compute the output; every layer defines it."""
+        raise NotImplementedError(f"{type(self).__name__} does not define call().")
+
+    def __call__(self, *args, **kwargs):
+        if self._quick and len(args) == 1 and not kwargs and not MASKS:
+            x = args[0]
+            if type(x) in _TENSORS and (x.dtype is self._native_dtype or x.dtype not in _FLOATS):
+                try:
+                    return self.call(x)
+                except Exception as error:
+                    self._explain(error, args)
+                    raise
+        if self._hooked:
+            return self._native_call(*args, **kwargs)
+        return self._khub_call(*args, **kwargs)
+
+    def _khub_call(self, *args, **kwargs):
+        outer = local.call
+        spec = self._call_spec
+        if not all(type(x) in _TENSORS for x in args) or kwargs or outer is None:
+            args, kwargs = self._convert(args, kwargs, outer is None)
+            if any_symbolic((args, kwargs)):
+                return self._symbolic_call(args, kwargs)
+        if self.autocast:
+            args, kwargs = self._cast_inputs(args, kwargs)
+        if not self.built:
+            self._build_for(args, kwargs)
+        training = kwargs.get("training")
+        if training is None and len(args) >= len(spec.names) > 0 and spec.names[-1] == "training":
+            training = args[-1]
+        if training is None:
+            training = outer.training if outer is not None else None
+        context = outer
+        if outer is None:
+            if training is None:
+                training = self.__dict__.get("training") or bool(spec.training_default)
+            context = local.call = _Context(training)
+        before = context.training
+        context.training = training
+        if spec.training and "training" not in kwargs and len(args) <= spec.names.index("training"):
+            kwargs["training"] = training
+        elif not spec.training:
+            kwargs.pop("training", None)
+        try:
+            masks = self._fill_masks(args, kwargs) if MASKS or spec.masks else None
+            if local.autocast != self._policy.compute_dtype and (
+                self._policy.compute_dtype != self._policy.variable_dtype or local.autocast is not None
+            ):
+                with Autocast(self._policy.compute_dtype if self.autocast else None):
+                    outputs = self.call(*args, **kwargs)
+            else:
+                outputs = self.call(*args, **kwargs)
+            if self.activity_regularizer is not None:
+                for y in tree.flatten(outputs):
+                    self.add_loss(self.activity_regularizer(y) / _batch_size(y))
+            if MASKS:
+                self._pass_mask_on(args, masks, outputs)
+        except Exception as error:
+            self._explain(error, args)
+            raise
+        finally:
+            context.training = before
+            if outer is None:
+                local.call = None
+        return outputs
+
+    def _convert(self, args, kwargs, outermost):
+        """Turn Variables, and at the outermost call arrays of other libraries, into native tensors."""
+
+        def convert(x):
+            if type(x) in _TENSORS or x is None or isinstance(x, (str, bool, int, float, KerasTensor)):
+                return x
+            if isinstance(x, Variable):
+                return x.value
+            if active.is_tensor(x):
+                return x
+            if outermost and hasattr(x, "__array__") and getattr(x, "dtype", None) is not None:
+                if np.asarray(x).dtype.kind in "OUS":
+                    return x
+                return active.convert_to_tensor(x)
+            return x
+
+        simple = (tuple, list, dict)
+        if not any(isinstance(x, simple) for x in (*args, *kwargs.values())):
+            return tuple(map(convert, args)), {k: convert(v) for k, v in kwargs.items()}
+        return tree.map_structure(convert, (args, kwargs))
+
+    def _cast_inputs(self, args, kwargs):
+        native, name = self._native_dtype, self._policy.compute_dtype
+
+        def cast(x):
+            if type(x) in _TENSORS and x.dtype is not native and x.dtype in _FLOATS:
+                mask = get_mask(x)
+                y = active.cast(x, name)
+                if mask is not None:
+                    set_mask(y, mask)
+                return y
+            return x
+
+        if any(isinstance(x, (tuple, list, dict)) for x in args):
+            args = tree.map_structure(cast, args)
+        elif any(type(x) in _TENSORS and x.dtype is not native for x in args):
+            args = tuple(map(cast, args))
+        return args, kwargs
+
+    def _fill_masks(self, args, kwargs):
+        """Give `call` the masks that travel with its inputs, and return the first input's."""
+        spec = self._call_spec
+        masks = tree.map_structure(get_mask, args[0]) if args else None
+        for name, mask in spec.masks:
+            position = spec.names.index(name)
+            if kwargs.get(mask) is None and len(args) <= spec.names.index(mask):
+                x = args[position] if position < len(args) else kwargs.get(name)
+                found = None if x is None else tree.map_structure(get_mask, x)
+                if any(m is not None for m in tree.flatten(found)):
+                    kwargs[mask] = found
+            elif position == 0:
+                masks = kwargs.get(mask, masks)
+        return masks
+
+    def _pass_mask_on(self, args, masks, outputs):
+        if masks is None or not any(m is not None for m in tree.flatten(masks)):
+            return
+        computed = self.compute_mask(args[0], masks)
+        if computed is None:
+            return
+        flat = tree.flatten(outputs)
+        for y, mask in zip(flat, tree.flatten(computed), strict=False):
+            if mask is not None and get_mask(y) is None:
+                set_mask(y, mask)
+
+    def compute_mask(self, inputs, previous_mask):
+        """Return the output's mask; the input's where the layer supports masking."""
+        return previous_mask if self.supports_masking else None
+
+    def _symbolic_call(self, args, kwargs):
+        problem = self._spec_problem(args)
+        if problem:
+            raise ValueError(problem)
+        if not self.built:
+            self._build_for(args, kwargs)
+        return record(self, args, kwargs, self.compute_output_spec(*args, **kwargs))
+
+    def compute_output_spec(self, *args, **kwargs):
+        """Return KerasTensors like what the call would return, computing nothing."""
+        return output_spec(self, args, kwargs)
+
+    def compute_output_shape(self, *args, **kwargs):
+        """Return the output's shape for inputs of these shapes."""
+
+        def symbol(shape):
+            return KerasTensor(shape, self.compute_dtype)
+
+        args = tuple(_map_shapes(symbol, shape) for shape in args)
+        kwargs = {k.removesuffix("_shape"): _map_shapes(symbol, v) for k, v in kwargs.items()}
+        return tree.map_structure(lambda y: y.shape, self.compute_output_spec(*args, **kwargs))
+
+    def _spec_problem(self, args):
+        specs = tree.flatten(self.input_spec) if self.input_spec is not None else []
+        for spec, x in zip(specs, tree.flatten(args[:1]), strict=False):
+            if isinstance(spec, InputSpec) and hasattr(x, "shape"):
+                problem = spec.problem(tuple(x.shape))
+                if problem:
+                    return (
+                        f"{type(self).__name__} {self.name!r} was built for an input with {problem}, got "
+                        f"shape {tuple(x.shape)}; make a new layer or reshape the input."
+                    )
+        return None
+
+    def _explain(self, error, args):
+        """Say what the input should have been, when that is what went wrong, and where it happened."""
+        problem = self._spec_problem(args)
+        if problem and not getattr(error, "khub_explained", False):
+            better = ValueError(problem)
+            better.khub_explained = True
+            raise better from error
+        shapes = [tuple(x.shape) for x in tree.flatten(args) if hasattr(x, "shape")]
+        error.add_note(f"in {type(self).__name__} {self.name!r} called on {shapes}")
+
+    # --- losses ------------------------------------------------------------------------------------------
+    def add_loss(self, loss):
+        """Add a scalar to the training loss; those of the latest outermost call count."""
+        if self._losses_of is not local.call or local.call is None:
+            self._losses, self._losses_of = [], local.call
+        self._losses.extend(tree.flatten(loss))
+
+    @property
+    def losses(self):
+        """What `add_loss`, activity and weight regularizers of all layers add to the loss."""
+        result = []
+        for layer in self.named_layers().values():
+            result.extend(layer._losses)
+        for variable in self.trainable_variables:
+            if variable.regularizer is not None:
+                result.append(variable.regularizer(variable.value))
+        return result
+
+    # --- calls without side effects ----------------------------------------------------------------------
+    def stateless_call(
+        self,
+        trainable_variables,
+        non_trainable_variables,
+        *args,
+        return_losses=False,
+        **kwargs,
+    ):
+        """Call with these values in place of the Variables' own.
+
+        Returns (outputs, new values of `non_trainable_variables`), then the losses if asked for.
+        """
+        own = self.trainable_variables, self.non_trainable_variables
+        for mine, given, what in zip(
+            own, (trainable_variables, non_trainable_variables), ("trainable", "non-trainable"), strict=True
+        ):
+            if len(mine) != len(given):
+                raise ValueError(f"{self.name} has {len(mine)} {what} variables, got {len(given)} values.")
+        values = [value_of(v) for v in (*trainable_variables, *non_trainable_variables)]
+        with Scope(zip((*own[0], *own[1]), values, strict=True)) as scope:
+            outputs = self(*args, **kwargs)
+            losses = self.losses if return_losses else None
+        new = [scope.values[v] for v in own[1]]
+        return (outputs, new, losses) if return_losses else (outputs, new)
+
+    # --- configuration -----------------------------------------------------------------------------------
+    def get_config(self):
+        """Return the constructor's arguments as plain data."""
+        base = {
+            "name": self.name,
+            "trainable": self._trainable,
+            "dtype": dtype_policies.serialize(self._policy),
+        }
+        if self.activity_regularizer is not None:
+            base["activity_regularizer"] = registry.serialize(self.activity_regularizer)
+        config = base | super().get_config()
+        if not hasattr(type(self).__init__, "made"):  # a hand-written __init__ may not take them all
+            accepted = inspect.signature(type(self).__init__).parameters.values()
+            if not any(p.kind is p.VAR_KEYWORD for p in accepted):
+                config = {k: v for k, v in config.items() if k in {p.name for p in accepted}}
+        return config
+
+    def __repr__(self):
+        return f"<{type(self).__name__} name={self.name}, built={self.built}>"
+
+
+def _shapes(x):
+    """The shape of a tensor, or the structure of shapes of several."""
+    if isinstance(x, (list, tuple, dict)):
+        return tree.map_structure(lambda t: tuple(t.shape) if hasattr(t, "shape") else None, x)
+    return tuple(x.shape) if hasattr(x, "shape") else None
+
+
+def _map_shapes(function, shape):
+    if isinstance(shape, dict):
+        return {k: _map_shapes(function, v) for k, v in shape.items()}
+    if isinstance(shape, (list, tuple)) and all(n is None or isinstance(n, int) for n in shape):
+        return function(tuple(shape))
+    return type(shape)(_map_shapes(function, s) for s in shape)
+
+
+def _batch_size(x):
+    return x.shape[0] if x.shape[0] is not None else active.shape(x)[0]

@@ -1,0 +1,185 @@
+"""Normalization layers."""
+
+from khub import ops
+from khub.fields import Constraint, Initializer, Rate, Regularizer
+from khub.layers.layer import InputSpec, Layer
+
+
+def _axes(axis):
+    return (axis,) if isinstance(axis, int) else tuple(axis)
+
+
+class LayerNormalization(Layer):
+    """(x - mean) / sqrt(variance + epsilon) * gamma + beta over `axis`.  arXiv:1607.06450
+
+    Weights: gamma and beta, in the shape of the normalized axes
+    """
+
+    axis: object = -1
+    epsilon: float = 1e-3
+    center: bool = True
+    scale: bool = True
+    beta_initializer: Initializer = "zeros"
+    gamma_initializer: Initializer = "ones"
+    beta_regularizer: Regularizer = None
+    gamma_regularizer: Regularizer = None
+    beta_constraint: Constraint = None
+    gamma_constraint: Constraint = None
+    supports_masking = True
+
+    def build(self, input_shape):
+        axes = sorted(a % len(input_shape) for a in _axes(self.axis))
+        shape = [input_shape[a] for a in axes]
+        self._shape = None if axes == list(range(len(input_shape) - len(axes), len(input_shape))) else [
+            n if a in axes else 1 for a, n in enumerate(input_shape)
+        ]
+        self.gamma = self.add_weight(shape, name="gamma") if self.scale else None
+        self.beta = self.add_weight(shape, name="beta") if self.center else None
+
+    def call(self, inputs):
+        gamma, beta = self.gamma, self.beta
+        if self._shape is not None:  # the normalized axes are not the last ones
+            gamma, beta = (w if w is None else ops.reshape(w, self._shape) for w in (gamma, beta))
+        return ops.layer_normalization(inputs, gamma, beta, self.axis, self.epsilon)
+
+
+class RMSNormalization(Layer):
+    """x / sqrt(mean(x**2) + epsilon) * scale over `axis`.  arXiv:1910.07467
+
+    Weights: scale, in the shape of the normalized axis
+    """
+
+    axis: int = -1
+    epsilon: float = 1e-6
+    scale_initializer: Initializer = "ones"
+    supports_masking = True
+
+    def build(self, input_shape):
+        self.scale = self.add_weight([input_shape[a] for a in _axes(self.axis)], name="scale")
+
+    def call(self, inputs):
+        return ops.rms_normalization(inputs, self.scale, self.axis, self.epsilon)
+
+
+class BatchNormalization(Layer):
+    """Normalizes by the batch's mean and variance in training, by their running averages else.  arXiv:1502.03167
+
+    axis: the features'; momentum: of the running averages.
+    Weights: gamma, beta, moving_mean, moving_variance (n,)
+    """
+
+    axis: int = -1
+    momentum: Rate = 0.99
+    epsilon: float = 1e-3
+    center: bool = True
+    scale: bool = True
+    beta_initializer: Initializer = "zeros"
+    gamma_initializer: Initializer = "ones"
+    moving_mean_initializer: Initializer = "zeros"
+    moving_variance_initializer: Initializer = "ones"
+    beta_regularizer: Regularizer = None
+    gamma_regularizer: Regularizer = None
+    beta_constraint: Constraint = None
+    gamma_constraint: Constraint = None
+    synchronized: bool = False
+    supports_masking = True
+
+    def build(self, input_shape):
+        size = input_shape[self.axis]
+        self.gamma = self.add_weight((size,), name="gamma") if self.scale else None
+        self.beta = self.add_weight((size,), name="beta") if self.center else None
+        self.moving_mean = self.add_weight((size,), name="moving_mean", trainable=False, autocast=False)
+        self.moving_variance = self.add_weight(
+            (size,), name="moving_variance", trainable=False, autocast=False
+        )
+        self.input_spec = InputSpec(ndim=len(input_shape), axes={self.axis: size})
+        self._reduced = [a for a in range(len(input_shape)) if a != self.axis % len(input_shape)]
+
+    def call(self, inputs, training=None, mask=None):
+        if training and self.trainable:
+            mean, variance = self._moments(inputs, mask)
+            for moving, now in ((self.moving_mean, mean), (self.moving_variance, variance)):
+                now = ops.cast(ops.stop_gradient(now), moving.dtype)
+                moving.assign(moving.value * self.momentum + now * (1 - self.momentum))
+        else:
+            mean, variance = self.moving_mean.value, self.moving_variance.value
+        name = ops.dtype(inputs)
+        mean, variance = ops.cast(mean, name), ops.cast(variance, name)
+        return ops.batch_normalization(
+            inputs, mean, variance, self.axis, self.beta, self.gamma, self.epsilon
+        )
+
+    def _moments(self, inputs, mask):
+        if mask is None:
+            return ops.moments(inputs, self._reduced)
+        weights = ops.cast(mask, inputs.dtype)
+        weights = ops.broadcast_to(
+            ops.reshape(weights, (*weights.shape, *[1] * (len(inputs.shape) - len(weights.shape)))),
+            inputs.shape,
+        )
+        count = ops.sum(weights, axis=self._reduced)
+        mean = ops.sum(inputs * weights, axis=self._reduced) / count
+        shape = [1] * len(inputs.shape)
+        shape[self.axis] = -1
+        centred = inputs - ops.reshape(mean, shape)
+        return mean, ops.sum(ops.square(centred) * weights, axis=self._reduced) / count
+
+
+class UnitNormalization(Layer):
+    """Scales each row to length 1 over `axis`."""
+
+    axis: object = -1
+    supports_masking = True
+
+    def call(self, inputs):
+        return ops.normalize(inputs, self.axis)
+
+
+class GroupNormalization(Layer):
+    """Normalizes groups of channels within each example.  arXiv:1803.08494
+
+    groups: -1 means one group a channel.  Weights: gamma, beta (n,)
+    """
+
+    groups: int = 32
+    axis: int = -1
+    epsilon: float = 1e-3
+    center: bool = True
+    scale: bool = True
+    beta_initializer: Initializer = "zeros"
+    gamma_initializer: Initializer = "ones"
+    beta_regularizer: Regularizer = None
+    gamma_regularizer: Regularizer = None
+    beta_constraint: Constraint = None
+    gamma_constraint: Constraint = None
+    supports_masking = True
+
+    def build(self, input_shape):
+        size = input_shape[self.axis]
+        self._count = size if self.groups == -1 else self.groups
+        if size % self._count:
+            raise ValueError(f"GroupNormalization: {size} channels do not divide into {self._count} groups.")
+        self.gamma = self.add_weight((size,), name="gamma") if self.scale else None
+        self.beta = self.add_weight((size,), name="beta") if self.center else None
+
+    def call(self, inputs):
+        shape = list(ops.shape(inputs))
+        axis = self.axis % len(shape)
+        parts = [*shape[:axis], self._count, shape[axis] // self._count, *shape[axis + 1 :]]
+        grouped = ops.reshape(inputs, parts)
+        reduced = [a for a in range(1, len(parts)) if a != axis]
+        mean, variance = ops.moments(grouped, reduced, keepdims=True)
+        y = ops.reshape((grouped - mean) * ops.rsqrt(variance + self.epsilon), shape)
+        wide = [1] * len(shape)
+        wide[axis] = shape[axis]
+        y = y if self.gamma is None else y * ops.reshape(self.gamma, wide)
+        return y if self.beta is None else y + ops.reshape(self.beta, wide)
+
+
+__all__ = [
+    "BatchNormalization",
+    "GroupNormalization",
+    "LayerNormalization",
+    "RMSNormalization",
+    "UnitNormalization",
+]

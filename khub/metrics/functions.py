@@ -1,0 +1,276 @@
+"""Accuracies, errors, correlations: functions of (y_true, y_pred), and metrics that average them."""
+
+from typing import ClassVar
+
+from khub import config, losses, ops
+from khub.losses import (
+    Dtype,
+    binary_crossentropy,
+    categorical_crossentropy,
+    categorical_hinge,
+    hinge,
+    kl_divergence,
+    log_cosh,
+    mean_absolute_error,
+    mean_absolute_percentage_error,
+    mean_squared_error,
+    mean_squared_logarithmic_error,
+    pair,
+    poisson,
+    sparse_categorical_crossentropy,
+    squared_hinge,
+)
+from khub.metrics.metric import Mean, _FunctionMean
+from khub.saving import registry
+
+
+def _function(function):
+    return registry.register("metrics", function)
+
+
+# --- accuracies: 1 where right, else 0 ------------------------------------------------------------
+def accuracy(y_true, y_pred):
+    """y_true == y_pred"""
+    return ops.cast(ops.equal(*pair(y_true, y_pred)), config.floatx())
+
+
+def binary_accuracy(y_true, y_pred, threshold=0.5):
+    """y_true == (y_pred > threshold); labels 0 or 1"""
+    y_true, y_pred = ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred)
+    y_true, y_pred = losses.match_ranks(y_true, y_pred)
+    found = ops.cast(ops.greater(y_pred, threshold), ops.dtype(y_true))
+    return ops.cast(ops.equal(y_true, found), config.floatx())
+
+
+def categorical_accuracy(y_true, y_pred):
+    """argmax(y_true) == argmax(y_pred).  (batch, ..., classes) -> (batch, ...)"""
+    right = ops.equal(ops.argmax(y_true, axis=-1), ops.argmax(y_pred, axis=-1))
+    return ops.cast(right, config.floatx())
+
+
+def sparse_categorical_accuracy(y_true, y_pred):
+    """y_true == argmax(y_pred); y_true: int (batch, ...) or (batch, ..., 1)"""
+    y_true = _classes(y_true, y_pred)
+    return ops.cast(ops.equal(y_true, ops.argmax(y_pred, axis=-1)), config.floatx())
+
+
+def _classes(y_true, y_pred):
+    y_true = ops.convert_to_tensor(y_true)
+    shape = y_true.shape
+    if len(shape) == len(y_pred.shape) and shape[-1] == 1:
+        y_true = ops.squeeze(y_true, -1)
+    return ops.cast(y_true, "int32")
+
+
+def top_k_categorical_accuracy(y_true, y_pred, k=5):
+    """Whether argmax(y_true) is among the k largest predictions."""
+    return _top_k(ops.argmax(y_true, axis=-1), ops.convert_to_tensor(y_pred), k)
+
+
+def sparse_top_k_categorical_accuracy(y_true, y_pred, k=5, from_sorted_ids=False):
+    """Whether y_true is among the k largest predictions, or the first k of sorted ids `y_pred`."""
+    y_pred = ops.convert_to_tensor(y_pred)
+    y_true = _classes(y_true, y_pred)
+    if not from_sorted_ids:
+        return _top_k(y_true, y_pred, k)
+    found = ops.equal(ops.expand_dims(y_true, -1), ops.cast(y_pred[..., :k], "int32"))
+    return ops.cast(ops.any(found, axis=-1), config.floatx())
+
+
+def _top_k(classes, y_pred, k):
+    rows = ops.reshape(y_pred, (-1, y_pred.shape[-1]))
+    found = ops.in_top_k(ops.reshape(classes, (-1,)), rows, k)
+    return ops.reshape(ops.cast(found, config.floatx()), ops.shape(classes))
+
+
+# --- similarity -----------------------------------------------------------------------------------
+def cosine_similarity(y_true, y_pred, axis=-1):
+    """The cosine of the angle between y_true and y_pred."""
+    return -losses.cosine_similarity(y_true, y_pred, axis)
+
+
+def _centred(x, axis):
+    return x - ops.mean(x, axis=axis, keepdims=True)
+
+
+def pearson_correlation(y_true, y_pred, axis=-1):
+    """The correlation of y_true and y_pred along `axis`."""
+    y_true, y_pred = (_centred(y, axis) for y in pair(y_true, y_pred))
+    y_true, y_pred = (y / ops.std(y, axis=axis, keepdims=True) for y in (y_true, y_pred))
+    return ops.mean(y_true * y_pred, axis=axis)
+
+
+def concordance_correlation(y_true, y_pred, axis=-1):
+    """Correlation that is lowered by a difference of means or scales.  Lin 1989"""
+    y_true, y_pred = pair(y_true, y_pred)
+    mean_true, mean_pred = (ops.mean(y, axis=axis, keepdims=True) for y in (y_true, y_pred))
+    spread = sum(ops.var(y, axis=axis, keepdims=True) for y in (y_true, y_pred))
+    spread = spread + ops.square(mean_true - mean_pred) + config.epsilon()
+    return ops.mean(2.0 * (y_true - mean_pred) * (y_pred - mean_pred) / spread, axis=axis)
+
+
+# --- metrics: the fields of a class are its function's options ------------------------------------
+class Accuracy(_FunctionMean):
+    _function: ClassVar = accuracy
+    _direction: ClassVar = "up"
+
+
+class BinaryAccuracy(_FunctionMean):
+    _function: ClassVar = binary_accuracy
+    _direction: ClassVar = "up"
+    name: str = "binary_accuracy"
+    dtype: Dtype = None
+    threshold: float = 0.5
+
+
+class CategoricalAccuracy(_FunctionMean):
+    _function: ClassVar = categorical_accuracy
+    _direction: ClassVar = "up"
+
+
+class SparseCategoricalAccuracy(_FunctionMean):
+    _function: ClassVar = sparse_categorical_accuracy
+    _direction: ClassVar = "up"
+
+
+class TopKCategoricalAccuracy(_FunctionMean):
+    _function: ClassVar = top_k_categorical_accuracy
+    _direction: ClassVar = "up"
+    k: int = 5
+
+
+class SparseTopKCategoricalAccuracy(_FunctionMean):
+    _function: ClassVar = sparse_top_k_categorical_accuracy
+    _direction: ClassVar = "up"
+    k: int = 5
+    name: str = "sparse_top_k_categorical_accuracy"
+    dtype: Dtype = None
+    from_sorted_ids: bool = False
+
+
+class CosineSimilarity(_FunctionMean):
+    _function: ClassVar = cosine_similarity
+    _direction: ClassVar = "up"
+    name: str = "cosine_similarity"
+    dtype: Dtype = None
+    axis: int = -1
+
+
+class PearsonCorrelation(_FunctionMean):
+    _function: ClassVar = pearson_correlation
+    _direction: ClassVar = "up"
+    name: str = "pearson_correlation"
+    dtype: Dtype = None
+    axis: int = -1
+
+
+class ConcordanceCorrelation(_FunctionMean):
+    _function: ClassVar = concordance_correlation
+    _direction: ClassVar = "up"
+    name: str = "concordance_correlation"
+    dtype: Dtype = None
+    axis: int = -1
+
+
+class MeanSquaredError(_FunctionMean):
+    _function: ClassVar = mean_squared_error
+    _direction: ClassVar = "down"
+
+
+class MeanAbsoluteError(_FunctionMean):
+    _function: ClassVar = mean_absolute_error
+    _direction: ClassVar = "down"
+
+
+class MeanAbsolutePercentageError(_FunctionMean):
+    _function: ClassVar = mean_absolute_percentage_error
+    _direction: ClassVar = "down"
+
+
+class MeanSquaredLogarithmicError(_FunctionMean):
+    _function: ClassVar = mean_squared_logarithmic_error
+    _direction: ClassVar = "down"
+
+
+class LogCoshError(_FunctionMean):
+    _function: ClassVar = log_cosh
+    _direction: ClassVar = "down"
+    name = "logcosh"
+
+
+class RootMeanSquaredError(Mean):
+    """The square root of the mean of (y_true - y_pred)**2."""
+
+    _direction: ClassVar = "down"
+    name = "root_mean_squared_error"
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        """Add a batch."""
+        y_true, y_pred = pair(y_true, ops.convert_to_tensor(y_pred, self.dtype))
+        super().update_state(ops.square(y_true - y_pred), sample_weight)
+
+    def result(self):
+        """Return the root."""
+        return ops.sqrt(super().result())
+
+
+class Hinge(_FunctionMean):
+    _function: ClassVar = hinge
+    _direction: ClassVar = "down"
+
+
+class SquaredHinge(_FunctionMean):
+    _function: ClassVar = squared_hinge
+    _direction: ClassVar = "down"
+
+
+class CategoricalHinge(_FunctionMean):
+    _function: ClassVar = categorical_hinge
+    _direction: ClassVar = "down"
+
+
+class KLDivergence(_FunctionMean):
+    _function: ClassVar = kl_divergence
+    _direction: ClassVar = "down"
+
+
+class Poisson(_FunctionMean):
+    _function: ClassVar = poisson
+    _direction: ClassVar = "down"
+
+
+class BinaryCrossentropy(_FunctionMean):
+    _function: ClassVar = binary_crossentropy
+    _direction: ClassVar = "down"
+    name: str = "binary_crossentropy"
+    dtype: Dtype = None
+    from_logits: bool = False
+    label_smoothing: float = 0
+
+
+class CategoricalCrossentropy(_FunctionMean):
+    _function: ClassVar = categorical_crossentropy
+    _direction: ClassVar = "down"
+    name: str = "categorical_crossentropy"
+    dtype: Dtype = None
+    from_logits: bool = False
+    label_smoothing: float = 0
+    axis: int = -1
+
+
+class SparseCategoricalCrossentropy(_FunctionMean):
+    _function: ClassVar = sparse_categorical_crossentropy
+    _direction: ClassVar = "down"
+    name: str = "sparse_categorical_crossentropy"
+    dtype: Dtype = None
+    from_logits: bool = False
+    ignore_class: int | None = None
+    axis: int = -1
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        """Add a batch."""
+        if sample_weight is not None and self.ignore_class is not None:
+            y_pred = ops.convert_to_tensor(y_pred)
+            kept = losses.kept(ops.convert_to_tensor(y_true), y_pred, self.ignore_class, self.axis)
+            sample_weight = losses.masked_weight(sample_weight, kept, self.dtype)
+        super().update_state(y_true, y_pred, sample_weight)

@@ -1,0 +1,201 @@
+"""Functional models: a graph of symbolic tensors, compiled once into a flat list of steps."""
+
+from khub import tree
+from khub.layers.core import InputLayer
+from khub.layers.layer import Layer
+from khub.models.model import Model
+from khub.ops.symbolic import KerasTensor, is_symbolic
+
+
+def _sorted_nodes(outputs, inputs):
+    """Return the nodes between `inputs` and `outputs`, each after those it needs."""
+    order, done, stack = [], set(), [o.node for o in reversed(outputs) if o.node is not None]
+    stop = set(map(id, inputs))
+    while stack:
+        node = stack[-1]
+        if id(node) in done:
+            stack.pop()
+            continue
+        waiting = [
+            p.node
+            for p in node.parents
+            if id(p) not in stop and p.node is not None and id(p.node) not in done
+        ]
+        if waiting:
+            stack.extend(reversed(waiting))
+            continue
+        stack.pop()
+        done.add(id(node))
+        order.append(node)
+    return order
+
+
+class _Program:
+    """Steps (function, slots of arguments, slot of result) over a flat list of values."""
+
+    def __init__(self, inputs, outputs, nodes):
+        slots = {id(x): i for i, x in enumerate(inputs)}
+        self.steps = []
+        for node in nodes:
+            flat = [x for x in tree.flatten(node.outputs) if is_symbolic(x)]
+            plain = (
+                len(node.args) == 1
+                and is_symbolic(node.args[0])
+                and not node.kwargs
+                and is_symbolic(node.outputs)
+            )
+            if plain:
+                self._check(node.args[0], slots, inputs)
+                source, fill = slots[id(node.args[0])], None
+            else:
+                source, fill = None, self._filler(node, slots, inputs)
+            targets = []
+            for x in flat:
+                slots[id(x)] = len(slots)
+                targets.append(slots[id(x)])
+            target = targets[0] if is_symbolic(node.outputs) else targets
+            self.steps.append((node.function, source, fill, target))
+        for x in outputs:
+            self._check(x, slots, inputs)
+        self.size = len(slots)
+        self.results = [slots[id(x)] for x in outputs]
+
+    @staticmethod
+    def _check(x, slots, inputs):
+        if id(x) not in slots:
+            raise ValueError(
+                f"{x!r} is not connected to the model's inputs {[i.name for i in inputs]}; add the Input "
+                "it comes from to `inputs`."
+            )
+
+    def _filler(self, node, slots, inputs):
+        leaves = tree.flatten((node.args, node.kwargs))
+        for x in leaves:
+            if is_symbolic(x):
+                self._check(x, slots, inputs)
+        places = [(i, slots[id(x)]) for i, x in enumerate(leaves) if is_symbolic(x)]
+        structure = (node.args, node.kwargs)
+
+        def fill(values):
+            filled = list(leaves)
+            for i, slot in places:
+                filled[i] = values[slot]
+            return tree.pack_sequence_as(structure, filled)
+
+        return fill
+
+    def run(self, inputs):
+        """Return the values of the outputs for these values of the inputs."""
+        values = [*inputs, *[None] * (self.size - len(inputs))]
+        for function, source, fill, target in self.steps:
+            if source is not None:
+                values[target] = function(values[source])
+                continue
+            args, kwargs = fill(values)
+            result = function(*args, **kwargs)
+            if type(target) is int:
+                values[target] = result
+            else:
+                for slot, value in zip(target, tree.flatten(result), strict=True):
+                    values[slot] = value
+        return [values[i] for i in self.results]
+
+
+class Functional(Model):
+    """A model between symbolic tensors, each a tensor or a list, tuple or dict of them."""
+
+    def __init__(self, inputs=None, outputs=None, name=None, **kwargs):
+        if inputs is None or outputs is None:
+            raise TypeError("Model(inputs, outputs) needs both.")
+        Model.__init__(self, name=name, **kwargs)
+        for what, structure in (("inputs", inputs), ("outputs", outputs)):
+            for x in tree.flatten(structure):
+                if not isinstance(x, KerasTensor):
+                    raise ValueError(f"{what} must be symbolic tensors made from Input(), got {x!r}.")
+        self._inputs_structure, self._outputs_structure = inputs, outputs
+        self.inputs, self.outputs = tree.flatten(inputs), tree.flatten(outputs)
+        self._nodes = _sorted_nodes(self.outputs, self.inputs)
+        self._program = _Program(self.inputs, self.outputs, self._nodes)
+        self._single = (
+            len(self.outputs) == 1 and is_symbolic(outputs) and len(self.inputs) == 1 and is_symbolic(inputs)
+        )
+        self._input_layers = []
+        for x in self.inputs:
+            layer = getattr(x, "input_layer", None)
+            self._input_layers.append(layer or InputLayer(input_tensor=x, name=x.name))
+        self.built = True
+        self._prepare()
+        # nothing below needs masks, training or hooks at this level: the steps' own calls look after them
+        self._quick = self._single and not self._hooked
+
+    @property
+    def input(self):
+        """The symbolic input or inputs."""
+        return self._inputs_structure
+
+    @property
+    def output(self):
+        """The symbolic output or outputs."""
+        return self._outputs_structure
+
+    @property
+    def input_shape(self):
+        """The shape of the input or inputs."""
+        return tree.map_structure(lambda x: x.shape, self._inputs_structure)
+
+    @property
+    def output_shape(self):
+        """The shape of the output or outputs."""
+        return tree.map_structure(lambda x: x.shape, self._outputs_structure)
+
+    @property
+    def layers(self):
+        """The layers in the order of the graph, inputs first."""
+        seen = {id(layer): layer for layer in self._input_layers}
+        for node in self._nodes:
+            if isinstance(node.function, Layer):
+                seen.setdefault(id(node.function), node.function)
+        return list(seen.values())
+
+    def _members(self):
+        for layer in self.layers:
+            if not isinstance(layer, InputLayer):
+                yield layer.name, layer
+        known = {id(layer) for layer in self.layers}
+        for path, value in super()._members():
+            if id(value) not in known and not path.startswith("_input_layers"):
+                yield path, value
+
+    def call(self, inputs, training=None, mask=None):
+        """Run the graph; layers take `training` from the call around them."""
+        if self._single and type(inputs) not in (list, tuple, dict):
+            return self._program.run((inputs,))[0]
+        results = self._program.run(self._arrange(inputs))
+        return tree.pack_sequence_as(self._outputs_structure, results)
+
+    def _arrange(self, inputs):
+        """Put the given inputs in the order of the model's; dicts go by name."""
+        structure = self._inputs_structure
+        if isinstance(inputs, dict) and not isinstance(structure, dict):
+            missing = [x.name for x in self.inputs if x.name not in inputs]
+            if missing:
+                raise ValueError(f"{self.name} lacks the inputs {missing}, got {sorted(inputs)}.")
+            return [inputs[x.name] for x in self.inputs]
+        if isinstance(structure, dict) and isinstance(inputs, dict):
+            missing = [key for key in structure if key not in inputs]
+            if missing:
+                raise ValueError(f"{self.name} lacks the inputs {missing}, got {sorted(inputs)}.")
+            inputs = {key: inputs[key] for key in structure}
+        flat = tree.flatten(inputs)
+        if len(flat) != len(self.inputs):
+            raise ValueError(f"{self.name} takes {len(self.inputs)} inputs, got {len(flat)}.")
+        return flat
+
+    def get_layer(self, name=None, index=None):
+        """Return a layer by name or index.  Raises ValueError when there is none."""
+        if index is not None:
+            return self.layers[index]
+        for layer in self.layers:
+            if layer.name == name:
+                return layer
+        raise ValueError(f"{self.name} has no layer {name!r}; it has {[x.name for x in self.layers]}.")

@@ -1,0 +1,65 @@
+"""Model: a layer that can be compiled, fitted, evaluated and summarized."""
+
+from khub import tree
+from khub.layers.layer import Layer
+from khub.ops.symbolic import KerasTensor
+from khub.training.trainer import Trainer
+
+
+def _is_functional(args, kwargs):
+    given = [*args[:2], kwargs.get("inputs"), kwargs.get("outputs")]
+    return any(isinstance(x, KerasTensor) for x in tree.flatten(given)) or "outputs" in kwargs
+
+
+class Model(Trainer, Layer):
+    """Groups layers. Either `Model(inputs, outputs)` over symbolic tensors, or a subclass with a `call`."""
+
+    _kind = "models"
+
+    def __new__(cls, *args, **kwargs):
+        if cls is Model and _is_functional(args, kwargs):
+            from khub.models.functional import Functional
+
+            cls = Functional
+        return super().__new__(cls, *args, **kwargs)
+
+    def __init__(self, *args, **kwargs):
+        from khub.models.functional import Functional
+
+        if _is_functional(args, kwargs):  # super().__init__(inputs, outputs) in a subclass
+            own = type(self)
+            self.__class__ = type(own.__name__, (own, Functional), {"__module__": own.__module__})
+            Functional.__init__(self, *args, **kwargs)
+            return
+        if args:
+            raise TypeError(f"{type(self).__name__} takes keyword arguments, got {args!r}.")
+        super().__init__(**kwargs)
+
+    @property
+    def layers(self):
+        """The direct sub-layers."""
+        return [layer for _, layer in self._children()]
+
+    def get_layer(self, name=None, index=None):
+        """Return a direct sub-layer by name or index.  Raises ValueError when there is none."""
+        if index is not None:
+            return self.layers[index]
+        for layer in self.layers:
+            if layer.name == name:
+                return layer
+        raise ValueError(f"{self.name} has no layer {name!r}; it has {[x.name for x in self.layers]}.")
+
+    def summary(
+        self,
+        line_length=None,
+        positions=None,
+        print_fn=None,
+        expand_nested=False,
+        show_trainable=False,
+        layer_range=None,
+    ):
+        """Print a table of the layers with their output shapes and parameter counts."""
+        from khub.models.summary import summary_text
+
+        text = summary_text(self, line_length, expand_nested, show_trainable, layer_range)
+        (print_fn or print)(text)

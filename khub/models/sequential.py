@@ -1,0 +1,127 @@
+"""Sequential: layers one after the other."""
+
+from khub.layers.core import Input, InputLayer
+from khub.layers.layer import Layer
+from khub.models.functional import Functional
+from khub.models.model import Model
+
+
+class Sequential(Model):
+    """A chain of layers; it is built by an `Input`, by `build(shape)` or by its first call.
+
+    layers: list of layers, the first one may be an Input
+    """
+
+    def __init__(self, layers=None, trainable=True, name=None):
+        super().__init__(trainable=trainable, name=name)
+        self._layers, self._input, self._graph = [], None, None
+        for layer in layers or []:
+            self._add(layer)
+        self._rebuild()
+
+    def add(self, layer, rebuild=True):
+        """Append a layer."""
+        self._add(layer)
+        if rebuild:
+            self._rebuild()
+
+    def _add(self, layer):
+        if hasattr(layer, "input_layer"):  # a symbolic tensor from Input()
+            layer = layer.input_layer
+        if not isinstance(layer, Layer):
+            raise ValueError(f"Sequential takes layers, got {layer!r}.")
+        if isinstance(layer, InputLayer):
+            if self._layers or self._input is not None:
+                raise ValueError(f"{self.name} already begins with {(self._layers or ['an Input'])[0]}.")
+            self._input = layer.output
+            return
+        if any(layer.name == other.name for other in self._layers):
+            raise ValueError(f"{self.name} has a layer named {layer.name!r} already; names are unique.")
+        if not self._layers and self._input is None and layer._input_shape_given is not None:
+            self._input = Input(layer._input_shape_given)
+        self._layers.append(layer)
+
+    def pop(self, rebuild=True):
+        """Remove and return the last layer."""
+        layer = self._layers.pop()
+        self.built, self._graph = False, None
+        if rebuild:
+            self._rebuild()
+        return layer
+
+    @property
+    def layers(self):
+        """The layers, without the input."""
+        return list(self._layers)
+
+    def _members(self):
+        for i, layer in enumerate(self._layers):
+            yield f"layers.{i}", layer
+
+    def build(self, input_shape=None):
+        """Build for inputs of this shape, the batch axis included."""
+        if self._input is None and input_shape is not None:
+            self._input = Input(batch_shape=(None, *input_shape[1:]))
+        self._rebuild()
+
+    def _rebuild(self):
+        if self._input is None or not self._layers:
+            return
+        x = self._input
+        for layer in self._layers:
+            x = layer(x)
+        self._graph = Functional(self._input, x, name=self.name)
+        self.built = True
+        self._prepare()
+        self._quick = self._graph._single and not self._hooked
+
+    def call(self, inputs, training=None, mask=None):
+        """Run the layers in order."""
+        if self._graph is not None:
+            return self._graph.call(inputs)
+        for layer in self._layers:
+            inputs = layer(inputs)
+        return inputs
+
+    def compute_output_spec(self, *args, **kwargs):
+        x = args[0]
+        for layer in self._layers:
+            x = layer(x)
+        return x
+
+    @property
+    def inputs(self):
+        """The symbolic inputs."""
+        return self._built_graph().inputs
+
+    @property
+    def outputs(self):
+        """The symbolic outputs."""
+        return self._built_graph().outputs
+
+    @property
+    def input(self):
+        """The symbolic input."""
+        return self._built_graph().input
+
+    @property
+    def output(self):
+        """The symbolic output."""
+        return self._built_graph().output
+
+    @property
+    def input_shape(self):
+        """The input's shape."""
+        return self._built_graph().input_shape
+
+    @property
+    def output_shape(self):
+        """The output's shape."""
+        return self._built_graph().output_shape
+
+    def _built_graph(self):
+        if self._graph is None:
+            raise ValueError(f"{self.name} is not built yet: give it an Input, or call build(shape).")
+        return self._graph
+
+    get_layer = Functional.get_layer

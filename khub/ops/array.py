@@ -1,0 +1,228 @@
+"""Making, reshaping, joining and indexing arrays (NumPy's meaning, Keras' signatures)."""
+
+from khub.ops.op import op, primitive, promote
+
+# ruff: noqa: A002  (the names are NumPy's)
+
+
+@primitive(operands=0)
+def arange(start, stop=None, step=None, dtype=None):
+    """Evenly spaced numbers from `start` (0 if only one is given) up to `stop`; int32 for Python ints."""
+
+
+@primitive(operands=0)
+def linspace(start, stop, num=50, endpoint=True, retstep=False, dtype=None, axis=0):
+    """`num` evenly spaced numbers from `start` to `stop`."""
+
+
+@primitive(operands=0)
+def zeros(shape, dtype=None):
+    """A tensor of zeros."""
+
+
+@primitive(operands=0)
+def ones(shape, dtype=None):
+    """A tensor of ones."""
+
+
+@primitive(operands=0)
+def full(shape, fill_value, dtype=None):
+    """A tensor filled with one value."""
+
+
+@primitive(operands=0)
+def eye(N, M=None, k=0, dtype=None):
+    """Ones on the `k`-th diagonal of an (N, M) matrix."""
+
+
+@primitive()
+def zeros_like(x, dtype=None):
+    """Zeros in the shape of `x`."""
+
+
+@primitive()
+def ones_like(x, dtype=None):
+    """Ones in the shape of `x`."""
+
+
+@primitive()
+def full_like(x, fill_value, dtype=None):
+    """`fill_value` in the shape of `x`."""
+
+
+@primitive()
+def reshape(x, newshape):
+    """`x` in another shape; one size may be -1."""
+
+
+@primitive()
+def transpose(x, axes=None):
+    """`x` with its axes permuted, reversed by default."""
+
+
+@primitive()
+def expand_dims(x, axis):
+    """`x` with axes of size 1 at `axis` (an int or several)."""
+
+
+@primitive()
+def squeeze(x, axis=None):
+    """`x` without its axes of size 1."""
+
+
+@primitive()
+def broadcast_to(x, shape):
+    """`x` repeated along axes of size 1 to `shape`."""
+
+
+@primitive()
+def flip(x, axis=None):
+    """`x` reversed along `axis`."""
+
+
+@primitive()
+def tile(x, repeats):
+    """`x` repeated as a whole."""
+
+
+@primitive()
+def repeat(x, repeats, axis=None):
+    """Each element of `x` repeated."""
+
+
+@primitive()
+def roll(x, shift, axis=None):
+    """`x` shifted along `axis`, elements re-entering at the other end."""
+
+
+@primitive()
+def pad(x, pad_width, mode="constant", constant_values=None):
+    """`x` with borders: mode "constant", "reflect", "symmetric", ..."""
+
+
+@primitive(operands="list", dtype=promote)
+def concatenate(xs, axis=0):
+    """Tensors joined along an existing axis."""
+
+
+@primitive(operands="list", dtype=promote)
+def stack(x, axis=0):
+    """Tensors joined along a new axis."""
+
+
+@primitive()
+def split(x, indices_or_sections, axis=0):
+    """A list of parts of `x`: that many equal ones, or cut at the indices.
+
+    Raises ValueError when the axis does not divide.
+    """
+
+
+@primitive(operands=2)
+def take(x, indices, axis=None):
+    """Elements of `x` at integer `indices` (negative from the end) along `axis`, of the flat `x` if None."""
+
+
+@primitive(operands=2)
+def take_along_axis(x, indices, axis=None):
+    """One element of `x` along `axis` for each index."""
+
+
+@primitive()
+def tril(x, k=0):
+    """`x` with zeros above the k-th diagonal."""
+
+
+@primitive()
+def triu(x, k=0):
+    """`x` with zeros below the k-th diagonal."""
+
+
+@primitive()
+def sort(x, axis=-1):
+    """`x` sorted along `axis`."""
+
+
+@primitive()
+def argsort(x, axis=-1):
+    """The int32 indices that sort `x`, stable."""
+
+
+@primitive()
+def top_k(x, k, sorted=True):
+    """The `k` largest entries of the last axis and their int32 indices."""
+
+
+@primitive()
+def getitem(x, key):
+    """`x[key]`: ints, slices, None, Ellipsis, and integer or boolean tensors."""
+
+
+@primitive(operands=3)
+def slice_update(inputs, start_indices, updates):
+    """`inputs` with `updates` written at `start_indices` (one int an axis, Python numbers or a tensor)."""
+
+
+@primitive()
+def slice(inputs, start_indices, shape):
+    """The part of `inputs` of this shape at `start_indices`, which may be a tensor."""
+
+
+@primitive(operands=2)
+def scatter(indices, values, shape):
+    """Zeros of `shape` with `values` added at `indices` (n, k).  values: (n, ...)"""
+
+
+@primitive(operands=3)
+def scatter_update(inputs, indices, updates, reduction=None):
+    """`inputs` with `updates` at `indices` (n, k): set, or reduction "add", "max", "min", "mul"."""
+
+
+@op()
+def swapaxes(x, axis1, axis2):
+    """`x` with two axes exchanged."""
+    axes = list(range(len(x.shape)))
+    axes[axis1], axes[axis2] = axes[axis2], axes[axis1]
+    return transpose(x, axes)
+
+
+@op()
+def moveaxis(x, source, destination):
+    """`x` with axes moved to new positions."""
+    count = len(x.shape)
+    source = [a % count for a in ([source] if isinstance(source, int) else source)]
+    destination = [a % count for a in ([destination] if isinstance(destination, int) else destination)]
+    order = [axis for axis in range(count) if axis not in source]
+    for place, axis in sorted(zip(destination, source, strict=True)):
+        order.insert(place, axis)
+    return transpose(x, order)
+
+
+@op()
+def ravel(x):
+    """`x` as a vector."""
+    return reshape(x, (-1,))
+
+
+@primitive()
+def copy(x):
+    """A copy of `x`."""
+
+
+@op()
+def unstack(x, num=None, axis=0):
+    """The list of slices along `axis`."""
+    count = num if num is not None else x.shape[axis]
+    return [squeeze(part, axis) for part in split(x, count, axis)]
+
+
+@op(operands="list", dtype=promote)
+def hstack(xs):
+    """Tensors joined along the second axis (the first one for vectors)."""
+    return concatenate(xs, 0 if len(xs[0].shape) == 1 else 1)
+
+
+@op(operands="list", dtype=promote)
+def vstack(xs):
+    """Tensors joined along the first axis, vectors as rows."""
+    return concatenate([expand_dims(x, 0) if len(x.shape) == 1 else x for x in xs], 0)

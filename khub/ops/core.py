@@ -1,0 +1,241 @@
+"""Conversion, dtypes, selection and control flow."""
+
+from khub import dtypes, tree
+from khub.backend import active
+from khub.backend.variable import Variable
+from khub.ops.op import OPS, dtype_of, op, primitive, promote, value_of
+from khub.ops.symbolic import KerasTensor, any_symbolic, record
+
+# ruff: noqa: A002  (the names are Keras')
+
+
+def convert_to_tensor(x, dtype=None, sparse=None, ragged=None):
+    """Return `x` (array, number, nested list, Variable) as a native tensor of this dtype."""
+    dtype = None if dtype is None else dtypes.standardize(dtype)
+    if isinstance(x, KerasTensor):
+        return x if dtype in (None, x.dtype) else cast(x, dtype)
+    return active.convert_to_tensor(value_of(x), dtype)
+
+
+def convert_to_numpy(x):
+    """Return `x` as a NumPy array on the host."""
+    return active.convert_to_numpy(value_of(x))
+
+
+def is_tensor(x):
+    """Say whether `x` is a tensor of the backend or a symbolic one."""
+    return isinstance(x, KerasTensor) or type(x) in active.TENSORS or active.is_tensor(x)
+
+
+def cast(x, dtype):
+    """Return `x` in another dtype."""
+    dtype = dtypes.standardize(dtype)
+    if isinstance(x, KerasTensor):
+        return record(cast, (x, dtype), {}, KerasTensor(x.shape, dtype))
+    x = value_of(x)
+    return active.cast(x if type(x) in active.TENSORS else active.convert_to_tensor(x), dtype)
+
+
+OPS["cast"] = cast
+
+
+def dtype(x):
+    """Return the dtype's name."""
+    return dtypes.standardize(x.dtype)
+
+
+def shape(x):
+    """Return the shape as a tuple; an unknown size is None (symbolic) or a scalar tensor (traced)."""
+    return tuple(x.shape) if isinstance(x, (KerasTensor, Variable)) else active.shape(x)
+
+
+def ndim(x):
+    """Return the number of axes."""
+    return len(x.shape)
+
+
+def size(x):
+    """Return the number of elements."""
+    count = 1
+    for length in shape(x):
+        count = count * length
+    return count
+
+
+@primitive()
+def stop_gradient(variable):
+    """`variable` as a constant: no gradient flows through it."""
+
+
+@primitive(operands=3)
+def _select(condition, x1, x2):
+    """x1 where `condition` holds, else x2; both of one dtype."""
+
+
+def where(condition, x1=None, x2=None):
+    """Elements of `x1` where `condition` holds, else of `x2`; with `condition` alone, the true indices."""
+    if x1 is None and x2 is None:
+        return active.nonzero(convert_to_tensor(condition))
+    tensors = active.TENSORS
+    if not (type(x1) in tensors and type(x2) in tensors and x1.dtype is x2.dtype):
+        result = promote(dtype_of(x1), dtype_of(x2))
+        x1, x2 = (x if isinstance(x, KerasTensor) else convert_to_tensor(x) for x in (x1, x2))
+        x1, x2 = cast(x1, result), cast(x2, result)
+    return _select(condition, x1, x2)
+
+
+def einsum(subscripts, *operands, **kwargs):
+    """The sum of products that `subscripts` describes: "bij,bjk->bik"."""
+    if any_symbolic(operands):
+        return record(einsum, (subscripts, *operands), {})
+    result = promote(*[dtype_of(x) for x in operands])
+    return active._einsum(subscripts, [active.convert_to_tensor(value_of(x), result) for x in operands])
+
+
+# --- control flow and transforms: functions that may read and assign Variables ---------------------------
+def cond(pred, true_fn, false_fn):
+    """Return `true_fn()` where the scalar `pred` holds, else `false_fn()`; only one runs."""
+    if isinstance(pred, KerasTensor):
+        return record(cond, (pred, true_fn, false_fn), {})
+    return active.cond(value_of(pred), true_fn, false_fn)
+
+
+def while_loop(cond, body, loop_vars, maximum_iterations=None):
+    """Apply `body` to `loop_vars` while `cond(*loop_vars)` holds; shapes and dtypes stay the same."""
+    if any_symbolic(loop_vars):
+        return record(while_loop, (cond, body, loop_vars, maximum_iterations), {})
+    single = not isinstance(loop_vars, (tuple, list))
+    variables = tuple(map(_tensors, (loop_vars,) if single else loop_vars))
+
+    def step(*values):
+        result = body(*values)
+        return (result,) if single else tuple(result)
+
+    result = active.while_loop(cond, step, variables, maximum_iterations)
+    return result[0] if single else type(loop_vars)(result)
+
+
+def _tensors(structure):
+    return tree.map_structure(lambda x: x if is_tensor(x) else convert_to_tensor(x), structure)
+
+
+def fori_loop(lower, upper, body_fun, init_val):
+    """Return the last of `value = body_fun(i, value)` for i from `lower` to `upper` - 1."""
+
+    def body(i, value):
+        return i + 1, body_fun(i, value)
+
+    start = (convert_to_tensor(lower, "int32"), init_val)
+    return while_loop(lambda i, _: i < upper, body, start)[1]
+
+
+def scan(f, init, xs=None, length=None, reverse=False, unroll=1):
+    """Return the last carry and the stacked outputs of `carry, y = f(carry, x)` over the first axis of `xs`."""
+    if any_symbolic((init, xs)):
+        return record(scan, (f, init, xs, length, reverse, unroll), {})
+    init, xs = _tensors(init), None if xs is None else _tensors(xs)
+    if length is None:
+        if xs is None:
+            raise ValueError("scan needs xs or length.")
+        length = tree.flatten(xs)[0].shape[0]
+    return active.scan(f, init, xs, length, reverse)
+
+
+def vectorized_map(function, elements):
+    """Apply `function` to each slice of `elements` along the first axis, as one computation."""
+    if any_symbolic(elements):
+        return record(vectorized_map, (function, elements), {})
+    return vmap(function)(elements)
+
+
+def vmap(function, in_axes=0, out_axes=0):
+    """Return `function` mapped over an axis of its arguments; it must not assign Variables."""
+    return active.vmap(function, in_axes, out_axes)
+
+
+def checkpoint(function):
+    """Return `function` that keeps no intermediate values for its gradient but computes them again."""
+    return active.checkpoint(function)
+
+
+def jit(function):
+    """Return `function` compiled; it may read and assign Variables.
+
+    Tensor and number arguments are traced, others (bool, str, None) are part of what is compiled.
+    """
+    return active.jit(function)
+
+
+def value_and_grad(function, variables=None, has_aux=False):
+    """Return a function that gives `function`'s value and its gradient.
+
+    variables: a list of Variables to differentiate by, in whose order the gradients come; None means the
+    first argument.  has_aux: `function` returns (loss, anything), and the value is that pair.
+    A Variable the loss does not depend on has the gradient 0.
+    """
+    if variables is not None:
+        variables = list(variables)
+    return active.value_and_grad(function, variables, has_aux)
+
+
+def grad(function, variables=None, has_aux=False):
+    """Return a function that gives `function`'s gradient (and what it returned beside the loss)."""
+    both = value_and_grad(function, variables, has_aux)
+
+    def gradient(*args, **kwargs):
+        value, gradients = both(*args, **kwargs)
+        return (gradients, value[1]) if has_aux else gradients
+
+    return gradient
+
+
+@op(operands=0)
+def saturate_cast(x, dtype):
+    """Return `x` in another dtype, values beyond its range moved to the nearest limit."""
+    import numpy as np
+
+    from khub.ops.math import clip
+
+    name = dtypes.standardize(dtype)
+    if dtypes.is_integer(name):
+        limits = np.iinfo(name)
+        x = clip(x, int(limits.min), int(limits.max))
+    return cast(x, name)
+
+
+def _bind_operators():
+    """Give symbolic tensors and Variables Python's operators; native tensors have their own."""
+    from khub.ops import array, math
+
+    binary = {
+        "add": math.add,
+        "sub": math.subtract,
+        "mul": math.multiply,
+        "truediv": math.divide,
+        "floordiv": math.floor_divide,
+        "mod": math.mod,
+        "pow": math.power,
+        "matmul": math.matmul,
+        "and": math.logical_and,
+        "or": math.logical_or,
+        "xor": math.logical_xor,
+    }
+    compare = {
+        "lt": math.less,
+        "le": math.less_equal,
+        "gt": math.greater,
+        "ge": math.greater_equal,
+        "eq": math.equal,
+        "ne": math.not_equal,
+    }
+    for cls in (KerasTensor, Variable):
+        for name, function in binary.items():
+            setattr(cls, f"__{name}__", lambda a, b, f=function: f(a, b))
+            setattr(cls, f"__r{name}__", lambda a, b, f=function: f(b, a))
+        for name, function in compare.items():
+            if name not in ("eq", "ne"):  # both are keys of dicts, and are compared by identity
+                setattr(cls, f"__{name}__", lambda a, b, f=function: f(a, b))
+        cls.__neg__ = lambda a: math.negative(a)
+        cls.__abs__ = lambda a: math.absolute(a)
+        cls.__invert__ = lambda a: math.logical_not(a)
+    KerasTensor.__getitem__ = lambda a, key: array.getitem(a, key)

@@ -1,0 +1,174 @@
+"""Declaring operations: `@primitive` (every backend has it) and `@op` (a reference body, replaceable).
+
+A call on native tensors of agreeing dtypes is two or three type checks and the backend's function. All
+else (Python numbers, NumPy arrays, Variables, mixed dtypes, symbolic tensors) takes the slow path once.
+The wrapper is written out as source text because packing `*args` costs more than the checks.
+"""
+
+import inspect
+from functools import update_wrapper
+
+from khub import dtypes
+from khub.backend import active
+from khub.backend.variable import Variable
+from khub.ops.symbolic import KerasTensor, any_symbolic, record
+
+OPS = {}  # name -> the public function
+PRIMITIVES = {}  # name -> the declared signature, checked against every backend
+
+_TENSORS = active.TENSORS
+_SCALARS = (bool, int, float, complex)
+
+
+# --- dtype rules: dtypes of the operands -> the dtype they are cast to (None: as they are) ---------------
+def promote(*names):
+    """The lattice's result."""
+    return dtypes.result_type(*names)
+
+
+def promote_float(*names):
+    """The lattice's result, integers and bool become float."""
+    return dtypes.floating(dtypes.result_type(*names))
+
+
+def accumulate(name):
+    """Sums and products of narrow integers are taken in 32 bits."""
+    if name in ("bool", "int8", "int16"):
+        return "int32"
+    return "uint32" if name in ("uint8", "uint16") else name
+
+
+def boolean(*names):
+    """Logical operations read their operands as bool."""
+    return "bool"
+
+
+_FAST_TEST = {  # rule -> the extra test of the fast path; the backend may promote by the same lattice itself
+    promote: lambda names: " and ".join(f"{n}.dtype is {names[0]}.dtype" for n in names[1:]),
+    promote_float: lambda names: " and ".join(
+        [f"{names[0]}.dtype in FLOATS"] + [f"{n}.dtype is {names[0]}.dtype" for n in names[1:]]
+    ),
+    accumulate: lambda names: f"{names[0]}.dtype in WIDE",
+    boolean: lambda names: " and ".join(f"{n}.dtype is BOOL" for n in names),
+}
+
+
+def dtype_of(x):
+    """Return the dtype name of any operand; Python numbers are weak."""
+    kind = type(x)
+    if kind in _TENSORS:
+        return active.dtype_name(x)
+    if kind in _SCALARS:
+        return "bool" if kind is bool else kind.__name__
+    return dtypes.standardize(x.dtype) if hasattr(x, "dtype") else active.array_dtype(x)
+
+
+def value_of(x):
+    """Return a Variable's value, anything else as it is."""
+    return x.value if isinstance(x, Variable) else x
+
+
+def _slow(call, run, places, rule, args):
+    operands = [args[i] for i in places]
+    if any(isinstance(x, KerasTensor) for x in operands) or (
+        any(isinstance(x, (list, tuple)) for x in args) and any_symbolic(args)
+    ):
+        return record(call, args, {})
+    operands = [value_of(x) for x in operands]
+    if rule is None:
+        converted = [x if x is None else active.convert_to_tensor(x) for x in operands]
+    else:
+        dtype = rule(*[dtype_of(x) for x in operands if x is not None])
+        converted = [x if x is None else active.convert_to_tensor(x, dtype) for x in operands]
+    args = list(args)
+    for i, x in zip(places, converted, strict=True):
+        args[i] = x
+    return run(*args)
+
+
+def _slow_list(call, run, rule, args):
+    """The first argument is a list of operands (concatenate, stack, ...)."""
+    if any_symbolic(args):
+        return record(call, args, {})
+    operands = [value_of(x) for x in args[0]]
+    dtype = rule(*[dtype_of(x) for x in operands])
+    return run([active.convert_to_tensor(x, dtype) for x in operands], *args[1:])
+
+
+def _wrap(declared, run, operands, rule):
+    parameters = [
+        p for p in inspect.signature(declared).parameters.values() if p.kind is not p.VAR_KEYWORD
+    ]
+    names = [p.name for p in parameters]
+    space = {"TENSORS": _TENSORS, "Variable": Variable, "run": run}
+    space |= {"slow": _slow, "rule": rule, "slow_list": _slow_list}
+    space |= {"FLOATS": active.FLOATS, "WIDE": active.WIDE, "BOOL": active.BOOL}
+    heads = []
+    for p in parameters:
+        if p.default is not p.empty:
+            space[f"default_{p.name}"] = p.default
+        heads.append(p.name if p.default is p.empty else f"{p.name}=default_{p.name}")
+    if len(parameters) < len(inspect.signature(declared).parameters):
+        heads.append("**kwargs")  # accepted for Keras' sake, without effect
+    everything = ", ".join(names)
+    name = declared.__name__
+    if operands == "list":
+        body = f"    return slow_list({name}, run, rule, ({everything},))"
+    else:
+        tensors = names[:operands] if isinstance(operands, int) else list(operands)
+        required = [n for n in tensors if f"default_{n}" not in space or space[f"default_{n}"] is not None]
+        tests = [
+            f"type({n}) in TENSORS" if n in required else f"({n} is None or type({n}) in TENSORS)"
+            for n in tensors
+        ]
+        if rule is not None and not active.PROMOTES:
+            tests += [text for text in [_FAST_TEST[rule](required)] if text]
+        places = tuple(names.index(n) for n in tensors)
+        unwrap = "".join(f"    if type({n}) is Variable: {n} = {n}.value\n" for n in tensors[1:])
+        body = (
+            f"{unwrap}    if {' and '.join(tests)}:\n        return run({everything})\n"
+            f"    return slow({name}, run, {places}, rule, ({everything},))"
+        )
+    source = f"def {name}({', '.join(heads)}):\n{body}"
+    exec(compile(source, f"<khub op {name}>", "exec"), space)
+    call = update_wrapper(space[name], declared)
+    call.__signature__ = inspect.signature(declared)
+    return call
+
+
+def _declare(function, run, operands, rule):
+    call = _wrap(function, run, operands, rule) if operands else update_wrapper(
+        lambda *args, **kwargs: run(*args, **kwargs), function
+    )
+    call.run = run
+    OPS[function.__name__] = call
+    return call
+
+
+def primitive(operands=1, dtype=None):
+    """Declare an operation that every backend implements; the decorated function is its signature.
+
+    operands: how many leading parameters are tensors, or which by name ("list": the first one is a list of
+    them, 0: none)
+    dtype: the rule that says which dtype the operands are cast to
+    """
+
+    def decorate(function):
+        PRIMITIVES[function.__name__] = inspect.signature(function)
+        run = getattr(active, function.__name__, None)
+        if run is None:
+            raise ImportError(f"The {active.__name__} backend lacks the primitive {function.__name__}.")
+        return _declare(function, run, operands, dtype)
+
+    return decorate
+
+
+def op(operands=1, dtype=None):
+    """Declare an operation whose body is written with other ops; a backend's function of its name wins."""
+
+    def decorate(function):
+        call = _declare(function, getattr(active, function.__name__, function), operands, dtype)
+        call.reference = function
+        return call
+
+    return decorate

@@ -1,0 +1,140 @@
+"""Names of everything that may be built from a file or a string: an allowlist, nothing is imported by name.
+
+A built-in class registers itself when it is defined (`khub.fields`); a user's class through
+`register_keras_serializable`. Serialized objects have Keras' shape:
+`{"module", "class_name", "config", "registered_name"}`.
+"""
+
+import difflib
+import re
+
+_BUILT_IN = {}  # (kind, name) -> class or function; kind is the public module, "layers", "losses", ...
+_CUSTOM = {}  # "package>Name" -> class or function
+
+
+def snake_case(name):
+    """Return `name` as Keras names layers: "Conv2D" -> "conv2d", "LSTMCell" -> "lstm_cell"."""
+    name = re.sub(r"\W+", "", name)
+    name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", name)
+    return re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
+
+
+def register(kind, item, *aliases):
+    """Make a built-in class or function of a public module known under its name and aliases."""
+    for name in (item.__name__, snake_case(item.__name__), item.__name__.lower(), *aliases):
+        _BUILT_IN.setdefault((kind, name), item)
+    return item
+
+
+def registered(kind):
+    """Return name -> item of all built-ins of a public module."""
+    return {name: item for (k, name), item in _BUILT_IN.items() if k == kind}
+
+
+def register_keras_serializable(package="Custom", name=None):
+    """Return a decorator that allows a user's class or function in saved files as `package>name`."""
+
+    def decorate(item):
+        key = f"{package}>{name or item.__name__}"
+        _CUSTOM[key] = item
+        item._registered_name = key
+        return item
+
+    return decorate
+
+
+def get_registered_name(obj):
+    """Return the name under which `obj` was registered, else its own name."""
+    return getattr(obj, "_registered_name", None) or obj.__name__
+
+
+def get_registered_object(name, custom_objects=None, module_objects=None):
+    """Return the class or function of this name, None when there is none."""
+    for names in (custom_objects or {}, _CUSTOM, module_objects or {}):
+        if name in names:
+            return names[name]
+    return None
+
+
+def get(kind, identifier, custom_objects=None):
+    """Return the object that a user's argument stands for.
+
+    identifier: None, a name, a serialized object, a class, an instance or a function.
+    Raises ValueError for an unknown name, with the nearest ones.
+    """
+    if identifier is None:
+        return None
+    if isinstance(identifier, dict):
+        return deserialize(identifier, custom_objects, kind)
+    if isinstance(identifier, str):
+        found = (custom_objects or {}).get(identifier)
+        found = found or _BUILT_IN.get((kind, identifier)) or _CUSTOM.get(identifier)
+        found = found or _CUSTOM.get(f"Custom>{identifier}")
+        if found is None:
+            near = difflib.get_close_matches(identifier, registered(kind), 3)
+            hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
+            raise ValueError(f"khub.{kind} has no {identifier!r}{hint}")
+        return found() if isinstance(found, type) else found
+    if isinstance(identifier, type):
+        return identifier()
+    if callable(identifier) or hasattr(identifier, "get_config"):
+        return identifier
+    raise ValueError(f"khub.{kind}: expected a name, object or function, got {identifier!r}.")
+
+
+def serialize(obj):
+    """Return `obj` as plain data: a name for a built-in function, Keras' dict for an object."""
+    if obj is None or isinstance(obj, (str, int, float, bool)):
+        return obj
+    if isinstance(obj, (list, tuple)):
+        return [serialize(item) for item in obj]
+    if isinstance(obj, dict):
+        return {key: serialize(item) for key, item in obj.items()}
+    if hasattr(obj, "get_config"):
+        cls = type(obj)
+        return {
+            "module": f"keras.{cls._kind}" if getattr(cls, "_kind", None) else None,
+            "class_name": cls.__name__,
+            "config": obj.get_config(),
+            "registered_name": getattr(cls, "_registered_name", None),
+        }
+    if callable(obj):
+        custom = getattr(obj, "_registered_name", None)
+        if custom is None and obj.__name__ == "<lambda>":
+            raise ValueError("A lambda cannot be saved; use a registered function.")
+        return custom or obj.__name__
+    if hasattr(obj, "item"):  # a NumPy scalar
+        return obj.item()
+    raise TypeError(f"{type(obj).__name__} cannot be serialized: it has no get_config().")
+
+
+def deserialize(config, custom_objects=None, kind=None):
+    """Build the object that `serialize` described; only registered classes are instantiated.
+
+    Raises ValueError for a class that is neither built in, registered nor in `custom_objects`.
+    """
+    if not isinstance(config, dict) or "class_name" not in config:
+        return get(kind, config, custom_objects) if isinstance(config, str) and kind else config
+    name = config["class_name"]
+    module = (config.get("module") or "").removeprefix("keras.")
+    cls = (custom_objects or {}).get(name) or _CUSTOM.get(config.get("registered_name") or "")
+    cls = cls or _BUILT_IN.get((module, name)) or _BUILT_IN.get((kind, name))
+    if cls is None:
+        raise ValueError(
+            f"{module or kind}.{name} is not a class that may be loaded: decorate it with "
+            "khub.saving.register_keras_serializable() or pass it in custom_objects."
+        )
+    if not isinstance(cls, type):
+        return cls
+    inner = {k: _revive(v, custom_objects) for k, v in config.get("config", {}).items()}
+    return cls.from_config(inner) if hasattr(cls, "from_config") else cls(**inner)
+
+
+def _revive(value, custom_objects):
+    if isinstance(value, dict):
+        if "class_name" in value and "config" in value:
+            return deserialize(value, custom_objects)
+        return {k: _revive(v, custom_objects) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_revive(v, custom_objects) for v in value]
+    return value

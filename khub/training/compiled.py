@@ -1,0 +1,183 @@
+"""What `compile` was given: the losses and metrics, matched with the model's outputs."""
+
+from khub import losses as losses_module
+from khub import metrics as metrics_module
+from khub import ops, tree
+from khub.saving import registry
+
+
+def as_loss(loss):
+    """Return a `Loss` for a user's argument: name, function or object."""
+    loss = registry.get("losses", loss)
+    if loss is None or isinstance(loss, losses_module.Loss):
+        return loss
+    return losses_module.LossFunctionWrapper(loss, name=getattr(loss, "__name__", "loss"))
+
+
+_BY_TARGET = {  # "accuracy" and friends mean another metric for each kind of target
+    "accuracy": ("BinaryAccuracy", "CategoricalAccuracy", "SparseCategoricalAccuracy"),
+    "crossentropy": ("BinaryCrossentropy", "CategoricalCrossentropy", "SparseCategoricalCrossentropy"),
+}
+_BY_TARGET["acc"] = _BY_TARGET["accuracy"]
+_BY_TARGET["ce"] = _BY_TARGET["crossentropy"]
+
+
+def as_metric(metric, y, y_pred):
+    """Return a `Metric` for a user's argument, given one target and one prediction."""
+    if isinstance(metric, str) and metric.lower() in _BY_TARGET:
+        binary, categorical, sparse = _BY_TARGET[metric.lower()]
+        rank, wide = len(y_pred.shape), y_pred.shape[-1] != 1
+        if len(y.shape) == rank and y.shape[-1] == y_pred.shape[-1]:
+            name = categorical if wide else binary
+        else:
+            name = sparse if wide else binary
+        return registry.get("metrics", name).__class__(name=metric)
+    found = registry.get("metrics", metric)
+    if isinstance(found, metrics_module.Metric):
+        return found
+    return metrics_module.MeanMetricWrapper(found, name=getattr(found, "__name__", "metric"))
+
+
+def _by_output(given, names, count, what):
+    """Spread a user's loss or metrics over `count` outputs, by name, by position or all the same."""
+    if isinstance(given, dict):
+        unknown = set(given) - set(names)
+        if unknown:
+            raise ValueError(f"{what} names the outputs {sorted(unknown)}; the model has {list(names)}.")
+        return [given.get(name) for name in names]
+    if isinstance(given, (list, tuple)):
+        if len(given) != count:
+            raise ValueError(f"{what} has {len(given)} entries for {count} outputs {list(names)}.")
+        return list(given)
+    return [given] * count
+
+
+class Compiled:
+    """Losses, metrics and options of one `compile`."""
+
+    def __init__(self, optimizer, loss, loss_weights, metrics, weighted_metrics, options):
+        self.optimizer, self.loss, self.loss_weights = optimizer, loss, loss_weights
+        self.given_metrics, self.given_weighted = metrics, weighted_metrics
+        self.options = options
+        self.loss_tracker = metrics_module.Mean(name="loss")
+        self.output_names = None
+        self._losses = self._weights = self._trackers = self._metrics = None
+
+    def _flatten(self, model, y_pred):
+        """Return (names, flat outputs)."""
+        if isinstance(y_pred, dict):
+            return sorted(y_pred), [y_pred[key] for key in sorted(y_pred)]
+        flat = tree.flatten(y_pred)
+        if isinstance(y_pred, (list, tuple)):
+            outputs = getattr(model, "outputs", None)
+            nodes = [getattr(getattr(o, "node", None), "function", None) for o in outputs or []]
+            names = [getattr(f, "name", f"output_{i}") for i, f in enumerate(nodes)]
+            return (names if len(names) == len(flat) else [f"output_{i}" for i in range(len(flat))]), flat
+        return ["output"], flat
+
+    @staticmethod
+    def _targets(y, names, count):
+        if isinstance(y, dict):
+            return [y.get(name) for name in names]
+        if count == 1 and not isinstance(y, (list, tuple)):
+            return [y]
+        flat = list(y) if isinstance(y, (list, tuple)) else [y]
+        if len(flat) != count:
+            raise ValueError(f"The model has {count} outputs {names}, got {len(flat)} targets.")
+        return flat
+
+    @staticmethod
+    def _sample_weights(weights, names, count):
+        if isinstance(weights, dict):
+            return [weights.get(name) for name in names]
+        if isinstance(weights, (list, tuple)):
+            return list(weights)
+        return [weights] * count
+
+    def compute_loss(self, model, y, y_pred, sample_weight):
+        """Return the compiled losses' weighted sum, None when there is no loss."""
+        if self.loss is None:
+            return None
+        if self._losses is None:
+            names, flat = self._flatten(model, y_pred)
+            self._losses = [as_loss(x) for x in _by_output(self.loss, names, len(flat), "loss")]
+            self._weights = _by_output(self.loss_weights, names, len(flat), "loss_weights")
+            self.output_names = names
+            if len(flat) > 1:
+                self._trackers = [
+                    metrics_module.Mean(name=f"{n}_loss") if x is not None else None
+                    for n, x in zip(names, self._losses, strict=True)
+                ]
+        if len(self._losses) == 1 and self._weights[0] is None:
+            y_pred = y_pred if not isinstance(y_pred, (list, tuple, dict)) else tree.flatten(y_pred)[0]
+            y = y if not isinstance(y, (list, tuple, dict)) else tree.flatten(y)[0]
+            return self._losses[0](y, y_pred, sample_weight)
+        names, flat = self._flatten(model, y_pred)
+        targets = self._targets(y, names, len(flat))
+        weights = self._sample_weights(sample_weight, names, len(flat))
+        total = None
+        rows = zip(self._losses, self._weights, targets, flat, weights, strict=True)
+        for i, (loss, factor, target, output, weight) in enumerate(rows):
+            if loss is None:
+                continue
+            value = loss(target, output, weight)
+            if self._trackers is not None:
+                self._trackers[i].update_state(ops.stop_gradient(value))
+            value = value if factor is None else value * factor
+            total = value if total is None else total + value
+        return total
+
+    def update_metrics(self, model, y, y_pred, sample_weight):
+        """Feed the compiled metrics with one batch."""
+        if self._metrics is None:
+            self._metrics = self._build_metrics(model, y, y_pred)
+        if not self._metrics:
+            return
+        if len(self._metrics) and all(i == 0 for i, *_ in self._metrics) and not isinstance(
+            y_pred, (list, tuple, dict)
+        ):
+            flat, targets, weights = [y_pred], [y], [sample_weight]
+        else:
+            names, flat = self._flatten(model, y_pred)
+            targets = self._targets(y, names, len(flat))
+            weights = self._sample_weights(sample_weight, names, len(flat))
+        for i, metric, weighted in self._metrics:
+            metric.update_state(targets[i], flat[i], *([weights[i]] if weighted else []))
+
+    def _build_metrics(self, model, y, y_pred):
+        names, flat = self._flatten(model, y_pred)
+        if y is None:
+            return []
+        targets = self._targets(y, names, len(flat))
+        result = []
+        for given, weighted in ((self.given_metrics, False), (self.given_weighted, True)):
+            if given is None:
+                continue
+            if len(flat) == 1 and isinstance(given, (list, tuple)):
+                given = [given[0] if len(given) == 1 and isinstance(given[0], list) else given]
+            for i, one in enumerate(_by_output(given, names, len(flat), "metrics")):
+                one = [] if one is None else one if isinstance(one, (list, tuple)) else [one]
+                for metric in one:
+                    made = as_metric(metric, targets[i], flat[i])
+                    if len(flat) > 1:
+                        made._output_name = names[i]
+                    result.append((i, made, weighted))
+        return result
+
+    @property
+    def metrics(self):
+        """The metric objects, the loss first."""
+        built = [m for _, m, _ in self._metrics or ()]
+        return [self.loss_tracker, *(t for t in self._trackers or () if t is not None), *built]
+
+    def results(self):
+        """Return name -> value of the losses and metrics."""
+        logs = {}
+        for metric in self.metrics:
+            prefix = getattr(metric, "_output_name", None)
+            value = metric.result()
+            if isinstance(value, dict):
+                logs.update(value)
+            else:
+                logs[f"{prefix}_{metric.name}" if prefix else metric.name] = value
+        return logs

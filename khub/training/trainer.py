@@ -1,0 +1,470 @@
+"""compile, fit, evaluate, predict: one loop for every backend.
+
+A step is an ordinary function that reads and assigns Variables; `khub.jit` compiles it where that pays.
+State lives in plain objects (`Compiled`), functions are built once and kept across calls.
+"""
+
+import numpy as np
+
+from khub import dtypes, ops, tree
+from khub.backend import active
+from khub.ops.core import jit, value_and_grad
+from khub.ops.symbolic import KerasTensor, output_spec
+from khub.random import next_initial_seed
+from khub.training import data as data_module
+from khub.training.callbacks import Callback, CallbackList, History, Logs, ProgressBar
+from khub.training.compiled import Compiled
+from khub.training.data import unpack_x_y_sample_weight
+
+_TENSORS = active.TENSORS
+
+
+class Trainer:
+    """The part of a Model that trains it."""
+
+    _compiled = None
+    stop_training = False
+
+    # --- compile -----------------------------------------------------------------------------------------
+    def compile(
+        self,
+        optimizer="rmsprop",
+        loss=None,
+        loss_weights=None,
+        metrics=None,
+        weighted_metrics=None,
+        run_eagerly=False,
+        steps_per_execution=1,
+        jit_compile="auto",
+        auto_scale_loss=True,
+    ):
+        """Say how the model is trained.
+
+        optimizer, loss, metrics: names or objects, per output as lists or dicts; run_eagerly: no compilation;
+        steps_per_execution: batches in one dispatch; auto_scale_loss: mixed_float16 gets dynamic loss scaling
+        """
+        from khub.optimizers import LossScaleOptimizer, get
+
+        optimizer = get(optimizer)
+        scaled = self.dtype_policy.name == "mixed_float16" and auto_scale_loss
+        if scaled and not isinstance(optimizer, LossScaleOptimizer):
+            optimizer = LossScaleOptimizer(optimizer, name="loss_scale_optimizer")
+        if not isinstance(steps_per_execution, int) or steps_per_execution < 1:
+            raise ValueError(f"steps_per_execution must be a positive integer, got {steps_per_execution!r}.")
+        options = {
+            "run_eagerly": run_eagerly,
+            "steps_per_execution": steps_per_execution,
+            "jit_compile": jit_compile,
+        }
+        self._compiled = Compiled(optimizer, loss, loss_weights, metrics, weighted_metrics, options)
+        self.stop_training = False
+        self.train_function = self.test_function = self.predict_function = None
+
+    @property
+    def compiled(self):
+        """Whether `compile` was called."""
+        return self._compiled is not None
+
+    @property
+    def optimizer(self):
+        """The optimizer, None before `compile`."""
+        return self._compiled.optimizer if self._compiled is not None else None
+
+    @property
+    def loss(self):
+        """The loss that was compiled."""
+        return self._compiled.loss if self._compiled is not None else None
+
+    @property
+    def run_eagerly(self):
+        """Whether steps run without compilation."""
+        return self._compiled is not None and self._compiled.options["run_eagerly"]
+
+    @property
+    def metrics(self):
+        """The metrics of `compile` and those kept as attributes of the model and its layers."""
+        from khub.metrics import Metric
+
+        own = [v for layer in self.named_layers().values() for v in vars(layer).values() if isinstance(v, Metric)]
+        return [*(self._compiled.metrics if self._compiled is not None else ()), *own]
+
+    @property
+    def metrics_names(self):
+        """The names of the metrics."""
+        return [m.name for m in self.metrics]
+
+    def reset_metrics(self):
+        """Start all metrics anew."""
+        for metric in self.metrics:
+            metric.reset_state()
+
+    def get_metrics_result(self):
+        """Return name -> value of all metrics."""
+        logs = self._compiled.results() if self._compiled is not None else {}
+        known = set(map(id, self._compiled.metrics)) if self._compiled is not None else set()
+        for metric in self._own_metrics:
+            if id(metric) not in known:
+                value = metric.result()
+                logs.update(value if isinstance(value, dict) else {metric.name: value})
+        return logs
+
+    @property
+    def _own_metrics(self):
+        """Metrics held as attributes, looked up once a train function."""
+        if self.__dict__.get("_metrics") is None:
+            known = set(map(id, self._compiled.metrics)) if self._compiled is not None else set()
+            self._metrics = [m for m in self.metrics if id(m) not in known]
+        return self._metrics
+
+    def _require_compile(self, what):
+        if self._compiled is None:
+            raise ValueError(f"Call {self.name}.compile(optimizer, loss) before {what}().")
+
+    # --- steps, which users may override -----------------------------------------------------------------
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        """Return the scalar loss of a batch: the compiled losses and what layers added."""
+        loss = self._compiled.compute_loss(self, y, y_pred, sample_weight)
+        extra = self.losses if self._has_extra_losses() else ()
+        for value in extra:
+            loss = value if loss is None else loss + value
+        if loss is None:
+            raise ValueError(f"{self.name} has nothing to minimize: compile it with a loss, or add_loss().")
+        return loss
+
+    def _has_extra_losses(self):
+        """Regularizers are known before training; layers that call add_loss show it in the first step."""
+        layers = self.named_layers().values()
+        return any(layer._losses for layer in layers) or any(
+            v.regularizer is not None for v in self.trainable_variables
+        )
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        """Update the metrics with a batch and return name -> value of all."""
+        self._compiled.update_metrics(self, y, y_pred, sample_weight)
+        return self.get_metrics_result()
+
+    def train_step(self, data):
+        """Train on one batch and return name -> value of the metrics."""
+        x, y, sample_weight = unpack_x_y_sample_weight(data)
+        variables = self._trained_variables()
+
+        def forward():
+            y_pred = self(x, training=True)
+            loss = self.compute_loss(x, y, y_pred, sample_weight, training=True)
+            return self.optimizer.scale_loss(loss), (loss, y_pred)
+
+        (_, (loss, y_pred)), gradients = value_and_grad(forward, variables, has_aux=True)()
+        self.optimizer.apply(gradients, variables)
+        self._compiled.loss_tracker.update_state(loss, sample_weight=_rows(x))
+        return self.compute_metrics(x, y, y_pred, sample_weight)
+
+    def test_step(self, data):
+        """Evaluate one batch and return name -> value of the metrics."""
+        x, y, sample_weight = unpack_x_y_sample_weight(data)
+        y_pred = self(x, training=False)
+        loss = self.compute_loss(x, y, y_pred, sample_weight, training=False)
+        self._compiled.loss_tracker.update_state(loss, sample_weight=_rows(x))
+        return self.compute_metrics(x, y, y_pred, sample_weight)
+
+    def predict_step(self, data):
+        """Return the outputs for one batch."""
+        x, _, _ = unpack_x_y_sample_weight(data)
+        return self(x, training=False)
+
+    def _trained_variables(self):
+        """The trainable Variables, collected once for each train function."""
+        cached = self.__dict__.get("_training_state")
+        if cached is None:
+            cached = self._training_state = self.trainable_variables
+        return cached
+
+    # --- functions ---------------------------------------------------------------------------------------
+    def _step_function(self, step, grouped=True):
+        """Return `step` over one batch, or over a list of them, ready to be called again and again."""
+        eager = self.run_eagerly or (
+            self._compiled is not None and self._compiled.options["jit_compile"] is False and active.EAGER
+        )
+
+        def run(batches):
+            for batch in batches:
+                logs = step(batch)
+            return logs
+
+        function = run if grouped else step
+        compiled = function if eager else jit(function)
+
+        def call(argument):
+            with active.no_gradient():
+                return compiled(argument)
+
+        return call
+
+    def make_train_function(self, force=False):
+        """Build the function `fit` calls for each batch."""
+        if self.train_function is None or force:
+            self._training_state, self._metrics = None, None
+            self.train_function = self._step_function(self.train_step)
+        return self.train_function
+
+    def make_test_function(self, force=False):
+        """Build the function `evaluate` calls for each batch."""
+        if self.__dict__.get("test_function") is None or force:
+            self._metrics = None
+            self.test_function = self._step_function(self.test_step)
+        return self.test_function
+
+    def make_predict_function(self, force=False):
+        """Build the function `predict` calls for each batch."""
+        if self.__dict__.get("predict_function") is None or force:
+            self.predict_function = self._step_function(self.predict_step, grouped=False)
+        return self.predict_function
+
+    def _prepare_training(self, batch):
+        """Make every Variable of model and optimizer before the first step is traced."""
+        x, _, _ = unpack_x_y_sample_weight(batch)
+        if not all(layer.built for layer in self.named_layers().values()):
+            self._build_on(x)
+        optimizer = self.optimizer
+        if optimizer is not None and not optimizer.built:
+            optimizer.build(self.trainable_variables)
+
+    def _build_on(self, x):
+        """Build what is not built yet by calling the model on symbols shaped like a batch."""
+
+        def symbol(leaf):
+            if leaf is None:
+                return None
+            return KerasTensor(tuple(np.shape(leaf)), _dtype(leaf))
+
+        output_spec(self, (tree.map_structure(symbol, x),), {})
+
+    # --- fit ---------------------------------------------------------------------------------------------
+    def fit(
+        self,
+        x=None,
+        y=None,
+        batch_size=None,
+        epochs=1,
+        verbose="auto",
+        callbacks=None,
+        validation_split=0.0,
+        validation_data=None,
+        shuffle=True,
+        class_weight=None,
+        sample_weight=None,
+        initial_epoch=0,
+        steps_per_epoch=None,
+        validation_steps=None,
+        validation_batch_size=None,
+        validation_freq=1,
+    ):
+        """Train for a number of epochs and return the `History`.
+
+        x, y: arrays (nested too), or x an iterable of batches; validation_data: (x, y[, sample_weight]) or
+        an iterable; class_weight: class -> weight; steps_per_epoch: for iterables without an end
+        """
+        self._require_compile("fit")
+        seed = next_initial_seed() if shuffle else 0
+        source = data_module.source(
+            x, y, sample_weight, batch_size, shuffle, seed, steps_per_epoch, class_weight
+        )
+        if validation_split:
+            if not isinstance(source, data_module.ArraySource):
+                raise ValueError("validation_split needs arrays; pass validation_data beside an iterable.")
+            source, validation_data = source.split(validation_split)
+        steps = steps_per_epoch or source.num_batches
+        history = History()
+        callbacks = self._callbacks(callbacks, verbose, history, epochs=epochs, steps=steps)
+        step = self.make_train_function()
+        per_call = self._compiled.options["steps_per_execution"]
+        self.stop_training = False
+        callbacks.call("on_train_begin", {})
+        persistent = None
+        logs = {}
+        for epoch in range(initial_epoch, epochs):
+            self.reset_metrics()
+            callbacks.call("on_epoch_begin", epoch, {})
+            if persistent is None or not (steps_per_epoch and not isinstance(source, data_module.ArraySource)):
+                persistent = self._batches(source)
+            logs = self._run_epoch(persistent, step, per_call, steps_per_epoch, callbacks, "train")
+            logs = dict(Logs(logs).items())
+            if validation_data is not None and (epoch + 1) % validation_freq == 0:
+                results = self.evaluate(
+                    *self._validation(validation_data),
+                    batch_size=validation_batch_size or batch_size,
+                    steps=validation_steps,
+                    verbose=0,
+                    return_dict=True,
+                )
+                logs.update({f"val_{name}": value for name, value in results.items()})
+            callbacks.call("on_epoch_end", epoch, logs)
+            if self.stop_training:
+                break
+        if self.optimizer is not None:
+            self.optimizer.finalize_variable_values(self._trained_variables())
+        callbacks.call("on_train_end", logs)
+        return history
+
+    @staticmethod
+    def _validation(data):
+        if isinstance(data, (tuple, list)) and not hasattr(data, "__next__"):
+            return unpack_x_y_sample_weight(tuple(data))
+        return (data,)
+
+    def _callbacks(self, given, verbose, *first, predicting=False, **params):
+        if isinstance(given, CallbackList):
+            return given
+        given = [given] if isinstance(given, Callback) else list(given or ())
+        bar = [ProgressBar(verbose)] if verbose else []
+        return CallbackList([*first, *given, *bar], self, verbose=verbose, **params)
+
+    def _batches(self, source):
+        """Iterate over the batches, preprocessed in a thread where there is a preprocessor."""
+        preprocessor = self.__dict__.get("preprocessor")
+
+        def prepare(batch):
+            x, y, weight = batch
+            if preprocessor is not None and data_module.is_raw_texts(x):
+                return unpack_x_y_sample_weight(preprocessor(x, y, weight))
+            return batch
+
+        if preprocessor is not None or not isinstance(source, data_module.ArraySource):
+            return data_module.prefetch(source, prepare)
+        return iter(source)
+
+    def _run_epoch(self, batches, step, per_call, limit, callbacks, kind):
+        begins, ends = callbacks.has(f"on_{kind}_batch_begin"), callbacks.has(f"on_{kind}_batch_end")
+        logs, done, group, first = {}, 0, [], True
+        for batch in batches:
+            if first:
+                first = False
+                self._prepare_training(batch)
+            group.append(batch)
+            last = limit is not None and done + len(group) >= limit
+            if len(group) < per_call and not last:
+                continue
+            logs = self._run_group(group, step, done, callbacks, kind, begins, ends)
+            done, group = done + len(group), []
+            if last or self.stop_training:
+                break
+        if group:
+            logs = self._run_group(group, step, done, callbacks, kind, begins, ends)
+            done += len(group)
+        if done == 0:
+            raise ValueError("The data gave no batch; an iterator is used up after one epoch.")
+        if limit is not None and done < limit and not self.stop_training:
+            raise ValueError(f"The data ended after {done} of {limit} batches.")
+        return logs
+
+    @staticmethod
+    def _run_group(group, step, done, callbacks, kind, begins, ends):
+        if begins:
+            callbacks.call(f"on_{kind}_batch_begin", done, {})
+        logs = step(group)
+        if ends:
+            callbacks.call(f"on_{kind}_batch_end", done + len(group) - 1, Logs(logs))
+        return logs
+
+    # --- evaluate and predict ----------------------------------------------------------------------------
+    def evaluate(
+        self,
+        x=None,
+        y=None,
+        sample_weight=None,
+        batch_size=None,
+        verbose="auto",
+        steps=None,
+        callbacks=None,
+        return_dict=False,
+        **kwargs,
+    ):
+        """Return the loss and metrics over the data: a number, a list, or a dict if asked for."""
+        self._require_compile("evaluate")
+        source = data_module.source(x, y, sample_weight, batch_size, False, 0, steps)
+        callbacks = self._callbacks(callbacks, verbose, steps=steps or source.num_batches)
+        step = self.make_test_function()
+        self.reset_metrics()
+        callbacks.call("on_test_begin", {})
+        per_call = self._compiled.options["steps_per_execution"]
+        logs = self._run_epoch(self._batches(source), step, per_call, steps, callbacks, "test")
+        logs = dict(Logs(logs).items())
+        callbacks.call("on_test_end", logs)
+        return self._results(logs, return_dict)
+
+    @staticmethod
+    def _results(logs, return_dict):
+        if return_dict:
+            return logs
+        values = list(logs.values())
+        return values[0] if len(values) == 1 else values
+
+    def predict(self, x, batch_size=None, verbose="auto", steps=None, callbacks=None):
+        """Return the outputs for all rows of the data as NumPy arrays."""
+        step = self.make_predict_function()
+        if not verbose and callbacks is None and steps is None and type(x) is np.ndarray:
+            if len(x) <= (batch_size or 32) and x.dtype.kind not in "OUS" and x.dtype != np.float64:
+                outputs = step(x)
+                if type(outputs) in _TENSORS:
+                    return active.convert_to_numpy(outputs)
+                return tree.map_structure(active.convert_to_numpy, outputs)
+        source = data_module.source(x, None, None, batch_size, False, 0, steps)
+        callbacks = self._callbacks(callbacks, verbose, steps=steps or source.num_batches)
+        callbacks.call("on_predict_begin", {})
+        parts, wants = [], callbacks.has("on_predict_batch_end")
+        for i, batch in enumerate(self._batches(source)):
+            if steps is not None and i >= steps:
+                break
+            if i == 0 and not all(layer.built for layer in self.named_layers().values()):
+                self._build_on(batch[0])
+            callbacks.call("on_predict_batch_begin", i, {})
+            outputs = step(batch[0] if not isinstance(batch[0], (list, tuple)) else (batch[0],))
+            parts.append(tree.map_structure(active.convert_to_numpy, outputs))
+            if wants:
+                callbacks.call("on_predict_batch_end", i, {"outputs": parts[-1]})
+        callbacks.call("on_predict_end", {})
+        if not parts:
+            raise ValueError("The data gave no batch to predict.")
+        if len(parts) == 1:
+            return parts[0]
+        return tree.map_structure(lambda *rows: np.concatenate(rows), *parts)
+
+    # --- one batch at a time -----------------------------------------------------------------------------
+    def _one_batch(self, function, x, y, sample_weight, return_dict):
+        source = data_module.ArraySource(x, y, sample_weight, None, False, 0)
+        batch = next(iter(self._batches(_Whole(source))))
+        self._prepare_training(batch)
+        logs = dict(Logs(function([batch])).items())
+        return self._results(logs, return_dict)
+
+    def train_on_batch(self, x, y=None, sample_weight=None, class_weight=None, return_dict=False):
+        """Train on one batch and return the loss and metrics since the last `reset_metrics`."""
+        self._require_compile("train_on_batch")
+        if class_weight is not None:
+            sample_weight = data_module.class_weights(class_weight, y, sample_weight)
+        return self._one_batch(self.make_train_function(), x, y, sample_weight, return_dict)
+
+    def test_on_batch(self, x, y=None, sample_weight=None, return_dict=False):
+        """Evaluate one batch and return the loss and metrics since the last `reset_metrics`."""
+        self._require_compile("test_on_batch")
+        return self._one_batch(self.make_test_function(), x, y, sample_weight, return_dict)
+
+    def predict_on_batch(self, x):
+        """Return the outputs for one batch as NumPy arrays."""
+        return self.predict(x, batch_size=len(tree.flatten(x)[0]), verbose=0)
+
+
+class _Whole(data_module.ArraySource):
+    """All rows of an array source as one batch."""
+
+    def __init__(self, source):
+        vars(self).update(vars(source))
+        self.batch_size = self.size
+
+
+def _rows(x):
+    return ops.shape(tree.flatten(x)[0])[0]
+
+
+def _dtype(leaf):
+    name = dtypes.standardize(leaf.dtype) if hasattr(leaf, "dtype") else "float32"
+    return "float32" if name == "float64" else name

@@ -1,0 +1,34 @@
+"""Text models: tokenizers, preprocessors, tasks, and one file for each architecture family."""
+
+from . import datasets, preprocessing, tasks, tokenizers
+from .bert import BertBackbone, BertClassifier, BertMaskedLM, BertTextEmbedder, BertTokenizer
+from .preprocessing import (
+    MaskedLMPreprocessor,
+    TextClassifierPreprocessor,
+    TextEmbedderPreprocessor,
+)
+from .tasks import Backbone, MaskedLM, Task, TextClassifier, TextEmbedder
+from .tokenizers import Tokenizer, WordPieceTokenizer, train_word_piece
+
+__all__ = [
+    "Backbone",
+    "BertBackbone",
+    "BertClassifier",
+    "BertMaskedLM",
+    "BertTextEmbedder",
+    "BertTokenizer",
+    "MaskedLM",
+    "MaskedLMPreprocessor",
+    "Task",
+    "TextClassifier",
+    "TextClassifierPreprocessor",
+    "TextEmbedder",
+    "TextEmbedderPreprocessor",
+    "Tokenizer",
+    "WordPieceTokenizer",
+    "datasets",
+    "preprocessing",
+    "tasks",
+    "tokenizers",
+    "train_word_piece",
+]

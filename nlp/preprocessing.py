@@ -1,0 +1,228 @@
+"""Text to arrays, on the host: what a task's network is fed. NumPy only, safe in any thread.
+
+A preprocessor is called as `preprocessor(x, y=None, sample_weight=None)` and gives x, (x, y) or
+(x, y, sample_weight) back. x: list[str] for single texts; for pairs a tuple of two such lists, or a
+list of 2-tuples. One str (or a tuple of two) gives arrays without the batch axis.
+"""
+
+import itertools
+
+import numpy as np
+
+from khub.fields import Configurable, PositiveInt, Rate
+
+from ..presets import Presettable
+from .tokenizers import check_texts
+
+
+class BertPreprocessor(Presettable, Configurable):
+    """[CLS] first [SEP] (second [SEP]), cut and padded to one length.
+
+    -> {"token_ids": int32 (batch, sequence_length), "segment_ids": the same, "padding_mask": bool}
+    truncate: "longest_first" takes tokens from the longer text of a pair, as transformers does;
+    "round_robin" shares the room token by token, as KerasHub does; "only_first" and "only_second"
+    cut one text alone.
+    """
+
+    tokenizer: object
+    sequence_length: PositiveInt = 512
+    truncate: str = "longest_first"
+
+    def setup(self):
+        if self.truncate not in TRUNCATE:
+            raise ValueError(
+                f"truncate must be one of {', '.join(TRUNCATE)}; got {self.truncate!r}."
+            )
+        if self.sequence_length < 3:
+            raise ValueError(
+                f"sequence_length must be at least 3 ([CLS], a token, [SEP]); got "
+                f"{self.sequence_length}."
+            )
+
+    def __call__(self, x, y=None, sample_weight=None):
+        return pack(self.encode(x), y, sample_weight)
+
+    def encode(self, x):
+        segments, batched = text_segments(x)
+        arrays = self.assemble([self.tokenizer.tokenize(texts) for texts in segments])
+        return arrays if batched else {name: array[0] for name, array in arrays.items()}
+
+    def assemble(self, segments):
+        """Arrays of token ids.  segments: one or two lists (batch) of lists of ids"""
+        tokenizer, length = self.tokenizer, self.sequence_length
+        token_ids = np.full((len(segments[0]), length), tokenizer.pad_token_id, "int32")
+        segment_ids = np.zeros_like(token_ids)
+        sizes = np.empty(len(token_ids), "int64")
+        room = length - 1 - len(segments)
+        for row, parts in enumerate(zip(*segments)):
+            kept = TRUNCATE[self.truncate]([len(ids) for ids in parts], room)
+            ids = [tokenizer.cls_token_id]
+            for number, (part, size) in enumerate(zip(parts, kept)):
+                segment_ids[row, len(ids) : len(ids) + size + 1] = number
+                ids += part[:size]
+                ids.append(tokenizer.sep_token_id)
+            token_ids[row, : len(ids)] = ids
+            sizes[row] = len(ids)
+        padding_mask = np.arange(length) < sizes[:, None]
+        return {"token_ids": token_ids, "segment_ids": segment_ids, "padding_mask": padding_mask}
+
+    def preset_config(self):
+        """What config.json keeps: all fields but the tokenizer, which has files of its own."""
+        return {name: getattr(self, name) for name, *_ in self._fields if name != "tokenizer"}
+
+
+class TextClassifierPreprocessor(BertPreprocessor):
+    """Texts or pairs of texts for a classifier."""
+
+
+class TextEmbedderPreprocessor(BertPreprocessor):
+    """Texts for a sentence encoder."""
+
+
+class MaskedLMPreprocessor(BertPreprocessor):
+    """Texts with some tokens hidden, to be predicted: masked language modelling.
+
+    x: {"token_ids", "segment_ids", "padding_mask": (batch, sequence_length),
+        "mask_positions": int32 (batch, mask_selection_length), 0 where unused}
+    y: the hidden ids (batch, mask_selection_length); sample_weight: 1 where used, else 0.
+    Of the chosen tokens `mask_token_rate` become [MASK], `random_token_rate` a random token, the
+    rest stay. Every call draws new ones, from Philox keyed by (seed, number of the call). A text
+    that already contains [MASK] is left as it is: its masks are the positions, with weight 0.
+    Devlin et al. 2018, arXiv:1810.04805, section 3.1.
+    """
+
+    tokenizer: object
+    sequence_length: PositiveInt = 512
+    truncate: str = "longest_first"
+    mask_selection_rate: Rate = 0.15
+    mask_selection_length: PositiveInt = 96
+    mask_token_rate: Rate = 0.8
+    random_token_rate: Rate = 0.1
+    seed: int = 0
+
+    def setup(self):
+        super().setup()
+        if self.mask_token_rate + self.random_token_rate > 1:
+            raise ValueError(
+                "mask_token_rate + random_token_rate must not exceed 1; got "
+                f"{self.mask_token_rate} + {self.random_token_rate}."
+            )
+        self.special_ids = [
+            value for name, value in vars(self.tokenizer).items() if name.endswith("_token_id")
+        ]
+        self.calls = itertools.count()  # next() of it is atomic
+
+    def __call__(self, x, y=None, sample_weight=None):
+        if y is not None or sample_weight is not None:
+            raise ValueError(
+                f"{type(self).__name__} makes the targets and weights itself; give texts only, or "
+                "preprocessor=None to feed your own."
+            )
+        segments, batched = text_segments(x)
+        arrays = self.mask(self.assemble([self.tokenizer.tokenize(texts) for texts in segments]))
+        if batched:
+            return arrays
+        x, y, weights = arrays
+        return {name: array[0] for name, array in x.items()}, y[0], weights[0]
+
+    def mask(self, x):
+        """Hide tokens of assembled arrays.  -> (x with "mask_positions", mask_ids, mask_weights)"""
+        random = np.random.Generator(np.random.Philox(key=[self.seed, next(self.calls)]))
+        tokens, mask_id = x["token_ids"], self.tokenizer.mask_token_id
+        free = ~np.isin(tokens, self.special_ids)
+        given = tokens == mask_id
+        ready = given.any(1, keepdims=True)
+        count = np.rint(self.mask_selection_rate * free.sum(1)).clip(1).astype("int64")
+        count = np.where(ready[:, 0], given.sum(1), np.minimum(count, free.sum(1)))
+        # The `count` highest scores of a row are its positions; what is not free scores below 0.
+        score = np.where(np.where(ready, given, free), random.random(tokens.shape), -1.0)
+        width = min(self.mask_selection_length, tokens.shape[1])
+        order = np.argsort(-score, axis=1)[:, :width]
+        used = np.arange(width) < count[:, None]
+        order = np.sort(np.where(used, order, tokens.shape[1]), axis=1)  # unused ones go last
+        used = order < tokens.shape[1]
+        positions = np.where(used, order, 0)
+        targets = np.take_along_axis(tokens, positions, 1)
+        weights = used & ~ready
+        fate = random.random(positions.shape)
+        anything = random.integers(0, self.tokenizer.vocabulary_size(), positions.shape, "int32")
+        shown = np.where(fate < self.mask_token_rate + self.random_token_rate, anything, targets)
+        shown = np.where(fate < self.mask_token_rate, mask_id, shown)
+        hidden = tokens.copy()
+        rows, columns = np.nonzero(weights)
+        hidden[rows, positions[rows, columns]] = shown[rows, columns]
+        pad = [(0, 0), (0, self.mask_selection_length - width)]
+        x = {**x, "token_ids": hidden, "mask_positions": np.pad(positions, pad).astype("int32")}
+        targets = np.pad(np.where(used, targets, 0), pad).astype("int32")
+        return x, targets, np.pad(weights, pad).astype("float32")
+
+
+def longest_first(sizes, room):
+    """Take from the longer text until both fit; at equal lengths the second keeps the odd token."""
+    if sum(sizes) <= room:
+        return list(sizes)
+    if len(sizes) == 1:
+        return [room]
+    short = min(*sizes, room // 2)
+    return [short, room - short] if sizes[0] <= sizes[1] else [room - short, short]
+
+
+def round_robin(sizes, room):
+    """Give tokens in turn, the first text first."""
+    if sum(sizes) <= room:
+        return list(sizes)
+    if len(sizes) == 1:
+        return [room]
+    first = min(sizes[0], max(room - sizes[1], (room + 1) // 2))
+    return [first, min(sizes[1], room - first)]
+
+
+def only(index, sizes, room):
+    """Cut one text alone; the others must fit."""
+    index = min(index, len(sizes) - 1)
+    rest = sum(sizes) - sizes[index]
+    if rest > room:
+        raise ValueError(
+            f"truncate cuts only text {index + 1} of the pair, but the other alone has {rest} "
+            f"tokens and the room is {room}. Use truncate='longest_first' or a longer "
+            "sequence_length."
+        )
+    return [min(size, room - rest) if i == index else size for i, size in enumerate(sizes)]
+
+
+TRUNCATE = {
+    "longest_first": longest_first,
+    "round_robin": round_robin,
+    "only_first": lambda sizes, room: only(0, sizes, room),
+    "only_second": lambda sizes, room: only(1, sizes, room),
+}
+
+
+def text_segments(x):
+    """(one or two lists of str, whether x was a batch), of everything that a user may give."""
+    if isinstance(x, str):
+        return [[x]], False
+    if isinstance(x, tuple):
+        if len(x) == 2 and all(isinstance(part, str) for part in x):
+            return [[x[0]], [x[1]]], False
+        if len(x) > 2 or any(isinstance(part, str) for part in x):
+            raise ValueError(
+                f"A tuple is read as a pair of lists of texts; got a tuple of {len(x)}."
+            )
+        segments = [check_texts(part) for part in x]
+    else:
+        items = x.tolist() if isinstance(x, np.ndarray) else list(x)
+        paired = bool(items) and isinstance(items[0], (tuple, list))
+        if paired and any(not isinstance(i, (tuple, list)) or len(i) != 2 for i in items):
+            raise ValueError("Every item of a list of pairs must be (first text, second text).")
+        segments = [check_texts(part) for part in (zip(*items) if paired else [items])]
+    if len({len(part) for part in segments}) > 1:
+        sizes = " and ".join(str(len(part)) for part in segments)
+        raise ValueError(f"The two lists of a pair must be equally long; got {sizes} texts.")
+    return segments, True
+
+
+def pack(x, y, sample_weight):
+    if sample_weight is not None:
+        return x, y, sample_weight
+    return x if y is None else (x, y)

@@ -1,0 +1,202 @@
+"""From a handle to a folder on this machine: embedded files, the Hub's cache, archives."""
+
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+import zipfile
+from contextlib import contextmanager
+from pathlib import Path
+
+from .handles import parse
+
+SMALL_FILES = [  # everything of a preset but its weights
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "spiece.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "modules.json",
+    "sentence_bert_config.json",
+    "1_Pooling/config.json",
+    "reference_outputs.safetensors",
+]
+WEIGHT_FILES = ["model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"]
+ARCHIVE_LIMIT = 50_000_000_000  # bytes, unpacked
+
+
+class DownloadError(OSError):
+    """A preset could not be fetched; the message says why and what to do."""
+
+
+def download(handle, revision=None, progress=True, weights=True):
+    """Return the folder with the preset's files, fetching what is not on this machine yet.
+
+    revision: branch, tag or commit of a Hub repository   weights: False fetches all but those
+    Embedded presets and folders never open a socket. HF_ENDPOINT, HF_HUB_CACHE, HF_HUB_OFFLINE and
+    the Hub's tokens count. Raises DownloadError; ValueError for a malformed or unknown handle.
+    """
+    place = parse(handle)
+    if revision and place.kind != "hub":
+        raise ValueError(f"{handle} has no revisions: it is no repository on the Hub.")
+    if place.kind == "hub":
+        return _from_hub(place.location, revision or place.revision, progress, weights)
+    if place.kind == "archive":
+        return _from_archive(place.location, place.revision)
+    folder = Path(place.location)
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} is no preset: it has no config.json.")
+    return folder
+
+
+def is_offline():
+    """Whether HF_HUB_OFFLINE forbids the network."""
+    names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    return any(os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE") for name in names)
+
+
+@contextmanager
+def _progress_bars(wanted):
+    from huggingface_hub import utils
+
+    if wanted or utils.are_progress_bars_disabled():
+        yield
+    else:
+        utils.disable_progress_bars()
+        try:
+            yield
+        finally:
+            utils.enable_progress_bars()
+
+
+def _from_hub(repository, revision, progress, weights):
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    what = f"hf://{repository}" + (f"@{revision}" if revision else "")
+    patterns = SMALL_FILES + (WEIGHT_FILES if weights else [])
+    try:
+        # the environment is read here, because huggingface_hub reads it once, at its import
+        with _progress_bars(progress):
+            folder = huggingface_hub.snapshot_download(
+                repository,
+                revision=revision,
+                allow_patterns=patterns,
+                cache_dir=os.environ.get("HF_HUB_CACHE"),
+                endpoint=os.environ.get("HF_ENDPOINT"),
+                local_files_only=is_offline(),
+            )
+    except errors.GatedRepoError as error:
+        raise DownloadError(
+            f"{what} is gated: accept its terms on its page, then `hf auth login` or set HF_TOKEN."
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise DownloadError(f"{what}: the repository has no such revision.") from error
+    except errors.RepositoryNotFoundError as error:
+        raise DownloadError(
+            f"{what} does not exist, or is private: check the name, or set HF_TOKEN."
+        ) from error
+    except errors.LocalEntryNotFoundError as error:
+        reason = (
+            "is not (wholly) in the cache, and HF_HUB_OFFLINE forbids to download it; unset it once"
+            if is_offline()
+            else "cannot be downloaded: the Hub did not answer; check the network and HF_ENDPOINT"
+        )
+        raise DownloadError(f"{what} {reason}. ({_first_line(error)})") from error
+    except (errors.HfHubHTTPError, OSError) as error:
+        raise DownloadError(f"{what} could not be downloaded: {_first_line(error)}") from error
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise DownloadError(f"{what} is no preset: it has no config.json.")
+    _check_digests(folder, what)
+    return folder
+
+
+def _first_line(error):
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def _check_digests(folder, what):
+    """Compare large files with the server's sha256, which the cache keeps as the blob's name.
+
+    A file that passed has its modification time noted in `~/.khub/checked`, and is not read again.
+    """
+    for path in folder.glob("*.safetensors"):
+        blob = path.resolve()
+        if not re.fullmatch(r"[0-9a-f]{64}", blob.name):
+            continue
+        note = _home() / "checked" / blob.name
+        stamp = str(blob.stat().st_mtime_ns)
+        if note.is_file() and note.read_text() == stamp:
+            continue
+        with open(blob, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != blob.name:
+            path.unlink()
+            blob.unlink()
+            raise DownloadError(
+                f"{what}: {path.name} has sha256 {digest}, the server says {blob.name}. "
+                "The damaged file was removed from the cache; download it again."
+            )
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(stamp)
+
+
+def _home():
+    from khub import config
+
+    return config.home()
+
+
+def _from_archive(address, digest):
+    target = _home() / "presets" / digest
+    if target.is_dir():
+        return target
+    if is_offline():
+        raise DownloadError(
+            f"{address} is not in {target}, and HF_HUB_OFFLINE forbids to fetch it."
+        )
+    import urllib.request
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        packed, unpacked = Path(scratch, "preset.zip"), Path(scratch, "preset")
+        try:
+            with urllib.request.urlopen(address, timeout=30) as answer, open(packed, "wb") as file:
+                shutil.copyfileobj(answer, file)
+        except OSError as error:
+            raise DownloadError(f"{address} could not be downloaded: {error}.") from error
+        with open(packed, "rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != digest:
+            raise DownloadError(f"{address} has sha256 {found}; its handle asks for {digest}.")
+        _unpack(packed, unpacked, address)
+        if not (unpacked / "config.json").is_file():
+            raise DownloadError(f"{address} is no preset: it has no config.json at its top.")
+        unpacked.rename(target)
+    return target
+
+
+def _unpack(packed, folder, address):
+    folder.mkdir()
+    try:
+        with zipfile.ZipFile(packed) as archive:
+            if sum(member.file_size for member in archive.infolist()) > ARCHIVE_LIMIT:
+                raise DownloadError(f"{address} unpacks to more than {ARCHIVE_LIMIT:,} bytes.")
+            for member in archive.infolist():
+                parts = Path(member.filename).parts
+                if Path(member.filename).is_absolute() or ".." in parts or "\\" in member.filename:
+                    raise DownloadError(f"{address} holds the unsafe path {member.filename!r}.")
+                archive.extract(
+                    member, folder
+                )  # writes plain files: a link becomes its target's name
+    except zipfile.BadZipFile as error:
+        raise DownloadError(f"{address} is not a zip: {error}.") from error

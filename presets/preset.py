@@ -1,0 +1,308 @@
+"""from_preset, save_to_preset, push_to_hub: models, tokenizers, preprocessors as preset folders."""
+
+import inspect
+import os
+import shutil
+import tempfile
+import uuid
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import weights
+from .download import SMALL_FILES, WEIGHT_FILES, download
+from .family import Family, of_class, of_model_type
+from .tensors import FULL, Checkpoint, disk_error, parse_json, write_checkpoint, write_json
+
+CONFIG = "config.json"
+CONFIG_LIMIT = 10_000_000  # bytes
+
+
+@dataclass(frozen=True)
+class Preset:
+    """An opened preset: its folder, the content of config.json, and the family that reads it."""
+
+    folder: Path
+    config: dict
+    family: Family
+
+    @property
+    def own(self):
+        """What config.json keeps for khub alone."""
+        own = self.config.get("khub", {})
+        return own if isinstance(own, dict) else {}
+
+    @property
+    def positions(self):
+        """The longest sequence that the backbone takes, None when it is not said."""
+        found = self.family.backbone.config_from_reference(self.config).get("max_sequence_length")
+        return found if isinstance(found, int) else None
+
+    @property
+    def architecture(self):
+        """The reference's class that the weights were saved from, None when it is not said."""
+        names = self.config.get("architectures")
+        return names[0] if isinstance(names, list) and names else None
+
+    def default_class(self):
+        """Return the class that was saved: khub's, else the architecture's, else the backbone."""
+        for cls in self.family.classes():
+            if cls.__name__ == self.own.get("class"):
+                return cls
+        for task, architecture in self.family.architectures.items():
+            if architecture == self.architecture and task in self.family.tasks:
+                return self.family.tasks[task]
+        return self.family.backbone
+
+
+def open_preset(handle, load_weights=True):
+    """Fetch a handle and return its `Preset`. Raises ValueError when no family reads it."""
+    folder = download(handle, weights=load_weights)
+    path = folder / CONFIG
+    if path.stat().st_size > CONFIG_LIMIT:
+        raise ValueError(
+            f"{path} has {path.stat().st_size:,} bytes; at most {CONFIG_LIMIT:,} is sane."
+        )
+    config = parse_json(path.read_bytes(), str(path))
+    if not isinstance(config.get("model_type"), str):
+        raise ValueError(f"{path} has no model_type, which says what architecture it is.")
+    return Preset(folder, config, of_model_type(config["model_type"], path))
+
+
+def load(handle, **options):
+    """Open a preset as the class it was saved as; options are `from_preset`'s."""
+    cls = open_preset(handle, options.get("load_weights", True)).default_class()
+    return cls.from_preset(handle, **options)
+
+
+def choose_class(cls, preset):
+    """Return the class of the preset's family that stands for `cls`, a generic or concrete one.
+
+    Raises ValueError, naming the class to use, when `cls` belongs to another family.
+    """
+    family, own = preset.family, of_class(cls)
+    if own is family or hasattr(cls, "preset_config") and own is None:
+        return cls
+    where = f"{preset.folder / CONFIG} has model_type {preset.config['model_type']!r}"
+    if own is not None:
+        task = _task_name(own, cls)
+        right = family.tasks.get(task, family.backbone if task is None else None)
+        hint = f"use {right.__name__}" if right else f"{family.name} has no {task}"
+        raise ValueError(
+            f"{where}, but {cls.__name__} reads {', '.join(own.model_types)}: {hint}, or load("
+            "handle) for the class that was saved."
+        )
+    fitting = [c for c in family.classes() if issubclass(c, cls)]
+    if cls.__name__ in family.tasks:
+        return family.tasks[cls.__name__]
+    if preset.default_class() in fitting:
+        return preset.default_class()
+    if len(fitting) == 1:
+        return fitting[0]
+    have = ", ".join(c.__name__ for c in family.classes())
+    raise ValueError(f"{where}, and the family {family.name} has no {cls.__name__}; it has {have}.")
+
+
+def _task_name(family, cls):
+    return next((name for name, c in family.tasks.items() if issubclass(cls, c)), None)
+
+
+def _arguments(cls):
+    return inspect.signature(cls.__init__).parameters.keys() - {"self", "kwargs", "args"}
+
+
+class Presettable:
+    """Gives a class `from_preset`, `save_to_preset` and `push_to_hub`.
+
+    Three kinds. Models have weight_map, ignored and reference_config(); a backbone also
+    reference_prefix, optional and config_from_reference(config), a task head_from_reference(config)
+    and preprocessor_class. Preprocessors have preset_config() and a tokenizer, their first
+    argument. Tokenizers have load(folder) and save(folder).
+    """
+
+    @classmethod
+    def from_preset(cls, handle, load_weights=True, dtype=None, strict=True, **overrides):
+        """Return an instance made from a preset; a generic class returns the family's own.
+
+        handle: catalogue name, hf://org/name[@revision], folder, https://...zip#sha256=...
+        dtype: of the weights and the computation; None keeps bfloat16, else is the default
+        strict: every tensor must fit; False logs those that do not
+        overrides: constructor arguments of the task, its backbone or its preprocessor
+        """
+        from khub.layers import Layer
+
+        preset = open_preset(handle, load_weights and issubclass(cls, Layer))
+        target = choose_class(cls, preset)
+        if not issubclass(target, Layer):
+            return _host_side(target, preset, overrides)
+        return _model(target, preset, load_weights, dtype, strict, overrides)
+
+    def save_to_preset(self, folder, dtype=None):
+        """Write the Hugging Face layout into `folder`, all of it or, when anything fails, nothing.
+
+        dtype: of the floats in the file, None means as they are
+        Raises OSError when there is no room, FileExistsError for a folder that is no preset.
+        """
+        if hasattr(self, "weight_map"):
+            return _save_model(self, Path(folder), dtype)
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        getattr(self, "tokenizer", self).save(folder)
+
+    def push_to_hub(self, repository, private=False, token=None):
+        """Save, then upload to "org/name" on the Hub; return the commit's address."""
+        from huggingface_hub import HfApi
+
+        api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=token)
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch, "preset")
+            self.save_to_preset(folder)
+            api.create_repo(repository, private=private, exist_ok=True)
+            commit = api.upload_folder(repo_id=repository, folder_path=folder)
+        return commit.commit_url
+
+
+def _host_side(cls, preset, overrides):
+    if not hasattr(cls, "preset_config"):
+        return cls.load(preset.folder, **overrides)
+    tokenizer = overrides.pop("tokenizer", None) or preset.family.tokenizer.load(preset.folder)
+    known, positions = _arguments(cls), preset.positions
+    saved = preset.own.get("preprocessor") or {}
+    if positions is not None and "sequence_length" in known - saved.keys() - overrides.keys():
+        overrides["sequence_length"] = min(512, positions)
+    return cls(tokenizer, **{k: v for k, v in saved.items() if k in known}, **overrides)
+
+
+def _model(cls, preset, load_weights, dtype, strict, overrides):
+    family = preset.family
+    checkpoint = Checkpoint(preset.folder) if load_weights else None
+    if dtype is None and checkpoint and checkpoint.float_dtypes() == {"bfloat16"}:
+        dtype = "bfloat16"
+    common = {"dtype": dtype} if dtype is not None else {}
+    backbone = family.backbone.config_from_reference(preset.config)
+    if issubclass(cls, family.backbone):
+        _split(overrides, cls)
+        model, changed = cls(**{**backbone, **overrides}, **common), False
+    else:
+        head = cls.head_from_reference(preset.config)
+        if preset.own.get("class") == cls.__name__:
+            head |= preset.own.get("head") or {}
+        preprocessor = getattr(cls, "preprocessor_class", None)
+        own, inner, host = _split(overrides, cls, family.backbone, preprocessor)
+        if preprocessor and "preprocessor" not in own:
+            own["preprocessor"] = _host_side(preprocessor, preset, host)
+        if own.get("num_classes", (was := head.get("num_classes"))) != was:
+            head.pop("labels", None)  # they name the classes of the saved head
+        changed = any(head.get(name) != own[name] for name in own.keys() - {"preprocessor"})
+        model = cls(family.backbone(**{**backbone, **inner}, **common), **{**head, **own}, **common)
+    if load_weights:
+        expected = family.architectures.get(_task_name(family, cls))
+        saved = preset.architecture
+        foreign = saved not in (None, expected) and not saved.endswith("ForPreTraining")
+        weights.load(model, checkpoint, family.heads(), foreign, changed, strict)
+    return model
+
+
+def _split(overrides, *classes):
+    """Share overrides out to the first class that has an argument of this name."""
+    shares = [{} for _ in classes]
+    for name, value in overrides.items():
+        takers = [
+            i for i, c in enumerate(classes) if c and name in {"name", "trainable", *_arguments(c)}
+        ]
+        if not takers:
+            known = sorted(set().union(*(_arguments(c) for c in classes if c)) - {"backbone"})
+            raise TypeError(
+                f"{classes[0].__name__}.from_preset got an unknown argument {name!r}; expected "
+                f"load_weights, dtype, strict or one of {', '.join(known)}."
+            )
+        shares[takers[0]][name] = value
+    return shares
+
+
+def _save_model(model, folder, dtype):
+    family = of_class(type(model))
+    if family is None:
+        raise ValueError(f"{type(model).__name__} belongs to no registered family.")
+    task, preprocessor = _task_name(family, type(model)), getattr(model, "preprocessor", None)
+    saved = family.tasks[task] if task else family.backbone
+    found = weights.tensors(model, dtype)
+    floats = {t.dtype.name for t in found.values() if weights.is_float(t.dtype)}
+    own = {"class": saved.__name__}
+    config = {
+        **model.reference_config(),
+        "dtype": floats.pop() if len(floats) == 1 else "float32",
+        "khub": own,
+    }
+    if task and (head := _head_beyond(model, saved, config)):
+        own["head"] = head
+    if preprocessor is not None:
+        own["preprocessor"] = preprocessor.preset_config()
+    if architecture := family.architectures.get(task or "Backbone"):
+        config["architectures"] = [architecture]
+    needed = sum(tensor.nbytes for tensor in found.values())
+    with staged(folder, needed) as scratch:
+        write_json(scratch / CONFIG, config)
+        write_checkpoint(scratch, found)
+        if preprocessor is not None:
+            preprocessor.tokenizer.save(scratch)
+
+
+def _head_beyond(model, cls, config):
+    """Return the head's constructor arguments that the reference's config.json has no place for."""
+    own = model.get_config()
+    names = _arguments(cls) & own.keys() - {"backbone", "preprocessor"}
+    known = cls.head_from_reference(config)
+    return {n: own[n] for n in sorted(names) if n not in known}
+
+
+@contextmanager
+def staged(folder, needed):
+    """Give a temporary sibling of `folder` that takes its place when all went well.
+
+    A preset that was there stays whole until then; files that khub does not write (README.md, ...)
+    are kept. Raises FileExistsError when the folder holds something else than a preset.
+    """
+    folder = folder.expanduser().resolve()
+    if folder.exists() and not (folder.is_dir() and _replaceable(folder)):
+        raise FileExistsError(
+            f"{folder} exists and is no preset (no {CONFIG}); choose another folder."
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    mark = uuid.uuid4().hex[:8]
+    scratch = folder.with_name(f".{folder.name}.{mark}.tmp")
+    try:
+        scratch.mkdir()
+        yield scratch
+        if not folder.exists():
+            scratch.rename(folder)
+            return
+        _keep_others(folder, scratch)
+        old = folder.with_name(f".{folder.name}.{mark}.old")
+        folder.rename(old)
+        try:
+            scratch.rename(folder)
+        except OSError:
+            old.rename(folder)
+            raise
+        shutil.rmtree(old)
+    except OSError as error:
+        if error.errno in FULL:
+            raise disk_error(OSError(error.errno), folder, needed) from error
+        raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _replaceable(folder):
+    return (folder / CONFIG).is_file() or not any(folder.iterdir())
+
+
+def _keep_others(folder, scratch):
+    for path in folder.iterdir():
+        ours = any(path.match(pattern) for pattern in [*SMALL_FILES, *WEIGHT_FILES])
+        if ours or (scratch / path.name).exists():
+            continue
+        if path.is_dir():
+            shutil.copytree(path, scratch / path.name, symlinks=True)
+        else:
+            shutil.copy2(path, scratch / path.name, follow_symlinks=False)

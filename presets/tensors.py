@@ -1,0 +1,366 @@
+"""safetensors: a memory-mapped reader that distrusts the file, a writer that leaves no half of one.
+
+Format: 8 bytes of header size, a JSON header {name: {dtype, shape, data_offsets}}, the bytes.
+https://github.com/huggingface/safetensors#format
+"""
+
+import errno
+import json
+import math
+import mmap
+import os
+import struct
+import uuid
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+HEADER_LIMIT = 100_000_000  # bytes; the reference implementation's limit too
+SHARD_LIMIT = 5_000_000_000  # bytes
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+DTYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+    "F8_E5M2": ml_dtypes.float8_e5m2,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U64": np.uint64,
+    "U32": np.uint32,
+    "U16": np.uint16,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+DTYPES = {code: np.dtype(dtype) for code, dtype in DTYPES.items()}
+CODES = {dtype: code for code, dtype in DTYPES.items()}
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def is_float(dtype):
+    """Whether a NumPy dtype, of ml_dtypes too, is a floating-point one."""
+    return dtype.kind == "f" or dtype.name.startswith(("bfloat", "float"))
+
+
+class WeightsError(ValueError):
+    """A weights file is damaged, hostile, or does not fit the model."""
+
+
+class DiskFull(OSError):
+    """There is no room for a file; says where and how many bytes are needed."""
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor that is read only when it is needed: on its way into a file, or in one."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], np.ndarray]
+
+    @property
+    def nbytes(self):
+        """Size in bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def _unique(pairs):
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise ValueError(f"these names occur twice: {', '.join(twice)}")
+    return found
+
+
+def parse_json(text, what):
+    """Return the JSON object in `text` (str or bytes); `what` names it in the WeightsError."""
+    try:
+        found = json.loads(text, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(f"{what} is not valid JSON: {error}.") from None
+    if not isinstance(found, dict):
+        raise WeightsError(f"{what} must be a JSON object, got {type(found).__name__}.")
+    return found
+
+
+def _is_size(value):
+    return type(value) is int and value >= 0
+
+
+def _entry(path, name, entry, data_size):
+    """Return (dtype, shape, begin, end) of a header entry, checked against the file's size."""
+    where = f"{path}: tensor {name!r}"
+    if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
+        raise WeightsError(
+            f"{where} needs dtype, shape and data_offsets; the header has {entry!r}."
+        )
+    dtype = DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
+    if dtype is None:
+        raise WeightsError(
+            f"{where} has dtype {entry['dtype']!r}; expected one of {', '.join(DTYPES)}."
+        )
+    shape, offsets = entry["shape"], entry["data_offsets"]
+    if not isinstance(shape, list) or not all(map(_is_size, shape)):
+        raise WeightsError(f"{where} has shape {shape!r}; expected a list of sizes.")
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_size, offsets)):
+        raise WeightsError(f"{where} has data_offsets {offsets!r}; expected [begin, end].")
+    begin, end = offsets
+    if begin > end or end > data_size:
+        raise WeightsError(
+            f"{where} lies at bytes {begin} to {end} of the data; the file has {data_size}: "
+            "it is truncated or damaged; download it again."
+        )
+    needed = math.prod(shape) * dtype.itemsize
+    if needed != end - begin:
+        raise WeightsError(
+            f"{where}, {dtype} {tuple(shape)}, needs {needed} bytes; its data_offsets cover "
+            f"{end - begin}."
+        )
+    return dtype, tuple(shape), begin, end
+
+
+class TensorFile:
+    """The tensors of one file as read-only NumPy views of a memory map.
+
+    Everything the header claims is checked against the file's size before anything is allocated.
+    Raises WeightsError when it does not hold, FileNotFoundError when there is no such file.
+    """
+
+    def __init__(self, path):
+        self.path = path = Path(path)
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size < 8:
+                raise WeightsError(f"{path} has {size} bytes: too short for a safetensors file.")
+            header_size = struct.unpack("<Q", file.read(8))[0]
+            if header_size > min(HEADER_LIMIT, size - 8):
+                raise WeightsError(
+                    f"{path} claims a header of {header_size:,} bytes, but the file has {size:,} "
+                    f"(and {HEADER_LIMIT:,} is the limit): it is damaged or no safetensors file."
+                )
+            header = parse_json(file.read(header_size), f"The header of {path}")
+            self._start = 8 + header_size
+            data_size = size - self._start
+            metadata = header.pop("__metadata__", {})
+            if not isinstance(metadata, dict) or not all(
+                isinstance(v, str) for v in metadata.values()
+            ):
+                raise WeightsError(f"{path}: __metadata__ must map names to strings.")
+            self.metadata = metadata
+            self._entries = {n: _entry(path, n, entry, data_size) for n, entry in header.items()}
+            self._check_order(data_size)
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def _check_order(self, data_size):
+        position, before = 0, "the header"
+        for name, (_, _, begin, end) in sorted(self._entries.items(), key=lambda e: e[1][2:]):
+            if begin != position:
+                what = "overlaps" if begin < position else "leaves a gap after"
+                raise WeightsError(f"{self.path}: tensor {name!r} {what} {before}.")
+            position, before = end, f"tensor {name!r}"
+        if position != data_size:
+            raise WeightsError(
+                f"{self.path} has {data_size - position} bytes of data that belong to no tensor."
+            )
+
+    def __iter__(self):
+        return iter(self._entries)
+
+    def tensor(self, name):
+        """Return the named `Tensor`; its `read()` gives a read-only view of the file."""
+        dtype, shape, begin, end = self._entries[name]
+
+        def read():
+            array = np.frombuffer(self._map, dtype, math.prod(shape), self._start + begin)
+            # PyTorch and JAX want aligned memory; the format does not promise it
+            return (array if array.flags.aligned else array.copy()).reshape(shape)
+
+        if begin == end:
+            return Tensor(shape, dtype, lambda: np.zeros(shape, dtype))
+        return Tensor(shape, dtype, read)
+
+    def release(self, name):
+        """Give the tensor's pages back to the system; views of it stay valid and are read again."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            _, _, begin, end = self._entries[name]
+            first = (self._start + begin) // mmap.PAGESIZE * mmap.PAGESIZE
+            self._map.madvise(mmap.MADV_DONTNEED, first, self._start + end - first)
+
+
+class Checkpoint:
+    """The tensors of a file, or of a folder with `model.safetensors` or shards and their index.
+
+    `names` is a set, `tensor(name)` a `Tensor`, `bytes` the size of all of them.
+    """
+
+    def __init__(self, path):
+        path = Path(path)
+        if path.is_dir():
+            path = path / (WEIGHTS if (path / WEIGHTS).exists() else INDEX)
+        self.path = path
+        if path.name.endswith(".json"):
+            self._files = self._read_index(path)
+        else:
+            self._files = dict.fromkeys(file := _open(path), file)
+        self.names = self._files.keys()
+        self.bytes = sum(self.tensor(name).nbytes for name in self.names)
+
+    def _read_index(self, path):
+        if not path.exists():
+            raise FileNotFoundError(_no_weights(path.parent))
+        shards = parse_json(path.read_bytes(), str(path)).get("weight_map")
+        if not isinstance(shards, dict) or not all(isinstance(v, str) for v in shards.values()):
+            raise WeightsError(f"{path} needs weight_map, which maps tensor names to file names.")
+        files = {}
+        for shard in set(shards.values()):
+            if shard != os.path.basename(shard) or not shard.endswith(".safetensors"):
+                raise WeightsError(
+                    f"{path} names the shard {shard!r}; expected a file beside the index."
+                )
+            files[shard] = _open(path.parent / shard)
+        found = {name: shard for shard, file in files.items() for name in file}
+        if found != shards:
+            wrong = sorted({name for name, _ in found.items() ^ shards.items()})
+            raise WeightsError(
+                f"{path} disagrees with its shards on: {', '.join(wrong)}."
+            )
+        return {name: files[shard] for name, shard in shards.items()}
+
+    def tensor(self, name):
+        """Return the named `Tensor`."""
+        return self._files[name].tensor(name)
+
+    def float_dtypes(self):
+        """Return the names of the floating-point dtypes in it."""
+        dtypes = {self.tensor(name).dtype for name in self.names}
+        return {dtype.name for dtype in dtypes if is_float(dtype)}
+
+    def release(self, name):
+        """Give the tensor's pages back to the system."""
+        self._files[name].release(name)
+
+
+def _open(path):
+    try:
+        return TensorFile(path)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} does not exist; the preset is incomplete.") from None
+
+
+def _no_weights(folder):
+    others = [f.name for f in folder.glob("*") if f.suffix in (".bin", ".h5", ".msgpack", ".pt")]
+    hint = (
+        f" It has {', '.join(sorted(others))}, which this version does not read." if others else ""
+    )
+    return f"{folder} has no weights: expected {WEIGHTS} or {INDEX}.{hint}"
+
+
+def as_tensor(value):
+    """Return an array as a `Tensor`; a `Tensor` is returned as it is."""
+    if isinstance(value, Tensor):
+        return value
+    array = np.asarray(value)
+    return Tensor(array.shape, array.dtype, lambda: array)
+
+
+def _write_bytes(file, data):
+    file.write(data)
+
+
+def write_file(path, tensors, metadata=None):
+    """Write a safetensors file under a temporary name, then rename it.
+
+    tensors: name -> array or `Tensor` (read one at a time, as they are written)
+    Raises OSError when the disk is full; a file that was there is then untouched.
+    """
+    path = Path(path)
+    tensors = {name: as_tensor(value) for name, value in tensors.items()}
+    header, position = {"__metadata__": {"format": "pt", **(metadata or {})}}, 0
+    for name, tensor in tensors.items():
+        if tensor.dtype not in CODES:
+            raise WeightsError(
+                f"Tensor {name!r} has dtype {tensor.dtype}, which safetensors does not know."
+            )
+        end = position + tensor.nbytes
+        header[name] = {
+            "dtype": CODES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [position, end],
+        }
+        position = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # keeps the data aligned
+    with replacing(path, 8 + len(text) + position) as file:
+        _write_bytes(file, struct.pack("<Q", len(text)) + text)
+        for name, tensor in tensors.items():
+            array = np.ascontiguousarray(tensor.read(), tensor.dtype)
+            if array.size != math.prod(tensor.shape):
+                raise WeightsError(
+                    f"Tensor {name!r} was announced as {tensor.shape}, got {array.shape}."
+                )
+            _write_bytes(file, array.reshape(-1).view(np.uint8).data)
+
+
+@contextmanager
+def replacing(path, size):
+    """Open a file that replaces `path` only when all went well; `size` is for the error."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise disk_error(error, path.parent, size) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def disk_error(error, folder, needed):
+    """Return an OSError that says where the room was missing and how much is needed."""
+    if error.errno not in FULL or isinstance(error, DiskFull):
+        return error
+    return DiskFull(
+        error.errno,
+        f"{folder} has no room: {needed:,} bytes are needed; what was there is unchanged",
+    )
+
+
+def write_checkpoint(folder, tensors, metadata=None, shard_limit=SHARD_LIMIT):
+    """Write `model.safetensors`, or shards of at most `shard_limit` bytes and their index."""
+    folder = Path(folder)
+    tensors = {name: as_tensor(value) for name, value in tensors.items()}
+    shards, room = [{}], shard_limit
+    for name, tensor in tensors.items():
+        if shards[-1] and tensor.nbytes > room:
+            shards.append({})
+            room = shard_limit
+        shards[-1][name] = tensor
+        room -= tensor.nbytes
+    if len(shards) == 1:
+        return write_file(folder / WEIGHTS, tensors, metadata)
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    index = {"metadata": {"total_size": total}, "weight_map": {}}
+    for number, shard in enumerate(shards, 1):
+        name = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        write_file(folder / name, shard, metadata)
+        index["weight_map"].update(dict.fromkeys(shard, name))
+    write_json(folder / INDEX, index)
+
+
+def write_json(path, content):
+    """Write JSON under a temporary name, then rename it."""
+    text = (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+    with replacing(path, len(text)) as file:
+        _write_bytes(file, text)

@@ -1,0 +1,245 @@
+"""The weight map: the reference implementation's names and layouts <-> khub's, for load and save.
+
+A family declares module renames, reference name first. `{i}` stands for an index; a rename covers
+what lies below the module too; the longest one wins:
+
+    WEIGHTS = [("encoder.layer.{i}.output.dense", "layers.{i}.down"), ("cls.bias", "head_bias")]
+
+The last name and the layout of a tensor are a rule of the layer class (`LAYOUTS`). A variable
+without a rule is named in full on both sides.
+"""
+
+import difflib
+import logging
+import re
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cache
+
+import numpy as np
+
+from .tensors import Tensor, WeightsError, is_float
+
+log = logging.getLogger("khub")
+
+# layer class -> variable -> (the reference's last name, axes that take its tensor to khub's layout)
+NORM = {"gamma": ("weight", None), "beta": ("bias", None)}
+BIAS = {"bias": ("bias", None)}
+LAYOUTS = {
+    "Dense": {"kernel": ("weight", (1, 0)), **BIAS},
+    "Embedding": {"embeddings": ("weight", None)},
+    "LayerNormalization": NORM,
+    "GroupNormalization": NORM,
+    "RMSNormalization": {"scale": ("weight", None)},
+    "BatchNormalization": {
+        **NORM,
+        "moving_mean": ("running_mean", None),
+        "moving_variance": ("running_var", None),
+    },
+    "Conv1D": {"kernel": ("weight", (2, 1, 0)), **BIAS},
+    "Conv2D": {"kernel": ("weight", (2, 3, 1, 0)), **BIAS},
+    "Conv3D": {"kernel": ("weight", (2, 3, 4, 1, 0)), **BIAS},
+}
+IGNORED = ("*.num_batches_tracked",)  # PyTorch's batch normalization counts; nothing reads it
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A variable of a model and the reference tensor that belongs to it.
+
+    name: the reference's, without the base model's prefix   axes: reference layout -> khub's
+    """
+
+    path: str
+    variable: object
+    name: str
+    axes: tuple[int, ...] | None
+    in_backbone: bool
+
+    def is_below(self, module):
+        """Whether the variable belongs to a module of the backbone, given by its khub path."""
+        return self.path.removeprefix("backbone.").startswith(f"{module}.")
+
+    @property
+    def shape(self):
+        """The shape that the reference's tensor has."""
+        if self.axes is None:
+            return self.variable.shape
+        return tuple(self.variable.shape[i] for i in np.argsort(self.axes))
+
+    def tensor(self, dtype=None):
+        """Return the value as a `Tensor` in the reference's layout, in `dtype` if it is a float."""
+        own = numpy_dtype(self.variable.dtype)
+        dtype = numpy_dtype(dtype) if dtype and is_float(own) else own
+
+        def read():
+            value = np.asarray(self.variable.numpy())
+            value = value if self.axes is None else value.transpose(np.argsort(self.axes))
+            return value.astype(dtype, copy=False)
+
+        return Tensor(self.shape, dtype, read)
+
+
+def numpy_dtype(name):
+    """Return the NumPy dtype of a name, "bfloat16" included."""
+    from khub import dtypes
+
+    return np.dtype(dtypes.numpy_dtype(name))
+
+
+@cache
+def _pattern(side):
+    return re.compile(re.escape(side).replace(r"\{i\}", r"(\d+)") + r"(?=\.|$)")
+
+
+def rename(path, table):
+    """Return the reference's name of a khub path by the longest rename that fits, else None."""
+    best, found = 0, None
+    for reference, ours in table:
+        match = _pattern(ours).match(path)
+        if match and match.end() > best:
+            indices = iter(match.groups())
+            name = re.sub(r"\{i\}", lambda _, indices=indices: next(indices), reference)
+            best, found = match.end(), name + path[match.end() :]
+    return found
+
+
+def _slot(path, variable, layer, owner, inner, in_backbone):
+    """Return the Slot of a variable, None when the owner's table does not name it (by `inner`)."""
+    module, _, last = inner.rpartition(".")
+    for cls in type(layer).__mro__:
+        if last in LAYOUTS.get(cls.__name__, {}):
+            leaf, axes = LAYOUTS[cls.__name__][last]
+            name = rename(module, owner.weight_map)
+            return name and Slot(path, variable, f"{name}.{leaf}", axes, in_backbone)
+    name = rename(inner, owner.weight_map)
+    return name and Slot(path, variable, name, None, in_backbone)
+
+
+def slots(model):
+    """Return one `Slot` for each weight of a backbone or task; random state is no weight.
+
+    Raises ValueError when the weight map does not name a variable, or names two alike.
+    """
+    layers, base, found, unnamed = model.named_layers(), _base(model), [], []
+    for path, variable in model.named_variables().items():
+        if variable.name.endswith("seed_generator_state"):
+            continue
+        layer = layers.get(path.rpartition(".")[0])
+        in_backbone = base is model or path.startswith("backbone.")
+        owner = base if in_backbone else model
+        inner = path if owner is model else path.removeprefix("backbone.")
+        slot = _slot(path, variable, layer, owner, inner, in_backbone)
+        found.append(slot) if slot else unnamed.append(path)
+    if unnamed:
+        raise ValueError(
+            f"The weight map of {type(model).__name__} does not name: {', '.join(unnamed)}. Add a "
+            "(reference, khub) pair for each to its weight_map."
+        )
+    names = [(slot.name, slot.in_backbone) for slot in found]
+    if twice := {name for name, part in names if names.count((name, part)) > 1}:
+        raise ValueError(f"{type(model).__name__}: two variables are named {', '.join(twice)}.")
+    return found
+
+
+def _base(model):
+    return getattr(model, "backbone", model)
+
+
+def tensors(model, dtype=None):
+    """Return name -> `Tensor` of all weights, named as the reference names them."""
+    found = slots(model)
+    headless = all(slot.in_backbone for slot in found)
+    prefix = "" if headless else f"{_base(model).reference_prefix}."
+    return {(prefix if s.in_backbone else "") + s.name: s.tensor(dtype) for s in found}
+
+
+def load(model, checkpoint, heads=(), new_head=False, fresh_shapes=False, strict=True):
+    """Assign a checkpoint's tensors to the variables of a built model, tensor by tensor.
+
+    heads: other task classes of the family, whose tensors the file may hold   new_head: leave this
+    model's own head to its initializers   fresh_shapes: do so where the head's shape differs
+
+    Returns the paths left to their initializers. Raises WeightsError with every missing, unexpected
+    and misshaped tensor, before anything is assigned; only logs them when not `strict`.
+    """
+    base, own = _base(model), slots(model)
+    prefix = f"{base.reference_prefix}."
+    prefixed = any(name.startswith(prefix) for name in checkpoint.names)
+    wanted = {(prefix if prefixed and s.in_backbone else "") + s.name: s for s in own}
+    head = {name: slot for name, slot in wanted.items() if not slot.in_backbone}
+    misshaped = [n for n in head if n in checkpoint.names and _misshape(n, head[n], checkpoint)]
+    fresh = {}
+    if new_head or not head.keys() & checkpoint.names or (fresh_shapes and misshaped):
+        fresh |= head
+    for module in getattr(base, "optional", ()):  # checkpoints of some heads lack it as a whole
+        part = {n: s for n, s in wanted.items() if s.in_backbone and s.is_below(module)}
+        if not part.keys() & checkpoint.names:
+            fresh |= part
+    missing = [n for n in wanted if n not in checkpoint.names and n not in fresh]
+    wrong = [
+        problem
+        for name, slot in wanted.items()
+        if name in checkpoint.names and name not in fresh
+        for problem in filter(None, [_misshape(name, slot, checkpoint)])
+    ]
+    ignored = [*IGNORED, *model.ignored, *base.ignored]
+    others = [_pattern(reference) for cls in heads for reference, _ in cls.weight_map]
+    unexpected = [
+        name
+        for name in checkpoint.names
+        if name not in wanted
+        and not any(fnmatchcase(name.removeprefix(prefix), pattern) for pattern in ignored)
+        and not any(pattern.match(name) for pattern in others)
+    ]
+    if missing or wrong or unexpected:
+        text = _report(model, checkpoint, wanted, missing, wrong, unexpected)
+        if strict:
+            raise WeightsError(text)
+        log.warning(text)
+    _assign(wanted, checkpoint, fresh)
+    if fresh:
+        names = ", ".join(slot.path for slot in fresh.values())
+        log.warning("%s: %s start from their initializers.", checkpoint.path, names)
+    return [s.path for n, s in wanted.items() if n in fresh or n in missing]
+
+
+def _misshape(name, slot, checkpoint):
+    shape = checkpoint.tensor(name).shape
+    if shape == slot.shape:
+        return None
+    return f"misshaped   {name} is {shape} in the file, {slot.shape} in the model ({slot.path})"
+
+
+def _report(model, checkpoint, wanted, missing, wrong, unexpected):
+    lines = []
+    for number, name in enumerate(missing):
+        near = number < 20 and difflib.get_close_matches(name, unexpected, 1)
+        hint = f"; did it become {near[0]}?" if near else ""
+        lines.append(f"missing     {name} {wanted[name].shape} for {wanted[name].path}{hint}")
+    lines += wrong
+    for number, name in enumerate(unexpected):
+        near = number < 20 and difflib.get_close_matches(name, missing or wanted, 1)
+        hint = f"; nearest name of the model: {near[0]}" if near else ""
+        lines.append(f"unexpected  {name} {checkpoint.tensor(name).shape}{hint}")
+    problems = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
+    return f"{checkpoint.path} does not fit {type(model).__name__}, {problems}:\n  " + "\n  ".join(
+        lines
+    )
+
+
+def _assign(wanted, checkpoint, fresh):
+    fitting = {
+        name: (slot, checkpoint.tensor(name))
+        for name, slot in wanted.items()
+        if name in checkpoint.names and name not in fresh
+    }
+    # the largest first: what a backend copies on the way is then gone before memory is full
+    for name, (slot, tensor) in sorted(fitting.items(), key=lambda item: -item[1][1].nbytes):
+        if tensor.shape != slot.shape:
+            continue  # reported; only reached when not strict
+        value = tensor.read()
+        value = value if slot.axes is None else value.transpose(slot.axes)
+        slot.variable.assign(value.astype(numpy_dtype(slot.variable.dtype), copy=False))
+        del value
+        checkpoint.release(name)

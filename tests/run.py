@@ -1,0 +1,111 @@
+"""Runs ruff, then every test on every backend: `make test`. `--slow` runs the tests marked slow.
+
+Each backend takes two processes: its suite, with the other frameworks hidden, and tests/parity,
+which needs the reference implementations. As many run side by side as there are cores, two at most;
+the output of each is printed when it ends.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from xml.etree import ElementTree
+
+ROOT = Path(__file__).resolve().parent.parent
+BACKENDS = ["tensorflow", "torch", "jax", "numpy"]  # the slowest first
+NOTHING_COLLECTED = 5  # pytest's exit status
+
+
+def jobs(backends, slow):
+    """Return (name, pytest arguments, environment) of each process, the longest first."""
+    speed = "slow" if slow else "not slow"
+    suites, parities = [], []
+    for backend in backends:
+        once = " and not once" if backend != backends[-1] else ""
+        arguments = ["tests", "--ignore=tests/parity", "-m", speed + once]
+        hidden = {"KHUB_BACKEND": backend, "KHUB_TEST_BLOCK_OTHERS": "1"}
+        suites.append((f"suite on {backend}", arguments, hidden))
+        seen = {"KHUB_BACKEND": backend, "KHUB_TEST_BLOCK_OTHERS": "0"}
+        parities.append((f"parity on {backend}", ["tests/parity", "-m", speed], seen))
+    return suites + parities
+
+
+def run(name, arguments, environment, folder):
+    """Run one pytest process; return name, seconds, whether it failed, output and counts."""
+    report = Path(folder, name.replace(" ", "-") + ".xml")
+    command = [sys.executable, "-m", "pytest", *arguments, "--durations=5", f"--junitxml={report}"]
+    environment = {"OMP_NUM_THREADS": "1", **os.environ, **environment}
+    start = time.monotonic()
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    counts = read_counts(report)
+    empty = done.returncode == NOTHING_COLLECTED and not any(counts)
+    failed = done.returncode != 0 and not empty
+    if failed and counts[1] == 0:  # it broke down before or after the tests
+        counts = (counts[0], 1, counts[2])
+    return name, time.monotonic() - start, failed, done.stdout, counts
+
+
+def read_counts(report):
+    """Return (passed, failed, skipped) from pytest's JUnit file, zeros when there is none."""
+    if not report.exists():
+        return 0, 0, 0
+    suites = ElementTree.parse(report).getroot().iter("testsuite")
+    total, failed, skipped = 0, 0, 0
+    for suite in suites:
+        total += int(suite.get("tests"))
+        failed += int(suite.get("failures")) + int(suite.get("errors"))
+        skipped += int(suite.get("skipped"))
+    return max(total - failed - skipped, 0), failed, skipped
+
+
+def lint():
+    """Return the number of ruff's two checks that failed."""
+    failed = 0
+    for arguments in (["check", "."], ["format", "--check", "."]):
+        print(f"=== ruff {' '.join(arguments)}", flush=True)
+        done = subprocess.run([sys.executable, "-m", "ruff", *arguments], cwd=ROOT)
+        failed += done.returncode != 0
+    return failed
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--slow", action="store_true", help="the tests marked slow, no others")
+    parser.add_argument("--backend", action="append", choices=BACKENDS, help="repeatable")
+    parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1))
+    options = parser.parse_args()
+    start = time.monotonic()
+
+    failures = [] if options.slow else ["ruff"] * lint()
+    passed, failed, skipped = 0, len(failures), 0
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(options.jobs) as pool:
+        work = jobs(options.backend or BACKENDS, options.slow)
+        for future in as_completed([pool.submit(run, *job, folder) for job in work]):
+            name, seconds, broken, output, counts = future.result()
+            print(f"\n=== {name}: {seconds:.0f} s\n{output}", flush=True)
+            passed, failed, skipped = (a + b for a, b in zip((passed, failed, skipped), counts))
+            if broken:
+                failures.append(name)
+
+    print(f"\n=== {time.monotonic() - start:.0f} s in all")
+    for name in failures:
+        print(f"failed: {name}")
+    print(f"{passed} passed, {failed} failed, {skipped} skipped")
+    return 1 if failures or failed or not passed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -109,18 +109,14 @@ def sparsemax(x, axis=-1):
     return ops.moveaxis(ops.relu(x - excess), -1, axis)
 
 
-for _function, *_aliases in (
-    *((f,) for f in (celu, elu, exponential, gelu, glu, hard_shrink, hard_sigmoid, hard_tanh)),
-    *((f,) for f in (leaky_relu, linear, log_sigmoid, log_softmax, mish, relu, relu6, selu)),
-    *(
-        (f,)
-        for f in (sigmoid, soft_shrink, softmax, softplus, softsign, sparse_plus, sparse_sigmoid)
-    ),
-    *((f,) for f in (sparsemax, squareplus, tanh, tanh_shrink, threshold)),
-    (silu, "swish"),
-    (hard_silu, "hard_swish"),
-):
-    registry.register("activations", _function, *_aliases)
+_FUNCTIONS = (celu, elu, exponential, gelu, glu, hard_shrink, hard_sigmoid, hard_tanh, leaky_relu)
+_FUNCTIONS += (linear, log_sigmoid, log_softmax, mish, relu, relu6, selu, sigmoid, soft_shrink)
+_FUNCTIONS += (softmax, softplus, softsign, sparse_plus, sparse_sigmoid, sparsemax, squareplus)
+_FUNCTIONS += (tanh, tanh_shrink, threshold)
+for _function in _FUNCTIONS:
+    registry.register("activations", _function)
+registry.register("activations", silu, "swish")
+registry.register("activations", hard_silu, "hard_swish")
 
 
 def get(identifier):

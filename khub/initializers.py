@@ -189,8 +189,8 @@ class VarianceScaling(_Random):
 
     mode: "fan_in", "fan_out" or "fan_avg"
     distribution: "truncated_normal", "untruncated_normal" or "uniform"
-    input_axes, output_axes: the axes whose product is the number of inputs and outputs; without both,
-    a kernel is (*window, inputs, outputs)
+    input_axes, output_axes: the axes whose product is the number of inputs and outputs; without
+    both, a kernel is (*window, inputs, outputs)
     """
 
     scale: float = 1.0

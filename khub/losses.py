@@ -326,9 +326,9 @@ Reduction = Annotated[str, _reduction]
 class Loss(Configurable):
     """Base of losses; a subclass defines `call(y_true, y_pred)`, which gives one number a sample.
 
-    reduction: "sum_over_batch_size" or "mean", "sum", "mean_with_sample_weight" (divided by the sum of
-    the weights), "none" or None.  dtype: what labels and predictions are cast to.
-    sample_weight: (batch, ...), of the loss's leading axes.  A mask that travels with y_pred counts too.
+    reduction: "sum_over_batch_size" or "mean", "sum", "mean_with_sample_weight" (divided by
+    the sum of the weights), "none" or None.  dtype: what labels and predictions are cast to.
+    sample_weight: (batch, ...), of the loss's leading axes. A mask that travels with y_pred counts.
     """
 
     _kind: ClassVar = "losses"

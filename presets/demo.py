@@ -1,4 +1,4 @@
-"""`khub demo`: fine-tune a small pretrained BERT on real reviews, save it, open it on another backend."""
+"""`khub demo`: fine-tune a small pretrained BERT on real reviews, reopen it on another backend."""
 
 import argparse
 import importlib.util

@@ -124,7 +124,7 @@ class Layer(Configurable, active.Base):
         cls._call_spec = _CallSpec(cls)
 
     def __new__(cls, *args, **kwargs):
-        self = super().__new__(cls) if active.Base is object else super().__new__(cls, *args, **kwargs)
+        self = super().__new__(cls)
         state = self.__dict__
         state["_added"], state["_losses"], state["_losses_of"] = [], [], None
         state["built"] = state["_building"] = state["_quick"] = state["_hooked"] = False

@@ -1,4 +1,4 @@
-"""Metrics made of counts: true and false positives and negatives at thresholds, and the confusion matrix."""
+"""Metrics made of counts and sums: precision, AUC, F scores, R2, intersection over union, ..."""
 
 from typing import Annotated, ClassVar
 
@@ -73,7 +73,7 @@ class _Counts(Metric):
             variable.assign(variable.value + ops.reshape(found[name], variable.shape))
 
     def _compared(self, y_pred, amounts):
-        """Sum the amounts whose prediction exceeds each level.  (batch, labels) -> (levels, labels)"""
+        """The amounts whose prediction exceeds each level.  (batch, labels) -> (levels, labels)"""
         levels = ops.convert_to_tensor(self._levels.reshape(-1, 1, 1), self.dtype)
         return ops.sum(ops.where(y_pred > levels, amounts, 0.0), axis=1)
 
@@ -365,8 +365,8 @@ class AUC(_Counts):
 class FBetaScore(Metric):
     """(1 + beta**2) precision recall / (beta**2 precision + recall) of each class.
 
-    y_true, y_pred: (batch, classes)   threshold: predictions above it are found; None: the largest one
-    average: None (a score each), "micro" (all classes together), "macro", "weighted" (by label counts)
+    y_true, y_pred: (batch, classes)   threshold: predictions above it are found; None: the largest
+    average: None (a score each), "micro" (classes together), "macro", "weighted" (by label counts)
     """
 
     _direction: ClassVar = "up"

@@ -1,4 +1,4 @@
-"""Accuracies, errors, correlations: functions of (y_true, y_pred), and metrics that average them."""
+"""Accuracies, errors, correlations: functions of (y_true, y_pred), and their means as metrics."""
 
 from typing import ClassVar
 
@@ -50,6 +50,7 @@ def categorical_accuracy(y_true, y_pred):
 
 def sparse_categorical_accuracy(y_true, y_pred):
     """y_true == argmax(y_pred); y_true: int (batch, ...) or (batch, ..., 1)"""
+    y_pred = ops.convert_to_tensor(y_pred)
     y_true = _classes(y_true, y_pred)
     return ops.cast(ops.equal(y_true, ops.argmax(y_pred, axis=-1)), config.floatx())
 

@@ -1,7 +1,7 @@
 """Dynamic loss scaling for float16: gradients too small for it are scaled up, steps with infinities skipped."""
 
 from khub import ops
-from khub.backend.variable import Variable
+from khub.backend.variable import Variable, unique_name
 from khub.optimizers.optimizer import Optimizer
 
 
@@ -15,12 +15,13 @@ class LossScaleOptimizer(Optimizer):
     inner_optimizer: Optimizer
     initial_scale: float = 2.0**15
     dynamic_growth_steps: int = 2000
-    learning_rate: object = 0.0
 
     def setup(self):
         if not isinstance(self.inner_optimizer, Optimizer):
             raise TypeError(f"LossScaleOptimizer wraps an optimizer, got {self.inner_optimizer!r}.")
-        super().setup()
+        self.name = self.name or unique_name("loss_scale_optimizer")
+        self.built, self._variables = False, []
+        self.iterations = self.inner_optimizer.iterations
         self.scale = Variable(self.initial_scale, dtype="float32", trainable=False, name="dynamic_scale")
         self.quiet = Variable(0, dtype="int32", trainable=False, name="step_counter")
 
@@ -28,6 +29,10 @@ class LossScaleOptimizer(Optimizer):
     def learning_rate(self):
         """The wrapped optimizer's."""
         return self.inner_optimizer.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, value):
+        self.inner_optimizer.learning_rate = value
 
     @property
     def variables(self):
@@ -37,7 +42,6 @@ class LossScaleOptimizer(Optimizer):
     def build(self, variables):
         self._variables = list(variables)
         self.inner_optimizer.build(variables)
-        self.iterations = self.inner_optimizer.iterations
         self.built = True
 
     def scale_loss(self, loss):

@@ -3,4 +3,5 @@
 from khub.backend.tensorflow.arrays import *  # noqa: F403
 from khub.backend.tensorflow.arrays import _einsum, _select  # noqa: F401
 from khub.backend.tensorflow.engine import *  # noqa: F403
+from khub.backend.tensorflow.fused import fused  # noqa: F401
 from khub.backend.tensorflow.nn import *  # noqa: F403

@@ -34,7 +34,7 @@ from khub.backend.tensorflow.convert import (
     vector,
 )
 from khub.backend.tensorflow.indexing import *  # noqa: F403
-from khub.backend.tensorflow.indexing import _select
+from khub.backend.tensorflow.indexing import _select, getitem
 
 # ruff: noqa: A001, A002, F401  (the names are NumPy's; what is imported is the backend's, too)
 
@@ -206,11 +206,13 @@ def split(x, indices_or_sections, axis=0):
             )
         return list(raw.Split(axis, x, indices_or_sections))
     cuts = [int(i) for i in indices_or_sections]
-    if size is not None:
-        cuts = [builtins.min(i + size if i < 0 else i, size) for i in cuts]
-    parts = [b - a for a, b in zip([0, *cuts], cuts, strict=False)]
-    last = -1 if size is None else size - (cuts or [0])[-1]
-    return list(raw.SplitV(x, constant((*parts, last)), axis, len(cuts) + 1))
+    if size is None:
+        before = (builtins.slice(None),) * (axis % len(x.shape))
+        ends = zip([None, *cuts], [*cuts, None], strict=True)
+        return [getitem(x, (*before, builtins.slice(*part))) for part in ends]
+    bounds = [0, *(builtins.min(i + size if i < 0 else i, size) for i in cuts), size]
+    lengths = tuple(b - a for a, b in zip(bounds, bounds[1:], strict=False))
+    return list(raw.SplitV(x, constant(lengths), axis, len(lengths)))
 
 
 def unstack(x, num=None, axis=0):
@@ -445,7 +447,9 @@ def matmul(x1, x2):
         if rank1 == 2:
             return raw.MatMul(x1, x2)
         if rank1 > 2:  # one product, not one for each matrix
-            rows = raw.Reshape(x1, vector((-1, _known(x1.shape[-1], x2.shape[0]))))
+            rows = raw.Reshape(
+                x1, vector((-1, shape(x1)[-1] if x2.shape[0] is None else x2.shape[0]))
+            )
             return raw.Reshape(raw.MatMul(rows, x2), vector((*sizes_of(x1)[:-1], shape(x2)[1])))
     if rank1 > 1 and rank2 > 1:
         return raw.BatchMatMulV2(x1, x2)
@@ -453,10 +457,6 @@ def matmul(x1, x2):
     x2 = raw.ExpandDims(x2, 1) if rank2 == 1 else x2
     product = matmul(x1, x2)
     return raw.Squeeze(product, [-2] * (rank1 == 1) + [-1] * (rank2 == 1))
-
-
-def _known(size, other):
-    return other if size is None else size
 
 
 @_AS_INT64

@@ -10,7 +10,6 @@ from khub.backend.scope import Scope, local
 from khub.backend.tensorflow.arrays import NATIVE, convert_to_tensor
 
 EAGER = False  # whether jit leaves functions as they are
-fused = {}
 
 
 class Base(tf.__internal__.tracking.Trackable):
@@ -19,10 +18,14 @@ class Base(tf.__internal__.tracking.Trackable):
     def _trackable_children(self, save_type="checkpoint", **kwargs):
         children = {name: v.materialize() for name, v in self._own_variables().items()}
         children.update(
-            (name.replace(".", "_"), layer) for name, layer in self._children() if name not in children
+            (name.replace(".", "_"), layer)
+            for name, layer in self._children()
+            if name not in children
         )
         for name, value in vars(self).items():
-            if isinstance(value, tf.__internal__.tracking.Trackable) or hasattr(value, "get_concrete_function"):
+            if isinstance(value, tf.__internal__.tracking.Trackable) or hasattr(
+                value, "get_concrete_function"
+            ):
                 children.setdefault(name, value)
         return children
 
@@ -33,7 +36,9 @@ class Base(tf.__internal__.tracking.Trackable):
 # --- Variables -------------------------------------------------------------------------------------------
 def new_storage(value, trainable, name):
     with tf.init_scope():
-        return tf.Variable(convert_to_tensor(value), trainable=trainable, name=re.sub(r"\W", "_", name))
+        return tf.Variable(
+            convert_to_tensor(value), trainable=trainable, name=re.sub(r"\W", "_", name)
+        )
 
 
 def read(storage):
@@ -96,7 +101,7 @@ def value_and_grad(function, variables, has_aux):
                 tape.watch(source)
             result = _within(scope, function, args, kwargs)
             loss = result[0] if has_aux else result
-        gradients = tape.gradient(loss, sources, tf.UnconnectedGradients.ZERO)
+        gradients = tape.gradient(loss, sources, unconnected_gradients="zero")
         gradients = [tf.convert_to_tensor(g) for g in gradients]  # IndexedSlices become dense
         if variables is None:
             gradients = tree.pack_sequence_as(args[0], gradients)
@@ -136,7 +141,9 @@ def vmap(function, in_axes, out_axes):
 
         def one(slices):
             slices = iter(slices)
-            return function(*(a if x is None else next(slices) for a, x in zip(args, axes, strict=True)))
+            return function(
+                *(a if x is None else next(slices) for a, x in zip(args, axes, strict=True))
+            )
 
         result = tf.vectorized_map(one, tuple(given))
         return tree.map_structure(lambda t: t if out_axes == 0 else _move(t, 0, out_axes), result)
@@ -185,7 +192,9 @@ def scan(function, init, xs, length, reverse):
         return step + 1, tree.flatten(carry), arrays
 
     _, flat, arrays = tf.while_loop(
-        lambda step, *_: step < length, body, (tf.constant(0), leaves, arrays if sample is not None else [])
+        lambda step, *_: step < length,
+        body,
+        (tf.constant(0), leaves, arrays if sample is not None else []),
     )
     ys = None if sample is None else tree.pack_sequence_as(sample, [a.stack() for a in arrays])
     return tree.pack_sequence_as(init, flat), ys
@@ -219,4 +228,6 @@ def random_normal(shape, mean, stddev, dtype, seed):
 
 
 def random_integers(shape, minval, maxval, dtype, seed):
-    return tf.cast(tf.random.stateless_uniform(shape, seed, minval, maxval, tf.int64), NATIVE[dtype])
+    return tf.cast(
+        tf.random.stateless_uniform(shape, seed, minval, maxval, tf.int64), NATIVE[dtype]
+    )

@@ -3,5 +3,6 @@
 from khub.backend.torch.arrays import *  # noqa: F403
 from khub.backend.torch.arrays import _einsum, _select  # noqa: F401
 from khub.backend.torch.engine import *  # noqa: F403
+from khub.backend.torch.fused import fused  # noqa: F401
 from khub.backend.torch.module import Base  # noqa: F401
 from khub.backend.torch.nn import *  # noqa: F403

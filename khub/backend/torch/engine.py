@@ -11,7 +11,6 @@ from khub.backend.scope import Scope, local
 from khub.backend.torch.arrays import NATIVE, convert_to_tensor
 
 EAGER = True  # whether jit leaves functions as they are
-fused = {}
 
 
 class _Depth(threading.local):
@@ -24,8 +23,11 @@ _depth = _Depth()
 # --- Variables -------------------------------------------------------------------------------------------
 def new_storage(value, trainable, name):
     tensor = convert_to_tensor(value).clone()
-    if tensor.dim() == 4:  # a kernel (height, width, n, filters), laid out so that its OIHW view is channels-last
-        tensor = tensor.permute(3, 0, 1, 2).contiguous().permute(1, 2, 3, 0)
+    if name.endswith("kernel"):  # laid out as torch's own layers have it: (units, n), and OIHW channels-last
+        if tensor.dim() == 2:
+            tensor = tensor.t().contiguous().t()
+        elif tensor.dim() == 4:
+            tensor = tensor.permute(3, 0, 1, 2).contiguous().permute(1, 2, 3, 0)
     if not trainable or not (tensor.is_floating_point() or tensor.is_complex()):
         return tensor
     return Parameter(tensor)

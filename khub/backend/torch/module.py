@@ -26,7 +26,7 @@ class Base(nn.Module):
     __delattr__ = object.__delattr__
     call_super_init = False
 
-    def __new__(cls, *args, **kwargs):
+    def __new__(cls):
         self = super().__new__(cls)
         nn.Module.__init__(self)
         self.training = False  # Keras' default; `.train()` and `.eval()` change it

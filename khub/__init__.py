@@ -2,10 +2,9 @@
 
 import importlib
 
-from khub import backend
-from khub.backend.variable import Variable, name_scope
 from khub import (  # noqa: I001  (in the order they need one another)
     activations,
+    backend,
     config,
     constraints,
     dtype_policies,
@@ -21,6 +20,7 @@ from khub import (  # noqa: I001  (in the order they need one another)
     tree,
     utils,
 )
+from khub.backend.variable import Variable, name_scope
 from khub.dtype_policies import DTypePolicy
 from khub.initializers import Initializer
 from khub.layers import Input, InputSpec, Layer

@@ -40,10 +40,7 @@ _ABOVE = {  # a dtype -> the dtypes directly above it
     "complex64": ("complex128",),
     "complex128": (),
 }
-_NUMPY = {
-    name: np.dtype(getattr(ml_dtypes, name, None) or name)
-    for name in ALL
-}
+_NUMPY = {name: np.dtype(getattr(ml_dtypes, name, None) or name) for name in ALL}
 _NAMES = {dtype: name for name, dtype in _NUMPY.items()}
 
 

@@ -55,7 +55,9 @@ def _own_fields(cls):
 
 
 def _make_init(cls, fields):
-    base = next(c for c in cls.__mro__ if "__init__" in c.__dict__ and not hasattr(c.__init__, "made"))
+    base = next(
+        c for c in cls.__mro__ if "__init__" in c.__dict__ and not hasattr(c.__init__, "made")
+    )
     parameters = [
         inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default)
         for name, _, default in fields

@@ -91,7 +91,7 @@ class Identity(_Host):
         return np.eye(*shape, dtype=dtype) * dtype.type(self.gain)
 
 
-# --- random ---------------------------------------------------------------------------------------
+# --- random --------------------------------------------------------------------------------------
 def _seed(name, value):
     if value is None or hasattr(value, "next") or isinstance(value, (int, np.integer)):
         return int(value) if isinstance(value, np.integer) else value
@@ -346,7 +346,7 @@ class STFT(_Host):
         return np.broadcast_to(kernel[:, None, :].astype(dtype), shape)
 
 
-# --- names ----------------------------------------------------------------------------------------
+# --- names ---------------------------------------------------------------------------------------
 IdentityInitializer, OrthogonalInitializer, STFTInitializer = Identity, Orthogonal, STFT
 zeros, ones, constant, identity = Zeros, Ones, Constant, Identity
 orthogonal, stft = Orthogonal, STFT

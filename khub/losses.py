@@ -15,7 +15,7 @@ from khub.saving import registry
 _TENSORS = active.TENSORS
 
 
-# --- shapes, dtypes, weights ----------------------------------------------------------------------
+# --- shapes, dtypes, weights ---------------------------------------------------------------------
 def compute_dtype(name, value):
     """Return the dtype that a dtype, a policy or its name means; None is `floatx()`."""
     value = getattr(value, "compute_dtype", value)
@@ -74,7 +74,7 @@ def _function(*aliases):
     return lambda function: registry.register("losses", function, *aliases)
 
 
-# --- regression -----------------------------------------------------------------------------------
+# --- regression ----------------------------------------------------------------------------------
 @_function("mse", "MSE")
 def mean_squared_error(y_true, y_pred):
     """mean((y_true - y_pred)**2)"""
@@ -128,7 +128,7 @@ def cosine_similarity(y_true, y_pred, axis=-1):
     return -ops.sum(ops.normalize(y_true, axis) * ops.normalize(y_pred, axis), axis=axis)
 
 
-# --- probabilities --------------------------------------------------------------------------------
+# --- probabilities -------------------------------------------------------------------------------
 @_function("kld", "KLD")
 def kl_divergence(y_true, y_pred):
     """sum(y_true log(y_true / y_pred))"""
@@ -234,7 +234,7 @@ def categorical_generalized_cross_entropy(y_true, y_pred, q):
     return (1.0 - ops.power(ops.sum(y_pred * hot, axis=-1), q)) / q
 
 
-# --- margins, overlap, metric learning ------------------------------------------------------------
+# --- margins, overlap, metric learning -----------------------------------------------------------
 def _signs(y_true):
     """Labels -1 and 1; labels that are all 0 or 1 are taken as such."""
     binary = ops.all(ops.logical_or(ops.equal(y_true, 0), ops.equal(y_true, 1)))
@@ -310,7 +310,7 @@ def circle(
     return ops.softplus(positive + negative)
 
 
-# --- objects --------------------------------------------------------------------------------------
+# --- objects -------------------------------------------------------------------------------------
 _REDUCTIONS = ("sum_over_batch_size", "mean", "sum", "mean_with_sample_weight", "none", None)
 
 

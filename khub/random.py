@@ -44,7 +44,9 @@ class SeedGenerator:
         self.name = name or "seed_generator"
         self.native = None  # the framework's own generator, where it has one
         bits = np.array([self.seed >> 32 & 0xFFFFFFFF, self.seed & 0xFFFFFFFF], np.uint32)
-        bits = bits.view("int32") if active.SEED_DTYPE == "int32" else bits.astype(active.SEED_DTYPE)
+        bits = (
+            bits.view("int32") if active.SEED_DTYPE == "int32" else bits.astype(active.SEED_DTYPE)
+        )
         self.state = Variable(bits, trainable=False, name=f"{self.name}_state")
 
     def next(self, ordered=True):

@@ -129,6 +129,13 @@ class TextClassifier(Task):
         }
 
 
+def masked_crossentropy():
+    """Cross-entropy of logits, its mean over the hidden tokens alone."""
+    return losses.SparseCategoricalCrossentropy(
+        from_logits=True, reduction="mean_with_sample_weight"
+    )
+
+
 class MaskedLM(Task):
     """The hidden tokens of a text.
 
@@ -144,7 +151,7 @@ class MaskedLM(Task):
         accuracy = metrics.SparseCategoricalAccuracy(name="accuracy")
         super().compile(
             optimizer=adamw(5e-5) if optimizer == "auto" else optimizer,
-            loss=losses.SparseCategoricalCrossentropy(from_logits=True) if loss == "auto" else loss,
+            loss=masked_crossentropy() if loss == "auto" else loss,
             weighted_metrics=[accuracy] if weighted_metrics == "auto" else weighted_metrics,
             **options,
         )

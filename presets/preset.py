@@ -12,7 +12,7 @@ from pathlib import Path
 from . import weights
 from .download import SMALL_FILES, WEIGHT_FILES, download
 from .family import Family, of_class, of_model_type
-from .tensors import FULL, Checkpoint, disk_error, parse_json, write_checkpoint, write_json
+from .tensors import FULL, Checkpoint, no_room, parse_json, write_checkpoint, write_json
 
 CONFIG = "config.json"
 CONFIG_LIMIT = 10_000_000  # bytes
@@ -27,10 +27,16 @@ class Preset:
     family: Family
 
     @property
-    def own(self):
-        """What config.json keeps for khub alone."""
-        own = self.config.get("khub", {})
-        return own if isinstance(own, dict) else {}
+    def saved_class(self):
+        """The name of khub's class that was saved, None in a preset of the reference."""
+        own = self.config.get("khub")
+        return own.get("class") if isinstance(own, dict) else None
+
+    def own(self, part):
+        """Return the dict that khub keeps for itself in config.json: "head" or "preprocessor"."""
+        own = self.config.get("khub")
+        kept = own.get(part) if isinstance(own, dict) else None
+        return kept if isinstance(kept, dict) else {}
 
     @property
     def positions(self):
@@ -47,7 +53,7 @@ class Preset:
     def default_class(self):
         """Return the class that was saved: khub's, else the architecture's, else the backbone."""
         for cls in self.family.classes():
-            if cls.__name__ == self.own.get("class"):
+            if cls.__name__ == self.saved_class:
                 return cls
         for task, architecture in self.family.architectures.items():
             if architecture == self.architecture and task in self.family.tasks:
@@ -165,11 +171,9 @@ def _host_side(cls, preset, overrides):
     if not hasattr(cls, "preset_config"):
         return cls.load(preset.folder, **overrides)
     tokenizer = overrides.pop("tokenizer", None) or preset.family.tokenizer.load(preset.folder)
-    known, positions = _arguments(cls), preset.positions
-    saved = preset.own.get("preprocessor") or {}
-    if positions is not None and "sequence_length" in known - saved.keys() - overrides.keys():
-        overrides["sequence_length"] = min(512, positions)
-    return cls(tokenizer, **{k: v for k, v in saved.items() if k in known}, **overrides)
+    options = {"sequence_length": min(512, preset.positions or 512), **preset.own("preprocessor")}
+    known = _arguments(cls)
+    return cls(tokenizer, **{k: v for k, v in options.items() if k in known} | overrides)
 
 
 def _model(cls, preset, load_weights, dtype, strict, overrides):
@@ -184,8 +188,8 @@ def _model(cls, preset, load_weights, dtype, strict, overrides):
         model, changed = cls(**{**backbone, **overrides}, **common), False
     else:
         head = cls.head_from_reference(preset.config)
-        if preset.own.get("class") == cls.__name__:
-            head |= preset.own.get("head") or {}
+        if preset.saved_class == cls.__name__:
+            head |= preset.own("head")
         preprocessor = getattr(cls, "preprocessor_class", None)
         own, inner, host = _split(overrides, cls, family.backbone, preprocessor)
         if preprocessor and "preprocessor" not in own:
@@ -249,10 +253,11 @@ def _save_model(model, folder, dtype):
 
 def _head_beyond(model, cls, config):
     """Return the head's constructor arguments that the reference's config.json has no place for."""
-    own = model.get_config()
-    names = _arguments(cls) & own.keys() - {"backbone", "preprocessor"}
-    known = cls.head_from_reference(config)
-    return {n: own[n] for n in sorted(names) if n not in known}
+    from khub.saving import registry
+
+    known = {"backbone", "preprocessor", *cls.head_from_reference(config)}
+    beyond = [name for name in sorted(_arguments(cls) - known) if hasattr(model, name)]
+    return {name: registry.serialize(getattr(model, name)) for name in beyond}
 
 
 @contextmanager
@@ -286,9 +291,9 @@ def staged(folder, needed):
             raise
         shutil.rmtree(old)
     except OSError as error:
-        if error.errno in FULL:
-            raise disk_error(OSError(error.errno), folder, needed) from error
-        raise
+        if error.errno not in FULL:
+            raise
+        raise no_room(error, folder, needed) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

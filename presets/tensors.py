@@ -55,10 +55,6 @@ class WeightsError(ValueError):
     """A weights file is damaged, hostile, or does not fit the model."""
 
 
-class DiskFull(OSError):
-    """There is no room for a file; says where and how many bytes are needed."""
-
-
 @dataclass(frozen=True)
 class Tensor:
     """A tensor that is read only when it is needed: on its way into a file, or in one."""
@@ -322,19 +318,17 @@ def replacing(path, size):
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise disk_error(error, path.parent, size) from error
+        if error.errno not in FULL:
+            raise
+        raise no_room(error, path.parent, size) from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def disk_error(error, folder, needed):
-    """Return an OSError that says where the room was missing and how much is needed."""
-    if error.errno not in FULL or isinstance(error, DiskFull):
-        return error
-    return DiskFull(
-        error.errno,
-        f"{folder} has no room: {needed:,} bytes are needed; what was there is unchanged",
-    )
+def no_room(error, folder, needed):
+    """Return the OSError to raise for one of `FULL`: where, and how many bytes are needed."""
+    text = f"{folder} has no room: {needed:,} bytes are needed; what was there is unchanged"
+    return OSError(error.errno, text)
 
 
 def write_checkpoint(folder, tensors, metadata=None, shard_limit=SHARD_LIMIT):

@@ -27,12 +27,16 @@ def _choose():
             return os.environ[source], source
     if "backend" in config.user_settings():
         return config.user_settings()["backend"], str(config.home() / "khub.json")
-    return next(filter(_installed, NAMES)), "the first framework installed; KHUB_BACKEND chooses another"
+    return next(
+        filter(_installed, NAMES)
+    ), "the first framework installed; KHUB_BACKEND chooses another"
 
 
 name, _source = _choose()
 if name not in NAMES:
-    raise ValueError(f"{_source} asks for the backend {name!r}; expected one of {', '.join(NAMES)}.")
+    raise ValueError(
+        f"{_source} asks for the backend {name!r}; expected one of {', '.join(NAMES)}."
+    )
 if not _installed(name):
     raise ImportError(
         f"{_source} asks for the backend {name!r}, which is not installed: pip install 'khub[{name}]'."

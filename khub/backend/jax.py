@@ -12,11 +12,23 @@ from jax.lax import rsqrt, stop_gradient
 from jax.nn import celu, elu, log_sigmoid, log_softmax, relu, relu6, selu, sigmoid, silu, softplus
 from jax.nn import soft_sign as softsign
 from jax.numpy import (
+    absolute,
     add,
+    arccos,
+    arcsin,
+    arctan,
     arctan2,
+    ceil,
     copy,
+    cos,
+    cosh,
+    divide,
     equal,
+    exp,
     expand_dims,
+    expm1,
+    flip,
+    floor,
     floor_divide,
     greater,
     greater_equal,
@@ -25,6 +37,10 @@ from jax.numpy import (
     isnan,
     less,
     less_equal,
+    log,
+    log1p,
+    log2,
+    log10,
     logical_and,
     logical_not,
     logical_or,
@@ -37,16 +53,21 @@ from jax.numpy import (
     negative,
     not_equal,
     power,
+    repeat,
+    roll,
     round,
     sign,
+    sin,
+    sinh,
+    sqrt,
     square,
     squeeze,
     subtract,
+    tan,
+    tanh,
     tril,
     triu,
 )
-from jax.numpy import absolute, arccos, arcsin, arctan, ceil, cos, cosh, divide, exp, expm1, floor
-from jax.numpy import flip, log, log1p, log2, log10, repeat, roll, sin, sinh, sqrt, tan, tanh
 from jax.scipy.special import erf
 
 from khub import config, dtypes, tree
@@ -65,7 +86,7 @@ fused = {}  # optimizer class name -> its update of all Variables in one go
 Base = object
 
 
-# --- conversion ------------------------------------------------------------------------------------------
+# --- conversion ----------------------------------------------------------------------------------
 def is_tensor(x):
     if isinstance(x, jax.Array):
         TENSORS.add(type(x))
@@ -115,7 +136,7 @@ def nonzero(x):
     return tuple(index.astype("int32") for index in jnp.nonzero(x))
 
 
-# --- arrays ----------------------------------------------------------------------------------------------
+# --- arrays --------------------------------------------------------------------------------------
 def arange(start, stop=None, step=None, dtype=None):
     numbers = [n for n in (start, stop, step) if n is not None]
     dtype = dtype or dtypes.result_type(*(getattr(n, "dtype", type(n)) for n in numbers))
@@ -242,7 +263,7 @@ def scatter_update(inputs, indices, updates, reduction=None):
     return getattr(place, name)(updates)
 
 
-# --- math ------------------------------------------------------------------------------------------------
+# --- math ----------------------------------------------------------------------------------------
 def clip(x, x_min, x_max):
     return jnp.clip(x, x_min, x_max).astype(x.dtype)
 
@@ -314,7 +335,7 @@ def _einsum(subscripts, operands):
     return jnp.einsum(subscripts, *operands)
 
 
-# --- neural network --------------------------------------------------------------------------------------
+# --- neural network ------------------------------------------------------------------------------
 def gelu(x, approximate=True):
     return jax.nn.gelu(x, approximate)
 
@@ -404,10 +425,12 @@ def average_pool(inputs, pool_size, strides=None, padding="valid", data_format=N
     if str(padding).lower() == "valid":
         count = inputs.ndim - 2
         return total / math.prod(windows.per_axis(pool_size, count, "pool_size"))
-    return total / _pool(jnp.ones_like(inputs), pool_size, strides, padding, data_format, 0.0, lax.add)
+    return total / _pool(
+        jnp.ones_like(inputs), pool_size, strides, padding, data_format, 0.0, lax.add
+    )
 
 
-# --- random numbers: `seed` is a key ---------------------------------------------------------------------
+# --- random numbers: `seed` is a key -------------------------------------------------------------
 SEED_DTYPE = "uint32"
 
 
@@ -437,7 +460,7 @@ def random_integers(shape, minval, maxval, dtype, seed):
     return jax.random.randint(seed, shape, minval, maxval, _native(dtype))
 
 
-# --- Variables -------------------------------------------------------------------------------------------
+# --- Variables -----------------------------------------------------------------------------------
 def new_storage(value, trainable, name):
     with jax.ensure_compile_time_eval():
         return jnp.array(value)  # a copy: jit donates the buffer
@@ -467,7 +490,7 @@ def no_gradient():
     return nullcontext()
 
 
-# --- transforms: a function that reads and assigns Variables becomes a pure one --------------------------
+# --- transforms: a function that reads and assigns Variables becomes a pure one ------------------
 def _pure(function, variables, written):
     """Return `pure(values, *args) -> (result, new values of written)`; Variables not given are constants."""
 
@@ -640,7 +663,9 @@ def vmap(function, in_axes, out_axes):
             result = function(*args)
         if scope.written:
             names = ", ".join(v.path for v in scope.written)
-            raise ValueError(f"A function under vmap must not assign Variables; it assigned {names}.")
+            raise ValueError(
+                f"A function under vmap must not assign Variables; it assigned {names}."
+            )
         return result
 
     return jax.vmap(mapped, in_axes, out_axes)

@@ -5,11 +5,22 @@ from contextlib import nullcontext
 from statistics import NormalDist
 
 import numpy as np
-from numpy import (
+from numpy import (  # noqa: F401  # noqa: F401
+    absolute,
     add,
+    arccos,
+    arcsin,
+    arctan,
     arctan2,
+    ceil,
     copy,
+    cos,
+    cosh,
+    divide,
     equal,
+    exp,
+    expm1,
+    floor,
     floor_divide,
     greater,
     greater_equal,
@@ -18,6 +29,10 @@ from numpy import (
     isnan,
     less,
     less_equal,
+    log,
+    log1p,
+    log2,
+    log10,
     logical_and,
     logical_not,
     logical_or,
@@ -29,14 +44,18 @@ from numpy import (
     negative,
     not_equal,
     power,
+    roll,
     sign,
+    sin,
+    sinh,
+    sqrt,
     square,
     subtract,
+    tan,
+    tanh,
     tril,
     triu,
 )
-from numpy import absolute, arccos, arcsin, arctan, ceil, cos, cosh, divide, exp, expm1, floor  # noqa: F401
-from numpy import log, log1p, log2, log10, roll, sin, sinh, sqrt, tan, tanh  # noqa: F401
 
 from khub import config, dtypes, tree
 from khub.backend import windows
@@ -57,7 +76,7 @@ fused = {}  # optimizer class name -> its update of all Variables in one go
 Base = object  # what a Layer inherits from
 
 
-# --- conversion ------------------------------------------------------------------------------------------
+# --- conversion ----------------------------------------------------------------------------------
 def is_tensor(x):
     return isinstance(x, (np.ndarray, np.generic))
 
@@ -102,7 +121,7 @@ def stop_gradient(variable):
     return variable
 
 
-# --- arrays ----------------------------------------------------------------------------------------------
+# --- arrays --------------------------------------------------------------------------------------
 def arange(start, stop=None, step=None, dtype=None):
     numbers = [n for n in (start, stop, step) if n is not None]
     dtype = dtype or dtypes.result_type(*(getattr(n, "dtype", type(n)) for n in numbers))
@@ -258,7 +277,7 @@ def scatter_update(inputs, indices, updates, reduction=None):
     return result
 
 
-# --- math ------------------------------------------------------------------------------------------------
+# --- math ----------------------------------------------------------------------------------------
 def rsqrt(x):
     return 1 / np.sqrt(x)
 
@@ -359,7 +378,7 @@ def _einsum(subscripts, operands):
     return _product(lambda *xs: np.einsum(subscripts, *xs, optimize=True), *operands)
 
 
-# --- neural network --------------------------------------------------------------------------------------
+# --- neural network ------------------------------------------------------------------------------
 def _channels_last(function):
     """Run a function of (batch, *space, channels) on either layout."""
 
@@ -471,7 +490,7 @@ def average_pool(inputs, pool_size, strides=None, padding="valid", data_format=N
     return _pool(inputs, pool_size, strides, padding, data_format, np.nan, average)
 
 
-# --- random numbers: `seed` is a Generator ---------------------------------------------------------------
+# --- random numbers: `seed` is a Generator -------------------------------------------------------
 SEED_DTYPE = "int64"
 
 
@@ -497,7 +516,7 @@ def random_integers(shape, minval, maxval, dtype, seed):
     return cast(seed.integers(minval, maxval, shape), dtype)
 
 
-# --- Variables, transforms, control flow -----------------------------------------------------------------
+# --- Variables, transforms, control flow ---------------------------------------------------------
 def new_storage(value, trainable, name):
     return np.array(value)
 
@@ -545,7 +564,9 @@ def vmap(function, in_axes, out_axes):
     def mapped(*args):
         axes = (in_axes,) * len(args) if isinstance(in_axes, int) else in_axes
         length = next(
-            tree.flatten(a)[0].shape[axis] for a, axis in zip(args, axes, strict=True) if axis is not None
+            tree.flatten(a)[0].shape[axis]
+            for a, axis in zip(args, axes, strict=True)
+            if axis is not None
         )
         results = [
             function(

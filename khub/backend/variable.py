@@ -62,7 +62,9 @@ class Variable:
             dtype = dtype or dtypes.standardize(value.dtype)
             shape, initializer = value.shape, lambda shape, dtype, value=value: value
         elif shape is None:
-            raise ValueError(f"Variable {name!r} needs a shape beside its initializer {initializer!r}.")
+            raise ValueError(
+                f"Variable {name!r} needs a shape beside its initializer {initializer!r}."
+            )
         if None in tuple(shape):
             raise ValueError(f"Variable {name!r} needs a known shape, got {tuple(shape)}.")
         self.name = name or unique_name("variable")

@@ -15,7 +15,9 @@ def channels_first(data_format):
     """Say whether images are (batch, channels, *space).  Raises ValueError for an unknown format."""
     data_format = data_format or config.image_data_format()
     if data_format not in ("channels_last", "channels_first"):
-        raise ValueError(f"data_format must be channels_last or channels_first, got {data_format!r}.")
+        raise ValueError(
+            f"data_format must be channels_last or channels_first, got {data_format!r}."
+        )
     return data_format == "channels_first"
 
 

@@ -38,7 +38,9 @@ class _Conv(Layer):
             setattr(self, name, windows.per_axis(getattr(self, name), self._space, name))
         self._first = windows.channels_first(self.data_format)
         self.padding = self.padding.lower()
-        if self.padding not in (("valid", "same", "causal") if self._space == 1 else ("valid", "same")):
+        if self.padding not in (
+            ("valid", "same", "causal") if self._space == 1 else ("valid", "same")
+        ):
             raise ValueError(f"{type(self).__name__}: unknown padding {self.padding!r}.")
         if max(self.strides) > 1 and max(self.dilation_rate) > 1:
             raise ValueError(
@@ -73,7 +75,9 @@ class _Conv(Layer):
             reach = (self.kernel_size[0] - 1) * self.dilation_rate[0]
             border = [(0, 0), (0, 0), (reach, 0)] if self._first else [(0, 0), (reach, 0), (0, 0)]
             inputs, padding = ops.pad(inputs, border), "valid"
-        y = ops.conv(inputs, self.kernel, self.strides, padding, self.data_format, self.dilation_rate)
+        y = ops.conv(
+            inputs, self.kernel, self.strides, padding, self.data_format, self.dilation_rate
+        )
         return self._finish(y)
 
     def _finish(self, y):

@@ -23,8 +23,7 @@ from khub.saving import registry
 _TENSORS = active.TENSORS
 _FLOATS = frozenset(active.NATIVE[name] for name in dtypes.FLOATS)
 _INTERNAL = frozenset(
-    "_arguments _added _losses _losses_of _policy _build_shapes _nodes _metrics "
-    "optimizer preprocessor _training_state".split()
+    ["_arguments", "_added", "_losses", "_losses_of", "_policy", "_build_shapes", "_nodes", "_metrics", "optimizer", "preprocessor", "_training_state"]
 )
 
 
@@ -65,7 +64,8 @@ class _CallSpec:
         self.names = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
         self.training = "training" in names
         self.training_default = next(
-            (p.default for p in parameters if p.name == "training" and p.default is not p.empty), None
+            (p.default for p in parameters if p.name == "training" and p.default is not p.empty),
+            None,
         )
         self.masks = [  # (tensor argument, its mask argument)
             (name, mask)
@@ -132,7 +132,14 @@ class Layer(Configurable, active.Base):
         return self
 
     def __init__(
-        self, *, activity_regularizer=None, trainable=True, dtype=None, autocast=True, name=None, **kwargs
+        self,
+        *,
+        activity_regularizer=None,
+        trainable=True,
+        dtype=None,
+        autocast=True,
+        name=None,
+        **kwargs,
     ):
         super().__init__()
         shape = kwargs.pop("input_shape", None)
@@ -153,7 +160,7 @@ class Layer(Configurable, active.Base):
         self._trainable = bool(trainable)
         self._native_dtype = active.NATIVE[self._policy.compute_dtype]
 
-    # --- dtype -------------------------------------------------------------------------------------------
+    # --- dtype -----------------------------------------------------------------------------------
     @property
     def dtype_policy(self):
         """The layer's `DTypePolicy`."""
@@ -177,7 +184,7 @@ class Layer(Configurable, active.Base):
         """The dtype the layer computes in."""
         return self._policy.compute_dtype
 
-    # --- Variables and sub-layers ------------------------------------------------------------------------
+    # --- Variables and sub-layers ----------------------------------------------------------------
     def add_weight(
         self,
         shape=None,
@@ -242,7 +249,11 @@ class Layer(Configurable, active.Base):
 
     def _own_variables(self):
         """Name -> Variable, in the order of their making."""
-        found = {id(v): (path, v) for path, v in reversed(list(self._members())) if isinstance(v, Variable)}
+        found = {
+            id(v): (path, v)
+            for path, v in reversed(list(self._members()))
+            if isinstance(v, Variable)
+        }
         ordered = {}
         for variable in self._added:
             path, _ = found.pop(id(variable), (variable.name, variable))
@@ -368,7 +379,7 @@ class Layer(Configurable, active.Base):
             raise ValueError(f"{self.name} has no weights yet: call it on data or build it first.")
         return sum(int(np.prod(v.shape)) for v in self.weights)
 
-    # --- build -------------------------------------------------------------------------------------------
+    # --- build -----------------------------------------------------------------------------------
     def build(self, input_shape):
         """Make the Variables for inputs of this shape; layers that have none need no `build`."""
         self.built = True
@@ -413,9 +424,11 @@ class Layer(Configurable, active.Base):
             first = args[0] if args else next(iter(kwargs.values()), None)
             self.build(_shapes(first))
         if not self.built:
-            raise ValueError(f"{self.name}.build() must not be overridden by something that is no method.")
+            raise ValueError(
+                f"{self.name}.build() must not be overridden by something that is no method."
+            )
 
-    # --- call --------------------------------------------------------------------------------------------
+    # --- call ------------------------------------------------------------------------------------
     def call(self, *args, **kwargs):
         """Compute the output; every layer defines it."""
         raise NotImplementedError(f"{type(self).__name__} does not define call().")
@@ -463,7 +476,8 @@ class Layer(Configurable, active.Base):
         try:
             masks = self._fill_masks(args, kwargs) if MASKS or spec.masks else None
             if local.autocast != self._policy.compute_dtype and (
-                self._policy.compute_dtype != self._policy.variable_dtype or local.autocast is not None
+                self._policy.compute_dtype != self._policy.variable_dtype
+                or local.autocast is not None
             ):
                 with Autocast(self._policy.compute_dtype if self.autocast else None):
                     outputs = self.call(*args, **kwargs)
@@ -487,7 +501,11 @@ class Layer(Configurable, active.Base):
         """Turn Variables, and at the outermost call arrays of other libraries, into native tensors."""
 
         def convert(x):
-            if type(x) in _TENSORS or x is None or isinstance(x, (str, bool, int, float, KerasTensor)):
+            if (
+                type(x) in _TENSORS
+                or x is None
+                or isinstance(x, (str, bool, int, float, KerasTensor))
+            ):
                 return x
             if isinstance(x, Variable):
                 return x.value
@@ -596,7 +614,7 @@ class Layer(Configurable, active.Base):
         shapes = [tuple(x.shape) for x in tree.flatten(args) if hasattr(x, "shape")]
         error.add_note(f"in {type(self).__name__} {self.name!r} called on {shapes}")
 
-    # --- losses ------------------------------------------------------------------------------------------
+    # --- losses ----------------------------------------------------------------------------------
     def add_loss(self, loss):
         """Add a scalar to the training loss; those of the latest outermost call count."""
         if self._losses_of is not local.call or local.call is None:
@@ -614,7 +632,7 @@ class Layer(Configurable, active.Base):
                 result.append(variable.regularizer(variable.value))
         return result
 
-    # --- calls without side effects ----------------------------------------------------------------------
+    # --- calls without side effects --------------------------------------------------------------
     def stateless_call(
         self,
         trainable_variables,
@@ -629,10 +647,15 @@ class Layer(Configurable, active.Base):
         """
         own = self.trainable_variables, self.non_trainable_variables
         for mine, given, what in zip(
-            own, (trainable_variables, non_trainable_variables), ("trainable", "non-trainable"), strict=True
+            own,
+            (trainable_variables, non_trainable_variables),
+            ("trainable", "non-trainable"),
+            strict=True,
         ):
             if len(mine) != len(given):
-                raise ValueError(f"{self.name} has {len(mine)} {what} variables, got {len(given)} values.")
+                raise ValueError(
+                    f"{self.name} has {len(mine)} {what} variables, got {len(given)} values."
+                )
         values = [value_of(v) for v in (*trainable_variables, *non_trainable_variables)]
         with Scope(zip((*own[0], *own[1]), values, strict=True)) as scope:
             outputs = self(*args, **kwargs)
@@ -640,7 +663,7 @@ class Layer(Configurable, active.Base):
         new = [scope.values[v] for v in own[1]]
         return (outputs, new, losses) if return_losses else (outputs, new)
 
-    # --- configuration -----------------------------------------------------------------------------------
+    # --- configuration ---------------------------------------------------------------------------
     def get_config(self):
         """Return the constructor's arguments as plain data."""
         base = {
@@ -651,7 +674,9 @@ class Layer(Configurable, active.Base):
         if self.activity_regularizer is not None:
             base["activity_regularizer"] = registry.serialize(self.activity_regularizer)
         config = base | super().get_config()
-        if not hasattr(type(self).__init__, "made"):  # a hand-written __init__ may not take them all
+        if not hasattr(
+            type(self).__init__, "made"
+        ):  # a hand-written __init__ may not take them all
             accepted = inspect.signature(type(self).__init__).parameters.values()
             if not any(p.kind is p.VAR_KEYWORD for p in accepted):
                 config = {k: v for k, v in config.items() if k in {p.name for p in accepted}}

@@ -8,8 +8,12 @@ class _Merge(Layer):
     supports_masking = True
 
     def build(self, input_shape):
-        if not isinstance(input_shape, (list, tuple)) or not isinstance(input_shape[0], (list, tuple)):
-            raise ValueError(f"{type(self).__name__} takes a list of tensors, got shape {input_shape}.")
+        if not isinstance(input_shape, (list, tuple)) or not isinstance(
+            input_shape[0], (list, tuple)
+        ):
+            raise ValueError(
+                f"{type(self).__name__} takes a list of tensors, got shape {input_shape}."
+            )
 
     def call(self, inputs):
         rank = max(len(x.shape) for x in inputs)
@@ -103,6 +107,7 @@ average, subtract = map(_functional, (Average, Subtract))
 def concatenate(inputs, axis=-1, **kwargs):
     """The inputs joined along `axis`."""
     return Concatenate(axis, **kwargs)(inputs)
+
 
 __all__ = [
     "Add",

@@ -30,9 +30,11 @@ class LayerNormalization(Layer):
     def build(self, input_shape):
         axes = sorted(a % len(input_shape) for a in _axes(self.axis))
         shape = [input_shape[a] for a in axes]
-        self._shape = None if axes == list(range(len(input_shape) - len(axes), len(input_shape))) else [
-            n if a in axes else 1 for a, n in enumerate(input_shape)
-        ]
+        self._shape = (
+            None
+            if axes == list(range(len(input_shape) - len(axes), len(input_shape)))
+            else [n if a in axes else 1 for a, n in enumerate(input_shape)]
+        )
         self.gamma = self.add_weight(shape, name="gamma") if self.scale else None
         self.beta = self.add_weight(shape, name="beta") if self.center else None
 
@@ -88,7 +90,9 @@ class BatchNormalization(Layer):
         size = input_shape[self.axis]
         self.gamma = self.add_weight((size,), name="gamma") if self.scale else None
         self.beta = self.add_weight((size,), name="beta") if self.center else None
-        self.moving_mean = self.add_weight((size,), name="moving_mean", trainable=False, autocast=False)
+        self.moving_mean = self.add_weight(
+            (size,), name="moving_mean", trainable=False, autocast=False
+        )
         self.moving_variance = self.add_weight(
             (size,), name="moving_variance", trainable=False, autocast=False
         )
@@ -158,7 +162,9 @@ class GroupNormalization(Layer):
         size = input_shape[self.axis]
         self._count = size if self.groups == -1 else self.groups
         if size % self._count:
-            raise ValueError(f"GroupNormalization: {size} channels do not divide into {self._count} groups.")
+            raise ValueError(
+                f"GroupNormalization: {size} channels do not divide into {self._count} groups."
+            )
         self.gamma = self.add_weight((size,), name="gamma") if self.scale else None
         self.beta = self.add_weight((size,), name="beta") if self.center else None
 

@@ -62,7 +62,9 @@ class GlobalAveragePooling1D(_GlobalPool):
 
 
 def _make(base, name, space, **members):
-    cls = type(name, (base,), {"_space": space, "__doc__": base.__doc__, "__module__": __name__, **members})
+    cls = type(
+        name, (base,), {"_space": space, "__doc__": base.__doc__, "__module__": __name__, **members}
+    )
     globals()[name] = cls
     return cls
 

@@ -27,7 +27,9 @@ class Dropout(Layer):
             return inputs
         shape = self.noise_shape
         if shape is not None:
-            shape = [n if n is not None else s for n, s in zip(shape, ops.shape(inputs), strict=True)]
+            shape = [
+                n if n is not None else s for n, s in zip(shape, ops.shape(inputs), strict=True)
+            ]
         return random.dropout(inputs, self.rate, shape, self.seed_generator)
 
 

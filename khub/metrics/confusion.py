@@ -40,8 +40,9 @@ class _Counts(Metric):
         self._levels = np.asarray(levels, "float32")
         self._even = _even(levels) if even is None else even
         self._open_ends = open_ends
-        for name in self._outcomes:
-            setattr(self, name, self.add_variable(shape or (len(levels),), "zeros", name=name))
+        for outcome in self._outcomes:
+            name = "accumulator" if len(self._outcomes) == 1 else outcome
+            setattr(self, outcome, self.add_variable(shape or (len(levels),), "zeros", name=name))
 
     def _add(self, y_true, y_pred, weight=None, top_k=None, class_id=None, labels=None):
         """Add a batch; `labels` is the number of columns that are counted apart."""
@@ -96,7 +97,7 @@ class _Counts(Metric):
         return divide_no_nan(part, part + rest)
 
 
-# --- counts and ratios at thresholds --------------------------------------------------------------
+# --- counts and ratios at thresholds -------------------------------------------------------------
 class _AtThresholds(_Counts):
     thresholds: object = None
     name: str | None = None
@@ -172,7 +173,7 @@ class Recall(_AtThresholds):
         return self._ratio(*self._outcomes)
 
 
-# --- the best of one ratio where another is good enough -------------------------------------------
+# --- the best of one ratio where another is good enough ------------------------------------------
 _ALL = ("true_positives", "false_positives", "true_negatives", "false_negatives")
 _RATIOS = {
     "sensitivity": ("true_positives", "false_negatives"),
@@ -240,7 +241,7 @@ class RecallAtPrecision(_BestAt):
     precision: float
 
 
-# --- area under a curve ---------------------------------------------------------------------------
+# --- area under a curve --------------------------------------------------------------------------
 def _choice(*choices):
     def check(name, value):
         found = next((c for c in choices if str(value).lower() == c.lower()), None)
@@ -361,7 +362,7 @@ class AUC(_Counts):
         return divide_no_nan(ops.sum(areas * weights), ops.sum(weights))
 
 
-# --- F scores -------------------------------------------------------------------------------------
+# --- F scores ------------------------------------------------------------------------------------
 class FBetaScore(Metric):
     """(1 + beta**2) precision recall / (beta**2 precision + recall) of each class.
 
@@ -440,7 +441,7 @@ class F1Score(FBetaScore):
         super().__init__(average, 1.0, threshold, name, dtype)
 
 
-# --- regression -----------------------------------------------------------------------------------
+# --- regression ----------------------------------------------------------------------------------
 class R2Score(Metric):
     """1 - the sum of squared errors / that of a constant prediction.
 
@@ -473,8 +474,11 @@ class R2Score(Metric):
         if len(y_true.shape) != 2:
             raise ValueError(f"R2Score needs (batch, outputs), got {tuple(y_true.shape)}.")
         if len(self._variables) == 1:
-            for name in ("squared_sum", "sum", "total_mse", "count"):
-                setattr(self, name, self.add_variable((y_true.shape[-1],), "zeros", name=name))
+            outputs = (y_true.shape[-1],)
+            self.squared_sum = self.add_variable(outputs, "zeros", name="squared_sum")
+            self.sum = self.add_variable(outputs, "zeros", name="sum")
+            self.total_mse = self.add_variable(outputs, "zeros", name="residual")
+            self.count = self.add_variable(outputs, "zeros", name="count")
         weight = ops.ones_like(y_true)
         if sample_weight is not None:
             weight = weighted(weight, ops.convert_to_tensor(sample_weight, self.dtype))[0]
@@ -507,7 +511,7 @@ class R2Score(Metric):
         return ops.where(left > 0, adjusted, score)
 
 
-# --- intersection over union ----------------------------------------------------------------------
+# --- intersection over union ---------------------------------------------------------------------
 IntegerDtype = Annotated[str, lambda name, value: compute_dtype(name, value or "int")]
 
 

@@ -28,7 +28,7 @@ def _function(function):
     return registry.register("metrics", function)
 
 
-# --- accuracies: 1 where right, else 0 ------------------------------------------------------------
+# --- accuracies: 1 where right, else 0 -----------------------------------------------------------
 def accuracy(y_true, y_pred):
     """y_true == y_pred"""
     return ops.cast(ops.equal(*pair(y_true, y_pred)), config.floatx())
@@ -84,7 +84,7 @@ def _top_k(classes, y_pred, k):
     return ops.reshape(ops.cast(found, config.floatx()), ops.shape(classes))
 
 
-# --- similarity -----------------------------------------------------------------------------------
+# --- similarity ----------------------------------------------------------------------------------
 def cosine_similarity(y_true, y_pred, axis=-1):
     """The cosine of the angle between y_true and y_pred."""
     return -losses.cosine_similarity(y_true, y_pred, axis)
@@ -110,7 +110,7 @@ def concordance_correlation(y_true, y_pred, axis=-1):
     return ops.mean(2.0 * (y_true - mean_pred) * (y_pred - mean_pred) / spread, axis=axis)
 
 
-# --- metrics: the fields of a class are its function's options ------------------------------------
+# --- metrics: the fields of a class are its function's options -----------------------------------
 class Accuracy(_FunctionMean):
     _function: ClassVar = accuracy
     _direction: ClassVar = "up"

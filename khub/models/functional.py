@@ -111,13 +111,18 @@ class Functional(Model):
         for what, structure in (("inputs", inputs), ("outputs", outputs)):
             for x in tree.flatten(structure):
                 if not isinstance(x, KerasTensor):
-                    raise ValueError(f"{what} must be symbolic tensors made from Input(), got {x!r}.")
+                    raise ValueError(
+                        f"{what} must be symbolic tensors made from Input(), got {x!r}."
+                    )
         self._inputs_structure, self._outputs_structure = inputs, outputs
         self.inputs, self.outputs = tree.flatten(inputs), tree.flatten(outputs)
         self._nodes = _sorted_nodes(self.outputs, self.inputs)
         self._program = _Program(self.inputs, self.outputs, self._nodes)
         self._single = (
-            len(self.outputs) == 1 and is_symbolic(outputs) and len(self.inputs) == 1 and is_symbolic(inputs)
+            len(self.outputs) == 1
+            and is_symbolic(outputs)
+            and len(self.inputs) == 1
+            and is_symbolic(inputs)
         )
         self._input_layers = []
         for x in self.inputs:
@@ -198,4 +203,6 @@ class Functional(Model):
         for layer in self.layers:
             if layer.name == name:
                 return layer
-        raise ValueError(f"{self.name} has no layer {name!r}; it has {[x.name for x in self.layers]}.")
+        raise ValueError(
+            f"{self.name} has no layer {name!r}; it has {[x.name for x in self.layers]}."
+        )

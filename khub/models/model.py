@@ -47,7 +47,9 @@ class Model(Trainer, Layer):
         for layer in self.layers:
             if layer.name == name:
                 return layer
-        raise ValueError(f"{self.name} has no layer {name!r}; it has {[x.name for x in self.layers]}.")
+        raise ValueError(
+            f"{self.name} has no layer {name!r}; it has {[x.name for x in self.layers]}."
+        )
 
     def summary(
         self,

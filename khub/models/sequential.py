@@ -32,11 +32,15 @@ class Sequential(Model):
             raise ValueError(f"Sequential takes layers, got {layer!r}.")
         if isinstance(layer, InputLayer):
             if self._layers or self._input is not None:
-                raise ValueError(f"{self.name} already begins with {(self._layers or ['an Input'])[0]}.")
+                raise ValueError(
+                    f"{self.name} already begins with {(self._layers or ['an Input'])[0]}."
+                )
             self._input = layer.output
             return
         if any(layer.name == other.name for other in self._layers):
-            raise ValueError(f"{self.name} has a layer named {layer.name!r} already; names are unique.")
+            raise ValueError(
+                f"{self.name} has a layer named {layer.name!r} already; names are unique."
+            )
         if not self._layers and self._input is None and layer._input_shape_given is not None:
             self._input = Input(layer._input_shape_given)
         self._layers.append(layer)
@@ -121,7 +125,9 @@ class Sequential(Model):
 
     def _built_graph(self):
         if self._graph is None:
-            raise ValueError(f"{self.name} is not built yet: give it an Input, or call build(shape).")
+            raise ValueError(
+                f"{self.name} is not built yet: give it an Input, or call build(shape)."
+            )
         return self._graph
 
     get_layer = Functional.get_layer

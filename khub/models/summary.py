@@ -66,4 +66,6 @@ def summary_text(model, width=None, expand=False, show_trainable=False, layer_ra
     if optimizer is not None and optimizer.built:
         count = _count(optimizer.variables)
         totals.append(f"Optimizer params: {count:,} ({_bytes(optimizer.variables)})")
-    return "\n".join([f'Model: "{model.name}"', line, text(header), line, *map(text, rows), line, *totals])
+    return "\n".join(
+        [f'Model: "{model.name}"', line, text(header), line, *map(text, rows), line, *totals]
+    )

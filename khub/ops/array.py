@@ -191,7 +191,9 @@ def moveaxis(x, source, destination):
     """`x` with axes moved to new positions."""
     count = len(x.shape)
     source = [a % count for a in ([source] if isinstance(source, int) else source)]
-    destination = [a % count for a in ([destination] if isinstance(destination, int) else destination)]
+    destination = [
+        a % count for a in ([destination] if isinstance(destination, int) else destination)
+    ]
     order = [axis for axis in range(count) if axis not in source]
     for place, axis in sorted(zip(destination, source, strict=True)):
         order.insert(place, axis)

@@ -89,10 +89,12 @@ def einsum(subscripts, *operands, **kwargs):
     if any_symbolic(operands):
         return record(einsum, (subscripts, *operands), {})
     result = promote(*[dtype_of(x) for x in operands])
-    return active._einsum(subscripts, [active.convert_to_tensor(value_of(x), result) for x in operands])
+    return active._einsum(
+        subscripts, [active.convert_to_tensor(value_of(x), result) for x in operands]
+    )
 
 
-# --- control flow and transforms: functions that may read and assign Variables ---------------------------
+# --- control flow and transforms: functions that may read and assign Variables -------------------
 def cond(pred, true_fn, false_fn):
     """Return `true_fn()` where the scalar `pred` holds, else `false_fn()`; only one runs."""
     if isinstance(pred, KerasTensor):

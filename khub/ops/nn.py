@@ -20,7 +20,7 @@ from khub.ops.core import cast, stop_gradient, where
 from khub.ops.op import op, primitive, promote, promote_float
 
 
-# --- activations: x of any shape -> same -----------------------------------------------------------------
+# --- activations: x of any shape -> same ---------------------------------------------------------
 @op()
 def relu(x):
     """max(x, 0)"""
@@ -140,7 +140,7 @@ def log_softmax(x, axis=-1):
     return shifted - math.log(math.sum(math.exp(shifted), axis=axis, keepdims=True))
 
 
-# --- labels and losses -----------------------------------------------------------------------------------
+# --- labels and losses ---------------------------------------------------------------------------
 @op()
 def one_hot(x, num_classes, axis=-1, dtype=None, sparse=False):
     """1 at the class of each integer, else 0; a class outside [0, num_classes) gives zeros."""
@@ -188,12 +188,14 @@ def sparse_categorical_crossentropy(target, output, from_logits=False, axis=-1):
 def binary_crossentropy(target, output, from_logits=False):
     """-(target log(output) + (1 - target) log(1 - output)), elementwise"""
     if from_logits:  # stable for large |output|
-        return math.maximum(output, 0) - output * target + math.log1p(math.exp(-math.absolute(output)))
+        return (
+            math.maximum(output, 0) - output * target + math.log1p(math.exp(-math.absolute(output)))
+        )
     output = math.clip(output, config.epsilon(), 1 - config.epsilon())
     return -(target * math.log(output) + (1 - target) * math.log(1 - output))
 
 
-# --- normalization ---------------------------------------------------------------------------------------
+# --- normalization -------------------------------------------------------------------------------
 @op()
 def moments(x, axes, keepdims=False, synchronized=False):
     """Mean and variance over `axes`; float16 is computed in float32."""
@@ -241,7 +243,7 @@ def rms_normalization(x, scale=1, axis=-1, epsilon=None):
     return cast(y * factor, name) * cast(scale, name)
 
 
-# --- dense layers and attention --------------------------------------------------------------------------
+# --- dense layers and attention ------------------------------------------------------------------
 @op(operands=3, dtype=promote)
 def linear(x, kernel, bias=None):
     """x @ kernel + bias, one fused call where the backend has it.
@@ -287,12 +289,14 @@ def dot_product_attention(
         causal = expand_dims(arange(time), -1) >= expand_dims(arange(source), 0)
         allowed = causal if allowed is None else math.logical_and(allowed, causal)
     if allowed is not None:
-        scores = where(allowed, scores, -0.7 * 3.4028235e38)  # finite: a row of them is uniform, not NaN
+        scores = where(
+            allowed, scores, -0.7 * 3.4028235e38
+        )  # finite: a row of them is uniform, not NaN
     weights = cast(softmax(scores, axis=-1), name)
     return transpose(math.matmul(weights, transpose(value, (0, 2, 1, 3))), (0, 2, 1, 3))
 
 
-# --- convolution and pooling, 1 to 3 space axes ----------------------------------------------------------
+# --- convolution and pooling, 1 to 3 space axes --------------------------------------------------
 @primitive(operands=2, dtype=promote)
 def conv(inputs, kernel, strides=1, padding="valid", data_format=None, dilation_rate=1):
     """Convolution (correlation); channels that divide the inputs' make groups.
@@ -316,9 +320,7 @@ def conv_transpose(
 
 
 @op(operands=2, dtype=promote)
-def depthwise_conv(
-    inputs, kernel, strides=1, padding="valid", data_format=None, dilation_rate=1
-):
+def depthwise_conv(inputs, kernel, strides=1, padding="valid", data_format=None, dilation_rate=1):
     """Each channel convolved by itself.  kernel: (*window, n, multiplier)  ->  (batch, *space', n * multiplier)"""
     *window, channels, multiplier = kernel.shape
     kernel = reshape(kernel, (*window, 1, channels * multiplier))

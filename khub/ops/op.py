@@ -20,7 +20,7 @@ _TENSORS = active.TENSORS
 _SCALARS = (bool, int, float, complex)
 
 
-# --- dtype rules: dtypes of the operands -> the dtype they are cast to (None: as they are) ---------------
+# --- dtype rules: dtypes of the operands -> the dtype they are cast to (None: as they are) -------
 def promote(*names):
     """The lattice's result."""
     return dtypes.result_type(*names)
@@ -116,7 +116,9 @@ def _wrap(declared, run, operands, rule):
         body = f"    return slow_list({name}, run, rule, ({everything},))"
     else:
         tensors = names[:operands] if isinstance(operands, int) else list(operands)
-        required = [n for n in tensors if f"default_{n}" not in space or space[f"default_{n}"] is not None]
+        required = [
+            n for n in tensors if f"default_{n}" not in space or space[f"default_{n}"] is not None
+        ]
         tests = [
             f"type({n}) in TENSORS" if n in required else f"({n} is None or type({n}) in TENSORS)"
             for n in tensors
@@ -137,8 +139,10 @@ def _wrap(declared, run, operands, rule):
 
 
 def _declare(function, run, operands, rule):
-    call = _wrap(function, run, operands, rule) if operands else update_wrapper(
-        lambda *args, **kwargs: run(*args, **kwargs), function
+    call = (
+        _wrap(function, run, operands, rule)
+        if operands
+        else update_wrapper(lambda *args, **kwargs: run(*args, **kwargs), function)
     )
     call.run = run
     OPS[function.__name__] = call
@@ -157,7 +161,9 @@ def primitive(operands=1, dtype=None):
         PRIMITIVES[function.__name__] = inspect.signature(function)
         run = getattr(active, function.__name__, None)
         if run is None:
-            raise ImportError(f"The {active.__name__} backend lacks the primitive {function.__name__}.")
+            raise ImportError(
+                f"The {active.__name__} backend lacks the primitive {function.__name__}."
+            )
         return _declare(function, run, operands, dtype)
 
     return decorate

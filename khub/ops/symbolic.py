@@ -97,7 +97,10 @@ def output_spec(function, args, kwargs):
 def _symbol(one, two=None):
     if not hasattr(one, "shape"):
         return one
-    shape = tuple(a if a == b else None for a, b in zip(one.shape, (one if two is None else two).shape, strict=True))
+    shape = tuple(
+        a if a == b else None
+        for a, b in zip(one.shape, (one if two is None else two).shape, strict=True)
+    )
     return KerasTensor(shape, dtypes.standardize(one.dtype))
 
 

@@ -22,7 +22,9 @@ class LossScaleOptimizer(Optimizer):
         self.name = self.name or unique_name("loss_scale_optimizer")
         self.built, self._variables = False, []
         self.iterations = self.inner_optimizer.iterations
-        self.scale = Variable(self.initial_scale, dtype="float32", trainable=False, name="dynamic_scale")
+        self.scale = Variable(
+            self.initial_scale, dtype="float32", trainable=False, name="dynamic_scale"
+        )
         self.quiet = Variable(0, dtype="int32", trainable=False, name="step_counter")
 
     @property
@@ -48,7 +50,9 @@ class LossScaleOptimizer(Optimizer):
         return loss * ops.cast(self.scale.value, ops.dtype(loss))
 
     def apply(self, grads, trainable_variables=None):
-        variables = list(trainable_variables) if trainable_variables is not None else self._variables
+        variables = (
+            list(trainable_variables) if trainable_variables is not None else self._variables
+        )
         if not self.built:
             self.build(variables)
         scale = self.scale.value

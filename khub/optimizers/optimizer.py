@@ -46,16 +46,24 @@ class Optimizer(fields.Configurable):
         self.name = self.name or unique_name(registry.snake_case(type(self).__name__))
         self.built = False
         self.iterations = Variable(0, dtype="int32", trainable=False, name="iteration")
-        rate = registry.get("schedules", self.learning_rate) if isinstance(
-            self.learning_rate, dict
-        ) else self.learning_rate
+        rate = (
+            registry.get("schedules", self.learning_rate)
+            if isinstance(self.learning_rate, dict)
+            else self.learning_rate
+        )
         self._schedule = rate if isinstance(rate, LearningRateSchedule) or callable(rate) else None
         self._rate = None
         if self._schedule is None:
-            self._rate = Variable(float(rate), dtype="float32", trainable=False, name="learning_rate")
+            self._rate = Variable(
+                float(rate), dtype="float32", trainable=False, name="learning_rate"
+            )
         self.__dict__["learning_rate"] = self._schedule or self._rate
         self._variables, self._slots, self._averages, self._accumulators = [], [], [], []
-        self._fused = active.fused.get(type(self).__name__) if type(self).__module__.startswith("khub.") else None
+        self._fused = (
+            active.fused.get(type(self).__name__)
+            if type(self).__module__.startswith("khub.")
+            else None
+        )
 
     def __setattr__(self, name, value):
         if name == "learning_rate" and self.__dict__.get("_rate") is not None:
@@ -95,9 +103,13 @@ class Optimizer(fields.Configurable):
                 name=f"{variable.path.replace('/', '_')}_{name}",
             )
 
-        self._slots = [[like(v, name, self.slot_initializer(name)) for name in self.slots] for v in variables]
+        self._slots = [
+            [like(v, name, self.slot_initializer(name)) for name in self.slots] for v in variables
+        ]
         if self.use_ema:
-            self._averages = [like(v, "average", lambda *_, v=v, **__: v.numpy()) for v in variables]
+            self._averages = [
+                like(v, "average", lambda *_, v=v, **__: v.numpy()) for v in variables
+            ]
         if self.gradient_accumulation_steps:
             self._accumulators = [like(v, "gradient_accumulator") for v in variables]
         self.built = True
@@ -126,7 +138,9 @@ class Optimizer(fields.Configurable):
 
     def apply(self, grads, trainable_variables=None):
         """Update the Variables by their gradients.  Raises ValueError for Variables it was not built for."""
-        variables = list(trainable_variables) if trainable_variables is not None else self._variables
+        variables = (
+            list(trainable_variables) if trainable_variables is not None else self._variables
+        )
         grads = list(grads)
         if len(grads) != len(variables):
             raise ValueError(f"Got {len(grads)} gradients for {len(variables)} variables.")
@@ -137,7 +151,9 @@ class Optimizer(fields.Configurable):
             raise ValueError("No variable has a gradient; does the loss depend on them?")
         unknown = [v.path for _, v in pairs if id(v) not in self._index]
         if unknown:
-            raise ValueError(f"The optimizer was built for other variables; it does not know {unknown}.")
+            raise ValueError(
+                f"The optimizer was built for other variables; it does not know {unknown}."
+            )
         if self.loss_scale_factor is not None:
             pairs = [(g / self.loss_scale_factor, v) for g, v in pairs]
         if self.gradient_accumulation_steps:
@@ -152,7 +168,9 @@ class Optimizer(fields.Configurable):
         sums = [self._accumulators[self._index[id(v)]] for _, v in pairs]
 
         def apply():
-            self._update([((s.value + g) / steps, v) for s, (g, v) in zip(sums, pairs, strict=True)])
+            self._update(
+                [((s.value + g) / steps, v) for s, (g, v) in zip(sums, pairs, strict=True)]
+            )
             for s in sums:
                 s.assign(ops.zeros_like(s.value))
 
@@ -235,7 +253,9 @@ class Optimizer(fields.Configurable):
         own = [*self._variables, *self.variables]
         values = [*trainable_variables, *optimizer_variables]
         if len(own) != len(values):
-            raise ValueError(f"Expected {len(own)} values (build the optimizer first), got {len(values)}.")
+            raise ValueError(
+                f"Expected {len(own)} values (build the optimizer first), got {len(values)}."
+            )
         with Scope(zip(own, [ops.convert_to_tensor(v) for v in values], strict=True)) as scope:
             self.apply(grads)
         new = [scope.values[v] for v in own]

@@ -46,7 +46,9 @@ class Adam(Optimizer):
 
     def rule(self, gradient, value, rate, m, v, largest=None):
         step = ops.cast(self.iterations.value + 1, ops.dtype(value))
-        rate = rate * ops.sqrt(1 - ops.power(self.beta_2, step)) / (1 - ops.power(self.beta_1, step))
+        rate = (
+            rate * ops.sqrt(1 - ops.power(self.beta_2, step)) / (1 - ops.power(self.beta_1, step))
+        )
         m = m + (gradient - m) * (1 - self.beta_1)
         v = v + (ops.square(gradient) - v) * (1 - self.beta_2)
         if largest is None:

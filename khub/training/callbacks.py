@@ -213,7 +213,9 @@ class EarlyStopping(Callback):
         self.monitor, self.min_delta, self.patience = monitor, abs(min_delta), patience
         self.verbose, self.baseline, self.mode = verbose, baseline, mode
         self.restore_best_weights, self.start_from_epoch = restore_best_weights, start_from_epoch
-        rising = mode == "max" or (mode == "auto" and monitor.endswith(("acc", "accuracy", "auc", "score")))
+        rising = mode == "max" or (
+            mode == "auto" and monitor.endswith(("acc", "accuracy", "auc", "score"))
+        )
         self._sign = -1 if rising else 1
 
     def on_train_begin(self, logs=None):
@@ -228,7 +230,9 @@ class EarlyStopping(Callback):
             return
         value = (logs or {}).get(self.monitor)
         if value is None:
-            raise ValueError(f"EarlyStopping watches {self.monitor!r}; the logs have {sorted(logs or {})}.")
+            raise ValueError(
+                f"EarlyStopping watches {self.monitor!r}; the logs have {sorted(logs or {})}."
+            )
         if self.restore_best_weights and self.best_weights is None:
             self.best_weights, self.best_epoch = self.model.get_weights(), epoch
         self.wait += 1
@@ -262,8 +266,13 @@ class ProgressBar(Callback):
     def _start(self, title):
         self._title, self._begun, self._seen, self._drawn = title, time.perf_counter(), 0, 0.0
         if self.verbose in (1, "auto") and sys.stdout.isatty():
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-            from rich.progress import TimeRemainingColumn
+            from rich.progress import (
+                BarColumn,
+                MofNCompleteColumn,
+                Progress,
+                TextColumn,
+                TimeRemainingColumn,
+            )
 
             self._bar = Progress(
                 TextColumn("{task.description}"),
@@ -293,7 +302,10 @@ class ProgressBar(Callback):
             self._bar = None
         elif self.verbose:
             speed = f"{seconds:.1f}s, {1000 * seconds / max(self._seen, 1):.1f} ms/step"
-            print(f"{self._title}: {self._seen} steps, {speed}{' - ' if logs else ''}{_text(logs)}", flush=True)
+            print(
+                f"{self._title}: {self._seen} steps, {speed}{' - ' if logs else ''}{_text(logs)}",
+                flush=True,
+            )
 
     def on_epoch_begin(self, epoch, logs=None):
         self._start(f"Epoch {epoch + 1}/{self.epochs}")

@@ -16,7 +16,11 @@ def as_loss(loss):
 
 _BY_TARGET = {  # "accuracy" and friends mean another metric for each kind of target
     "accuracy": ("BinaryAccuracy", "CategoricalAccuracy", "SparseCategoricalAccuracy"),
-    "crossentropy": ("BinaryCrossentropy", "CategoricalCrossentropy", "SparseCategoricalCrossentropy"),
+    "crossentropy": (
+        "BinaryCrossentropy",
+        "CategoricalCrossentropy",
+        "SparseCategoricalCrossentropy",
+    ),
 }
 _BY_TARGET["acc"] = _BY_TARGET["accuracy"]
 _BY_TARGET["ce"] = _BY_TARGET["crossentropy"]
@@ -43,7 +47,9 @@ def _by_output(given, names, count, what):
     if isinstance(given, dict):
         unknown = set(given) - set(names)
         if unknown:
-            raise ValueError(f"{what} names the outputs {sorted(unknown)}; the model has {list(names)}.")
+            raise ValueError(
+                f"{what} names the outputs {sorted(unknown)}; the model has {list(names)}."
+            )
         return [given.get(name) for name in names]
     if isinstance(given, (list, tuple)):
         if len(given) != count:
@@ -72,7 +78,9 @@ class Compiled:
             outputs = getattr(model, "outputs", None)
             nodes = [getattr(getattr(o, "node", None), "function", None) for o in outputs or []]
             names = [getattr(f, "name", f"output_{i}") for i, f in enumerate(nodes)]
-            return (names if len(names) == len(flat) else [f"output_{i}" for i in range(len(flat))]), flat
+            return (
+                names if len(names) == len(flat) else [f"output_{i}" for i in range(len(flat))]
+            ), flat
         return ["output"], flat
 
     @staticmethod
@@ -109,7 +117,9 @@ class Compiled:
                     for n, x in zip(names, self._losses, strict=True)
                 ]
         if len(self._losses) == 1 and self._weights[0] is None:
-            y_pred = y_pred if not isinstance(y_pred, (list, tuple, dict)) else tree.flatten(y_pred)[0]
+            y_pred = (
+                y_pred if not isinstance(y_pred, (list, tuple, dict)) else tree.flatten(y_pred)[0]
+            )
             y = y if not isinstance(y, (list, tuple, dict)) else tree.flatten(y)[0]
             return self._losses[0](y, y_pred, sample_weight)
         names, flat = self._flatten(model, y_pred)
@@ -133,8 +143,10 @@ class Compiled:
             self._metrics = self._build_metrics(model, y, y_pred)
         if not self._metrics:
             return
-        if len(self._metrics) and all(i == 0 for i, *_ in self._metrics) and not isinstance(
-            y_pred, (list, tuple, dict)
+        if (
+            len(self._metrics)
+            and all(i == 0 for i, *_ in self._metrics)
+            and not isinstance(y_pred, (list, tuple, dict))
         ):
             flat, targets, weights = [y_pred], [y], [sample_weight]
         else:

@@ -108,13 +108,21 @@ class ArraySource:
         self.y = tree.map_structure(lambda leaf: _as_array(leaf, "y"), y)
         if isinstance(sample_weight, list):
             sample_weight = np.asarray(sample_weight, "float32")
-        self.sample_weight = tree.map_structure(lambda leaf: _as_array(leaf, "sample_weight"), sample_weight)
-        lengths = {len(leaf) for leaf in tree.flatten((self.y, self.sample_weight)) if leaf is not None}
-        lengths |= {self._length(self.x)} if self.raw else {
-            len(leaf) for leaf in tree.flatten(self.x) if leaf is not None
+        self.sample_weight = tree.map_structure(
+            lambda leaf: _as_array(leaf, "sample_weight"), sample_weight
+        )
+        lengths = {
+            len(leaf) for leaf in tree.flatten((self.y, self.sample_weight)) if leaf is not None
         }
+        lengths |= (
+            {self._length(self.x)}
+            if self.raw
+            else {len(leaf) for leaf in tree.flatten(self.x) if leaf is not None}
+        )
         if len(lengths) != 1:
-            raise ValueError(f"x, y and sample_weight must have equal lengths, got {sorted(lengths)}.")
+            raise ValueError(
+                f"x, y and sample_weight must have equal lengths, got {sorted(lengths)}."
+            )
         self.size = lengths.pop()
         if self.size == 0:
             raise ValueError("The data is empty: x has no rows.")
@@ -134,7 +142,9 @@ class ArraySource:
     def __iter__(self):
         order = None
         if self.shuffle:
-            order = np.random.Generator(np.random.Philox(key=[self.seed, self.epoch])).permutation(self.size)
+            order = np.random.Generator(np.random.Philox(key=[self.seed, self.epoch])).permutation(
+                self.size
+            )
         self.epoch += 1
         for start in range(0, self.size, self.batch_size):
             rows = slice(start, start + self.batch_size)
@@ -147,7 +157,9 @@ class ArraySource:
             if structure is None:
                 return None
             if type(structure) in (list, tuple, dict):
-                return tree.map_structure(lambda leaf: None if leaf is None else leaf[index], structure)
+                return tree.map_structure(
+                    lambda leaf: None if leaf is None else leaf[index], structure
+                )
             return structure[index]
 
         x = _take(self.x, index) if self.raw else take(self.x)
@@ -223,7 +235,16 @@ def _host(x):
     return x.astype(dtypes.numpy_dtype(config.floatx())) if x.dtype == np.float64 else x
 
 
-def source(x, y=None, sample_weight=None, batch_size=None, shuffle=False, seed=0, steps=None, class_weight=None):
+def source(
+    x,
+    y=None,
+    sample_weight=None,
+    batch_size=None,
+    shuffle=False,
+    seed=0,
+    steps=None,
+    class_weight=None,
+):
     """Return the source of batches for a user's data."""
     leaves = [leaf for leaf in tree.flatten(x) if leaf is not None]
     arrays = is_raw_texts(x) or (bool(leaves) and all(map(_is_array, leaves)))

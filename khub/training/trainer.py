@@ -25,7 +25,7 @@ class Trainer:
     _compiled = None
     stop_training = False
 
-    # --- compile -----------------------------------------------------------------------------------------
+    # --- compile ---------------------------------------------------------------------------------
     def compile(
         self,
         optimizer="rmsprop",
@@ -50,7 +50,9 @@ class Trainer:
         if scaled and not isinstance(optimizer, LossScaleOptimizer):
             optimizer = LossScaleOptimizer(optimizer, name="loss_scale_optimizer")
         if not isinstance(steps_per_execution, int) or steps_per_execution < 1:
-            raise ValueError(f"steps_per_execution must be a positive integer, got {steps_per_execution!r}.")
+            raise ValueError(
+                f"steps_per_execution must be a positive integer, got {steps_per_execution!r}."
+            )
         options = {
             "run_eagerly": run_eagerly,
             "steps_per_execution": steps_per_execution,
@@ -85,7 +87,12 @@ class Trainer:
         """The metrics of `compile` and those kept as attributes of the model and its layers."""
         from khub.metrics import Metric
 
-        own = [v for layer in self.named_layers().values() for v in vars(layer).values() if isinstance(v, Metric)]
+        own = [
+            v
+            for layer in self.named_layers().values()
+            for v in vars(layer).values()
+            if isinstance(v, Metric)
+        ]
         return [*(self._compiled.metrics if self._compiled is not None else ()), *own]
 
     @property
@@ -120,7 +127,7 @@ class Trainer:
         if self._compiled is None:
             raise ValueError(f"Call {self.name}.compile(optimizer, loss) before {what}().")
 
-    # --- steps, which users may override -----------------------------------------------------------------
+    # --- steps, which users may override ---------------------------------------------------------
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """Return the scalar loss of a batch: the compiled losses and what layers added."""
         loss = self._compiled.compute_loss(self, y, y_pred, sample_weight)
@@ -128,7 +135,9 @@ class Trainer:
         for value in extra:
             loss = value if loss is None else loss + value
         if loss is None:
-            raise ValueError(f"{self.name} has nothing to minimize: compile it with a loss, or add_loss().")
+            raise ValueError(
+                f"{self.name} has nothing to minimize: compile it with a loss, or add_loss()."
+            )
         return loss
 
     def _has_extra_losses(self):
@@ -178,11 +187,13 @@ class Trainer:
             cached = self._training_state = self.trainable_variables
         return cached
 
-    # --- functions ---------------------------------------------------------------------------------------
+    # --- functions -------------------------------------------------------------------------------
     def _step_function(self, step, grouped=True):
         """Return `step` over one batch, or over a list of them, ready to be called again and again."""
         eager = self.run_eagerly or (
-            self._compiled is not None and self._compiled.options["jit_compile"] is False and active.EAGER
+            self._compiled is not None
+            and self._compiled.options["jit_compile"] is False
+            and active.EAGER
         )
 
         def run(batches):
@@ -238,7 +249,7 @@ class Trainer:
 
         output_spec(self, (tree.map_structure(symbol, x),), {})
 
-    # --- fit ---------------------------------------------------------------------------------------------
+    # --- fit -------------------------------------------------------------------------------------
     def fit(
         self,
         x=None,
@@ -270,7 +281,9 @@ class Trainer:
         )
         if validation_split:
             if not isinstance(source, data_module.ArraySource):
-                raise ValueError("validation_split needs arrays; pass validation_data beside an iterable.")
+                raise ValueError(
+                    "validation_split needs arrays; pass validation_data beside an iterable."
+                )
             source, validation_data = source.split(validation_split)
         steps = steps_per_epoch or source.num_batches
         history = History()
@@ -284,7 +297,9 @@ class Trainer:
         for epoch in range(initial_epoch, epochs):
             self.reset_metrics()
             callbacks.call("on_epoch_begin", epoch, {})
-            if persistent is None or not (steps_per_epoch and not isinstance(source, data_module.ArraySource)):
+            if persistent is None or not (
+                steps_per_epoch and not isinstance(source, data_module.ArraySource)
+            ):
                 persistent = self._batches(source)
             logs = self._run_epoch(persistent, step, per_call, steps_per_epoch, callbacks, "train")
             logs = dict(Logs(logs).items())
@@ -333,7 +348,10 @@ class Trainer:
         return iter(source)
 
     def _run_epoch(self, batches, step, per_call, limit, callbacks, kind):
-        begins, ends = callbacks.has(f"on_{kind}_batch_begin"), callbacks.has(f"on_{kind}_batch_end")
+        begins, ends = (
+            callbacks.has(f"on_{kind}_batch_begin"),
+            callbacks.has(f"on_{kind}_batch_end"),
+        )
         logs, done, group, first = {}, 0, [], True
         for batch in batches:
             if first:
@@ -365,7 +383,7 @@ class Trainer:
             callbacks.call(f"on_{kind}_batch_end", done + len(group) - 1, Logs(logs))
         return logs
 
-    # --- evaluate and predict ----------------------------------------------------------------------------
+    # --- evaluate and predict --------------------------------------------------------------------
     def evaluate(
         self,
         x=None,
@@ -428,7 +446,7 @@ class Trainer:
             return parts[0]
         return tree.map_structure(lambda *rows: np.concatenate(rows), *parts)
 
-    # --- one batch at a time -----------------------------------------------------------------------------
+    # --- one batch at a time ---------------------------------------------------------------------
     def _one_batch(self, function, x, y, sample_weight, return_dict):
         source = data_module.ArraySource(x, y, sample_weight, None, False, 0)
         batch = next(iter(self._batches(_Whole(source))))

@@ -45,7 +45,7 @@ stop_gradient = raw.StopGradient
 copy = raw.Identity
 
 
-# --- making ---------------------------------------------------------------------------------------
+# --- making --------------------------------------------------------------------------------------
 def arange(start, stop=None, step=None, dtype=None):
     numbers = [n for n in (start, stop, step) if n is not None]
     name = dtypes.standardize(dtype or dtypes.result_type(*(_weak(n) for n in numbers)))
@@ -105,7 +105,7 @@ def full_like(x, fill_value, dtype=None):
     return full(shape(x), fill_value, dtype or x.dtype.name)
 
 
-# --- reshaping and joining ------------------------------------------------------------------------
+# --- reshaping and joining -----------------------------------------------------------------------
 def reshape(x, newshape):
     return raw.Reshape(x, vector(newshape))
 
@@ -254,7 +254,7 @@ def top_k(x, k, sorted=True):
     return tuple(raw.TopKV2(x, k, sorted))
 
 
-# --- arithmetic -----------------------------------------------------------------------------------
+# --- arithmetic ----------------------------------------------------------------------------------
 def add(x1, x2):
     return raw.AddV2(x1, x2) if x1.dtype is not BOOL else raw.LogicalOr(x1, x2)
 
@@ -355,7 +355,7 @@ def _limit(value, name):
     return convert_to_tensor(value, name)
 
 
-# --- reductions -----------------------------------------------------------------------------------
+# --- reductions ----------------------------------------------------------------------------------
 def _axes(x, axis):
     if axis is None:
         return constant(tuple(range(len(x.shape))))
@@ -436,7 +436,7 @@ def cumprod(x, axis=None, dtype=None):
     return raw.Cumprod(_flat(x), 0) if axis is None else raw.Cumprod(x, axis)
 
 
-# --- matrix products ------------------------------------------------------------------------------
+# --- matrix products -----------------------------------------------------------------------------
 _AS_INT64 = through(tf.int64, NARROW | UNSIGNED, 2)
 
 

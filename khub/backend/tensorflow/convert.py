@@ -39,7 +39,7 @@ NARROW = frozenset({tf.bool, tf.int8, tf.int16, tf.uint8, tf.uint16})
 WIDE = frozenset(NATIVE[name] for name in dtypes.ALL) - NARROW
 
 
-# --- conversion -----------------------------------------------------------------------------------
+# --- conversion ----------------------------------------------------------------------------------
 def is_tensor(x):
     if isinstance(x, tf.Tensor):
         TENSORS.add(type(x))

@@ -33,7 +33,7 @@ class Base(tf.__internal__.tracking.Trackable):
         return self._trackable_children().get(name)
 
 
-# --- Variables -------------------------------------------------------------------------------------------
+# --- Variables -----------------------------------------------------------------------------------
 def new_storage(value, trainable, name):
     with tf.init_scope():
         return tf.Variable(
@@ -68,7 +68,7 @@ def no_gradient():
     return nullcontext()
 
 
-# --- transforms ------------------------------------------------------------------------------------------
+# --- transforms ----------------------------------------------------------------------------------
 def jit(function):
     compiled = tf.function(function, autograph=False)
 
@@ -200,7 +200,7 @@ def scan(function, init, xs, length, reverse):
     return tree.pack_sequence_as(init, flat), ys
 
 
-# --- random numbers: `seed` is a pair of integers --------------------------------------------------------
+# --- random numbers: `seed` is a pair of integers ------------------------------------------------
 SEED_DTYPE = "int32"
 
 

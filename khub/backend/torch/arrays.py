@@ -73,7 +73,7 @@ _UNSIGNED = frozenset((torch.uint16, torch.uint32, torch.uint64))
 _BITS = {"bfloat16": "uint16", "float8_e4m3fn": "uint8", "float8_e5m2": "uint8"}
 
 
-# --- conversion -----------------------------------------------------------------------------------
+# --- conversion ----------------------------------------------------------------------------------
 def is_tensor(x):
     if isinstance(x, torch.Tensor):
         TENSORS.add(type(x))
@@ -185,7 +185,7 @@ def _wide(function):
     return run
 
 
-# --- making arrays --------------------------------------------------------------------------------
+# --- making arrays -------------------------------------------------------------------------------
 def _native(dtype):
     return NATIVE[dtypes.standardize(dtype)]
 
@@ -250,7 +250,7 @@ def full_like(x, fill_value, dtype=None):
     return full(x.shape, fill_value, dtype_name(x) if dtype is None else dtype)
 
 
-# --- shapes ---------------------------------------------------------------------------------------
+# --- shapes --------------------------------------------------------------------------------------
 def reshape(x, newshape):
     return x.reshape(newshape)
 
@@ -260,7 +260,7 @@ def ravel(x):
 
 
 def transpose(x, axes=None):
-    return x.permute(range(x.dim() - 1, -1, -1) if axes is None else axes)
+    return x.permute(*range(x.dim() - 1, -1, -1)) if axes is None else x.permute(axes)
 
 
 def expand_dims(x, axis):
@@ -343,7 +343,7 @@ def unstack(x, num=None, axis=0):
     return list(x.unbind(axis))
 
 
-# --- indexing -------------------------------------------------------------------------------------
+# --- indexing ------------------------------------------------------------------------------------
 def _from_end(indices, size):
     """Return int64 indices with the negative ones counted from the end."""
     indices = indices.long()
@@ -460,7 +460,7 @@ def scatter_update(inputs, indices, updates, reduction=None):
     return inputs.reshape(-1, *rest).scatter_reduce(0, places, updates, name).reshape(inputs.shape)
 
 
-# --- sorting --------------------------------------------------------------------------------------
+# --- sorting -------------------------------------------------------------------------------------
 def sort(x, axis=-1):
     return torch.sort(x.reshape(-1) if axis is None else x, -1 if axis is None else axis)[0]
 
@@ -480,7 +480,7 @@ def top_k(x, k, sorted=True):
 tril, triu = _wide(torch.tril), _wide(torch.triu)
 
 
-# --- mathematics ----------------------------------------------------------------------------------
+# --- mathematics ---------------------------------------------------------------------------------
 add, subtract = _wide(torch.add), _wide(torch.subtract)
 floor_divide, mod, power = _wide(torch.floor_divide), _wide(torch.remainder), _wide(torch.pow)
 maximum, minimum = _wide(torch.maximum), _wide(torch.minimum)

@@ -20,10 +20,12 @@ class _Depth(threading.local):
 _depth = _Depth()
 
 
-# --- Variables -------------------------------------------------------------------------------------------
+# --- Variables -----------------------------------------------------------------------------------
 def new_storage(value, trainable, name):
     tensor = convert_to_tensor(value).clone()
-    if name.endswith("kernel"):  # laid out as torch's own layers have it: (units, n), and OIHW channels-last
+    if name.endswith(
+        "kernel"
+    ):  # laid out as torch's own layers have it: (units, n), and OIHW channels-last
         if tensor.dim() == 2:
             tensor = tensor.t().contiguous().t()
         elif tensor.dim() == 4:
@@ -63,7 +65,7 @@ def no_gradient():
     return torch.no_grad()
 
 
-# --- transforms ------------------------------------------------------------------------------------------
+# --- transforms ----------------------------------------------------------------------------------
 def jit(function):
     return function
 
@@ -100,7 +102,9 @@ def value_and_grad(function, variables, has_aux):
         if variables is None:
             gradients = tree.pack_sequence_as(args[0], gradients)
         if _depth.gradients == 0:
-            result = tree.map_structure(lambda x: x.detach() if isinstance(x, torch.Tensor) else x, result)
+            result = tree.map_structure(
+                lambda x: x.detach() if isinstance(x, torch.Tensor) else x, result
+            )
         return result, gradients
 
     return call
@@ -152,7 +156,9 @@ def vmap(function, in_axes, out_axes):
             result = function(*args)
         if scope.written:
             names = ", ".join(v.path for v in scope.written)
-            raise ValueError(f"A function under vmap must not assign Variables; it assigned {names}.")
+            raise ValueError(
+                f"A function under vmap must not assign Variables; it assigned {names}."
+            )
         return result
 
     return torch.vmap(mapped, in_dims=in_axes, out_dims=out_axes, randomness="different")
@@ -181,7 +187,7 @@ def scan(function, init, xs, length, reverse):
     return carry, tree.map_structure(lambda *ys: torch.stack(ys), *outputs)
 
 
-# --- random numbers: `seed` is a Generator, one for each SeedGenerator, so that no seed is read back ------
+# --- random numbers: `seed` is a Generator, one for each SeedGenerator, so that no seed is read ba
 SEED_DTYPE = "int64"
 _generators = weakref.WeakSet()
 
@@ -207,7 +213,11 @@ def random_normal(shape, mean, stddev, dtype, seed):
 
 
 def random_integers(shape, minval, maxval, dtype, seed):
-    return torch.empty(shape, dtype=torch.int64).random_(minval, maxval, generator=seed).to(NATIVE[dtype])
+    return (
+        torch.empty(shape, dtype=torch.int64)
+        .random_(minval, maxval, generator=seed)
+        .to(NATIVE[dtype])
+    )
 
 
 def random_dropout(inputs, rate, noise_shape, seed):

@@ -7,6 +7,7 @@ dictionaries that nn.Module's methods walk through are made from that whenever t
 import torch
 from torch import nn
 
+
 class _View(dict):
     """Variables as name -> tensor; an assignment (`.to()`, `.half()`) reaches the Variable."""
 
@@ -79,6 +80,7 @@ class Base(nn.Module):
 
     def _native_call(self, *args, **kwargs):
         return nn.Module.__call__(self, *args, **kwargs)
+
 
 def _marking_hooks(name):
     def register(self, *args, **kwargs):

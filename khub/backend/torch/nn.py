@@ -23,7 +23,7 @@ _HALF = frozenset((torch.float16, torch.bfloat16))
 _LOWEST = -0.7 * 3.4028235e38  # what the reference adds where a query may not attend
 
 
-# --- activations and losses -----------------------------------------------------------------------
+# --- activations and losses ----------------------------------------------------------------------
 def leaky_relu(x, negative_slope=0.2):
     return functional.leaky_relu(x, negative_slope)
 
@@ -72,7 +72,7 @@ def binary_crossentropy(target, output, from_logits=False):
     return functional.binary_cross_entropy(output, target, reduction="none")
 
 
-# --- normalization --------------------------------------------------------------------------------
+# --- normalization -------------------------------------------------------------------------------
 def _as(x, dtype):
     """Return an operand that may be None in a native dtype."""
     return x if x is None or x.dtype is dtype else x.to(dtype)
@@ -81,9 +81,7 @@ def _as(x, dtype):
 def batch_normalization(x, mean, variance, axis, offset=None, scale=None, epsilon=1e-3):
     dtype = x.dtype
     if mean.dtype is not dtype or variance.dtype is not dtype:
-        dtype = NATIVE[
-            dtypes.result_type(*(dtypes.standardize(v.dtype) for v in (x, mean, variance)))
-        ]
+        dtype = NATIVE[dtypes.result_type(*map(dtype_name, (x, mean, variance)))]
     x, mean, variance, offset, scale = (_as(v, dtype) for v in (x, mean, variance, offset, scale))
     factor = torch.rsqrt(variance + epsilon)
     if scale is not None:
@@ -131,7 +129,7 @@ def rms_normalization(x, scale=1, axis=-1, epsilon=None):
     return (y * factor).to(x.dtype) * scale
 
 
-# --- dense layers and attention -------------------------------------------------------------------
+# --- dense layers and attention ------------------------------------------------------------------
 def linear(x, kernel, bias=None):
     return functional.linear(x, kernel.t(), bias)
 
@@ -180,7 +178,7 @@ def dot_product_attention(
     return result.transpose(1, 2)
 
 
-# --- convolution ----------------------------------------------------------------------------------
+# --- convolution ---------------------------------------------------------------------------------
 _CONV = {2: functional.conv2d, 3: functional.conv3d}
 _CONV_TRANSPOSE = {2: functional.conv_transpose2d, 3: functional.conv_transpose3d}
 
@@ -264,7 +262,7 @@ def conv_transpose(
     return back(y)
 
 
-# --- pooling --------------------------------------------------------------------------------------
+# --- pooling -------------------------------------------------------------------------------------
 def _pool(inputs, pool_size, strides, padding, data_format, fill):
     """Return (x, back, sizes, strides, padding) of a pooling."""
     count = inputs.dim() - 2

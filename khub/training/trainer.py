@@ -4,6 +4,8 @@ A step is an ordinary function that reads and assigns Variables; `khub.jit` comp
 State lives in plain objects (`Compiled`), functions are built once and kept across calls.
 """
 
+from types import SimpleNamespace
+
 import numpy as np
 
 from khub import dtypes, ops, tree
@@ -131,8 +133,7 @@ class Trainer:
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """Return the scalar loss of a batch: the compiled losses and what layers added."""
         loss = self._compiled.compute_loss(self, y, y_pred, sample_weight)
-        extra = self.losses if self._has_extra_losses() else ()
-        for value in extra:
+        for value in self._extra_losses():
             loss = value if loss is None else loss + value
         if loss is None:
             raise ValueError(
@@ -140,12 +141,11 @@ class Trainer:
             )
         return loss
 
-    def _has_extra_losses(self):
-        """Regularizers are known before training; layers that call add_loss show it in the first step."""
-        layers = self.named_layers().values()
-        return any(layer._losses for layer in layers) or any(
-            v.regularizer is not None for v in self.trainable_variables
-        )
+    def _extra_losses(self):
+        """Return what layers added in the latest call and the penalties of regularized weights."""
+        state = self._collected()
+        added = [value for layer in state.layers for value in layer._losses]
+        return added + [v.regularizer(v.value) for v in state.regularized]
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         """Update the metrics with a batch and return name -> value of all."""
@@ -155,7 +155,7 @@ class Trainer:
     def train_step(self, data):
         """Train on one batch and return name -> value of the metrics."""
         x, y, sample_weight = unpack_x_y_sample_weight(data)
-        variables = self._trained_variables()
+        variables = self._collected().trained
 
         def forward():
             y_pred = self(x, training=True)
@@ -180,12 +180,17 @@ class Trainer:
         x, _, _ = unpack_x_y_sample_weight(data)
         return self(x, training=False)
 
-    def _trained_variables(self):
-        """The trainable Variables, collected once for each train function."""
-        cached = self.__dict__.get("_training_state")
-        if cached is None:
-            cached = self._training_state = self.trainable_variables
-        return cached
+    def _collected(self):
+        """Return layers and Variables as they were when the train function was built."""
+        state = self.__dict__.get("_training_state")
+        if state is None:
+            trained = self.trainable_variables
+            state = self._training_state = SimpleNamespace(
+                layers=list(self.named_layers().values()),
+                trained=trained,
+                regularized=[v for v in trained if v.regularizer is not None],
+            )
+        return state
 
     # --- functions -------------------------------------------------------------------------------
     def _step_function(self, step, grouped=True):
@@ -316,7 +321,7 @@ class Trainer:
             if self.stop_training:
                 break
         if self.optimizer is not None:
-            self.optimizer.finalize_variable_values(self._trained_variables())
+            self.optimizer.finalize_variable_values(self._collected().trained)
         callbacks.call("on_train_end", logs)
         return history
 

@@ -298,7 +298,11 @@ def repeat(x, repeats, axis=None):
         x, axis = x.reshape(-1), 0
     if isinstance(repeats, int):
         return torch.repeat_interleave(x, repeats, axis)
-    return torch.repeat_interleave(x, convert_to_tensor(repeats, "int64"), axis)
+    if isinstance(repeats, (list, tuple, np.ndarray)):  # known now, and so is the result's length
+        total = int(np.broadcast_to(repeats, (x.shape[axis],)).sum())
+        repeats = convert_to_tensor(np.asarray(repeats), "int64")
+        return torch.repeat_interleave(x, repeats, axis, output_size=total)
+    return torch.repeat_interleave(x, repeats.long(), axis)
 
 
 def roll(x, shift, axis=None):
@@ -482,12 +486,17 @@ tril, triu = _wide(torch.tril), _wide(torch.triu)
 
 # --- mathematics ---------------------------------------------------------------------------------
 add, subtract = _wide(torch.add), _wide(torch.subtract)
-floor_divide, mod, power = _wide(torch.floor_divide), _wide(torch.remainder), _wide(torch.pow)
+mod, power = _wide(torch.remainder), _wide(torch.pow)
 maximum, minimum = _wide(torch.maximum), _wide(torch.minimum)
 greater, greater_equal = _wide(torch.gt), _wide(torch.ge)
 less, less_equal = _wide(torch.lt), _wide(torch.le)
 negative, absolute, sign, square = map(_wide, (torch.neg, torch.abs, torch.sign, torch.square))
 matmul = _wide(torch.matmul)
+
+
+@_wide
+def floor_divide(x1, x2):
+    return torch.div(x1, x2, rounding_mode="floor")  # torch.floor_divide has no gradient
 
 
 @_wide

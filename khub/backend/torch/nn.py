@@ -20,7 +20,6 @@ from khub.backend.torch.arrays import FLOATS, NATIVE, dtype_name
 # ruff: noqa: A002, F401  (imported names are this backend's functions)
 
 _HALF = frozenset((torch.float16, torch.bfloat16))
-_LOWEST = -0.7 * 3.4028235e38  # what the reference adds where a query may not attend
 
 
 # --- activations and losses ----------------------------------------------------------------------
@@ -153,29 +152,33 @@ def dot_product_attention(
         is_causal = False
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))
     grouped = query.shape[1] != key.shape[1]
-    half_mask = allowed is not None and dtype is torch.float16  # which cannot hold _LOWEST
-    if attn_logits_soft_cap is not None or half_mask:
-        if grouped:
-            repeats = query.shape[1] // key.shape[1]
-            key, value = (x.repeat_interleave(repeats, 1) for x in (key, value))
-        scores = torch.matmul(query, key.mT)
-        scores = scores.float() if dtype in _HALF else scores
-        scores = scores * (query.shape[-1] ** -0.5 if scale is None else scale)
-        if attn_logits_soft_cap is not None:
-            scores = torch.tanh(scores / attn_logits_soft_cap) * attn_logits_soft_cap
-        scores = scores if bias is None else scores + _as(bias, scores.dtype)
-        if allowed is not None:
-            scores = torch.where(allowed, scores, _LOWEST)
-        result = torch.matmul(torch.softmax(scores, -1).to(dtype), value)
-        return result.transpose(1, 2)
+    if allowed is not None:  # a query that may attend nowhere attends everywhere, with equal scores
+        nowhere = ~allowed.any(-1, keepdim=True)
+        allowed = allowed | nowhere
+        query = query.masked_fill(nowhere, 0.0)
+        bias = None if bias is None else torch.where(nowhere, 0.0, bias)
+    if attn_logits_soft_cap is not None:
+        return _capped_attention(query, key, value, bias, allowed, scale, attn_logits_soft_cap)
     added = _as(bias, dtype)
-    if allowed is not None:  # finite numbers: a row that may attend nowhere comes out uniform
-        low = torch.where(allowed, 0.0, _LOWEST).to(dtype)
-        added = low if added is None else torch.where(allowed, added, low)
+    if allowed is not None:
+        added = allowed if added is None else added.masked_fill(~allowed, -math.inf)
     result = functional.scaled_dot_product_attention(
         query, key, value, added, is_causal=is_causal, scale=scale, enable_gqa=grouped
     )
     return result.transpose(1, 2)
+
+
+def _capped_attention(query, key, value, bias, allowed, scale, cap):
+    """Attention whose scores pass through cap * tanh(scores / cap), which no fused kernel has."""
+    dtype, group = query.dtype, query.shape[1] // key.shape[1]
+    key, value = (x.repeat_interleave(group, 1) for x in (key, value))
+    scores = torch.matmul(query, key.mT)
+    scores = scores.float() if dtype in _HALF else scores
+    scores = scores * (query.shape[-1] ** -0.5 if scale is None else scale)
+    scores = torch.tanh(scores / cap) * cap
+    scores = scores if bias is None else scores + bias.to(scores.dtype)
+    scores = scores if allowed is None else scores.masked_fill(~allowed, -math.inf)
+    return torch.matmul(torch.softmax(scores, -1).to(dtype), value).transpose(1, 2)
 
 
 # --- convolution ---------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import platform
+import resource
 import subprocess
 import sys
 import tempfile
@@ -65,10 +66,10 @@ class Contender:
         return json.loads(line)
 
     def turn(self):
-        """Seconds an iteration."""
+        """Wall-clock and CPU seconds an iteration."""
         self.process.stdin.write(f"{self.iterations}\n")
         self.process.stdin.flush()
-        return self.answer() / self.iterations
+        return [seconds / self.iterations for seconds in self.answer()]
 
     def close(self):
         self.process.kill()
@@ -85,42 +86,48 @@ def environment(backend):
     return os.environ | ONE_THREAD | {"KHUB_BACKEND": backend, "KERAS_BACKEND": backend}
 
 
-def import_seconds(side, backend):
-    """Wall-clock seconds of a process that only imports `side`."""
-    statement = IMPORTS[backend] if side == "native" else f"import {side}"
-    # TensorFlow imports an installed Keras by itself; this keeps it from the other two's account.
-    without_keras = {} if side == "keras" else {"TF_USE_LEGACY_KERAS": "1"}
-    start = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-c", statement],
-        cwd=ROOT,
-        env=environment(backend) | without_keras,
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        raise Failed(done.stderr[-1500:])
-    return time.perf_counter() - start
+class Importer:
+    """Starts a fresh process a turn, which only imports."""
+
+    def __init__(self, side, backend, cell):
+        self.command = [sys.executable, "-c", IMPORTS[backend]]
+        self.environment = environment(backend)
+        if side != "native":
+            self.command[2] = f"import {side}"
+        if side != "keras":  # TensorFlow imports an installed Keras by itself: not on their account
+            self.environment["TF_USE_LEGACY_KERAS"] = "1"
+
+    def answer(self):
+        self.turn()  # writes byte code, fills the disk cache
+        return {"parameters": 0, "value": 0.0}
+
+    def turn(self):
+        wall, cpu = time.perf_counter(), cpu_of_children()
+        done = subprocess.run(
+            self.command, cwd=ROOT, env=self.environment, capture_output=True, text=True
+        )
+        if done.returncode:
+            raise Failed(done.stderr[-1500:])
+        return time.perf_counter() - wall, cpu_of_children() - cpu
+
+    def close(self):
+        """Nothing stays alive."""
+
+
+def cpu_of_children():
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def measure(sides, backend, cell, turns):
-    """Seconds an iteration, a list of `turns` for each side."""
-    if cell == "import":
-        for side in sides:
-            import_seconds(side, backend)  # byte code and disk cache
-        seconds = {side: [] for side in sides}
-        for _ in range(turns):
-            for side in sides:
-                seconds[side].append(import_seconds(side, backend))
-        return seconds
-    contenders = {}
+    """Side -> (wall-clock, CPU) seconds an iteration, one pair a turn."""
+    contenders, seconds = {}, {side: [] for side in sides}
+    make = Importer if cell == "import" else Contender
     try:
-        first = {}
         for side in sides:
-            contenders[side] = Contender(side, backend, cell)
-            first[side] = contenders[side].answer()
-        check(cell, first)
-        seconds = {side: [] for side in sides}
+            contenders[side] = make(side, backend, cell)
+            seconds[side].append(contenders[side].answer())
+        check(cell, {side: first.pop() for side, first in seconds.items()})
         for _ in range(turns):
             for side in sides:
                 seconds[side].append(contenders[side].turn())
@@ -144,30 +151,37 @@ def check(cell, first):
             raise Failed(f"{side} computed {answer['value']}, native {first['native']['value']}")
 
 
+def compared(cell, times, others):
+    """Each turn's time over the other's; `import`: less the other's."""
+    return [a - b if cell == "import" else a / b for a, b in zip(times, others)]
+
+
 def judge(cell, backend, seconds):
     """Medians of the per-turn ratios (`import`: differences), and whether they reach the target."""
+    wall, cpu = (
+        {side: [pair[clock] for pair in pairs] for side, pairs in seconds.items()}
+        for clock in (0, 1)
+    )
+    ratios = {s: compared(cell, wall[s], wall["native"]) for s in wall if s != "native"}
     target = CELLS[cell].targets.get(backend)
-    ratios = {}
-    for side, times in seconds.items():
-        pairs = zip(times, seconds["native"])
-        ratios[side] = [a - b if cell == "import" else a / b for a, b in pairs]
     result = {
         "iterations": {side: iterations(cell, side) for side in seconds},
         "target": target,
         "keras_before": CELLS[cell].keras_before.get(backend),
-        "median_seconds": {side: median(times) for side, times in seconds.items()},
-        "ratio": {side: median(values) for side, values in ratios.items() if side != "native"},
+        "median_seconds": {side: median(times) for side, times in wall.items()},
+        "ratio": {side: median(values) for side, values in ratios.items()},
         "quartiles": {
             side: quantiles(values, n=4)[::2] if len(values) > 1 else values * 2
             for side, values in ratios.items()
-            if side != "native"
         },
-        "seconds": seconds,
+        "cpu_ratio": {s: median(compared(cell, cpu[s], cpu["native"])) for s in ratios},
+        "seconds": wall,
+        "cpu_seconds": cpu,
     }
     if "khub" in seconds:
         result["reaches_target"] = None if target is None else result["ratio"]["khub"] <= target
         if "keras" in seconds:
-            against = median(a / b for a, b in zip(seconds["khub"], seconds["keras"]))
+            against = median(a / b for a, b in zip(wall["khub"], wall["keras"]))
             result["khub_to_keras"] = against
             result["not_slower_than_keras"] = against <= NOISE
     return result
@@ -220,13 +234,14 @@ def line(backend, cell, result):
     low, high = result["quartiles"].get("khub", (None, None))
     return (
         f"{backend:10} {cell:16} {milliseconds:10.3f} {number(ratio.get('khub')):>7} "
-        f"{number(low):>6}..{number(high):6} {number(result['target']):>7} "
+        f"{number(low):>6}..{number(high):6} {number(result['cpu_ratio'].get('khub')):>6} "
+        f"{number(result['target']):>7} "
         f"{number(ratio.get('keras')):>7} {number(result['keras_before'], '({})'):>7}  {verdict}"
     )
 
 
 HEAD = (
-    f"{'backend':10} {'cell':16} {'native ms':>10} {'khub':>7} {'quartiles':>14} {'target':>7} "
+    f"{'backend':10} {'cell':16} {'native ms':>10} {'khub':>7} {'quartiles':>14} {'cpu':>6} {'target':>7} "
     f"{'keras':>7} {'before':>7}  verdict"
 )
 

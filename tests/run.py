@@ -37,7 +37,8 @@ def jobs(backends, slow):
 def run(name, arguments, environment, folder):
     """Run one pytest process; return name, seconds, whether it failed, output and counts."""
     report = Path(folder, name.replace(" ", "-") + ".xml")
-    command = [sys.executable, "-m", "pytest", *arguments, "--durations=5", f"--junitxml={report}"]
+    command = [sys.executable, "-m", "pytest", *arguments, "--durations=5", "--tb=short"]
+    command.append(f"--junitxml={report}")
     environment = {"OMP_NUM_THREADS": "1", **os.environ, **environment}
     start = time.monotonic()
     done = subprocess.run(
@@ -74,9 +75,10 @@ def read_counts(report):
 def lint():
     """Return the number of ruff's two checks that failed."""
     failed = 0
-    for arguments in (["check", "."], ["format", "--check", "."]):
+    for arguments in (["check"], ["format", "--check"]):
         print(f"=== ruff {' '.join(arguments)}", flush=True)
-        done = subprocess.run([sys.executable, "-m", "ruff", *arguments], cwd=ROOT)
+        command = [sys.executable, "-m", "ruff", *arguments, "--output-format=concise", "."]
+        done = subprocess.run(command, cwd=ROOT)
         failed += done.returncode != 0
     return failed
 

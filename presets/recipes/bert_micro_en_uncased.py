@@ -8,7 +8,6 @@ Everything is drawn from one seed. A run that stops goes on from its last checkp
 import argparse
 import csv
 import itertools
-import json
 import os
 import time
 from pathlib import Path
@@ -25,10 +24,12 @@ HERE = Path(__file__).resolve().parent
 OUTPUT = HERE.parent / "embedded" / NAME
 SEED = 2026
 BATCH, LENGTH = 32, 64
-MASKS, MASK_RATE = 14, 0.2  # a higher rate than BERT's 0.15: more to learn from little text
-PEAK_RATE, WARMUP = 2e-3, 400
-STEPS_PER_ROUND = 250  # one row of the loss curve
-REVIEWS_REPEATED = 3
+MASKS, MASK_RATE = 13, 0.2  # a higher rate than BERT's 0.15: more to learn from little text
+SUMMARY, SUMMARY_WEIGHT = 4, 0.5  # words of the row that the first token has to name
+PEAK_RATE = 1.5e-3
+STEPS_PER_ROUND = 100  # the learning rate changes, and the loss curve has a row, once a round
+WARMUP, DECAY = 5, 0.25  # rounds; part of the run
+REVIEWS_REPEATED = 2
 
 
 def train_vocabulary(corpus, reviews):
@@ -54,7 +55,11 @@ def pack(rows, room):
 
 
 class Corpus:
-    """Batches of masked text without end; which ones depends on the seed and the step alone."""
+    """Batches of masked text without end; which ones depends on the seed and the step alone.
+
+    Masked language modelling trains no summary of a text, but classifiers read one from [CLS]: some
+    words of the row, rarer ones sooner, are further targets, at position 0.
+    """
 
     def __init__(self, corpus, reviews, tokenizer):
         self.preprocessor = nlp.MaskedLMPreprocessor(
@@ -70,18 +75,34 @@ class Corpus:
         order = np.random.Generator(np.random.Philox(key=SEED)).permutation(len(rows))
         held = order[: len(rows) // 50]
         self.rows = [rows[i] for i in sorted(order[len(held) :])]
-        self.reviews = tokenizer.tokenize(reviews)
+        self.reviews = [row[: self.room] for row in tokenizer.tokenize(reviews)]
+        size = tokenizer.vocabulary_size()
+        counts = np.bincount(
+            [i for row in [*self.rows, *self.reviews] for i in row], minlength=size
+        )
+        self.frequency = (counts + 1) / (counts + 1).sum()
         held_out = nlp.MaskedLMPreprocessor(tokenizer, LENGTH, "longest_first", MASK_RATE, MASKS)
         self.validation = held_out.mask(held_out.assemble([[rows[i] for i in held]]))
 
     def epoch(self, number):
-        """Rows of one pass: the text once, the reviews some times, newly joined and shuffled."""
+        """Rows of one pass: the text once, each review some times, shuffled."""
         random = np.random.Generator(np.random.Philox(key=[SEED, 1 + number]))
-        rows = list(self.rows)
-        for _ in range(REVIEWS_REPEATED):
-            order = random.permutation(len(self.reviews))
-            rows += pack((self.reviews[i] for i in order), self.room)
+        rows = [*self.rows, *self.reviews * REVIEWS_REPEATED]
         return [rows[i] for i in random.permutation(len(rows))]
+
+    def batch(self, rows, step):
+        whole = self.preprocessor.assemble([rows])
+        x, y, weights = self.preprocessor.mask(whole)
+        random = np.random.Generator(np.random.Philox(key=[SEED + 1, step]))
+        tokens = whole["token_ids"]
+        free = ~np.isin(tokens, self.preprocessor.special_ids)
+        rarity = self.frequency[tokens] ** 0.5
+        score = np.where(free, random.exponential(size=tokens.shape) * rarity, np.inf)
+        columns = np.argsort(score, axis=1)[:, :SUMMARY]
+        words = np.take_along_axis(tokens, columns, 1)
+        given = np.take_along_axis(free, columns, 1) * np.float32(SUMMARY_WEIGHT)
+        x["mask_positions"] = np.pad(x["mask_positions"], [(0, 0), (0, SUMMARY)])
+        return x, np.concatenate([y, words], 1), np.concatenate([weights, given], 1)
 
     def batches(self, first_step=0):
         self.preprocessor.calls = itertools.count(first_step)
@@ -90,37 +111,54 @@ class Corpus:
             rows = self.epoch(number)
             count = len(rows) // BATCH
             for i in range(min(skip, count), count):
-                chosen = rows[i * BATCH : (i + 1) * BATCH]
-                yield self.preprocessor.mask(self.preprocessor.assemble([chosen]))
+                yield self.batch(rows[i * BATCH : (i + 1) * BATCH], number * count + i)
             skip = max(0, skip - count)
 
 
 class Recorder(callbacks.Callback):
-    """After each round: a row of the loss curve, and now and then a checkpoint of the run."""
+    """After each round: a row of the loss curve, the next learning rate, at times a checkpoint.
 
-    def __init__(self, work, every_seconds=180):
+    The rate rises, stays, and falls linearly to 0 in the last quarter; a run given in minutes
+    decides how many rounds it has when three quarters of them are over (plan.json keeps it).
+    """
+
+    def __init__(self, work, minutes, rounds, every_seconds=120):
         super().__init__()
-        self.work, self.every = work, every_seconds
+        self.work, self.minutes, self.rounds, self.every = work, minutes, rounds, every_seconds
         self.last = self.start = time.time()
         self.before = 0.0
+
+    def learning_rate(self, number):
+        rate = PEAK_RATE * min(1.0, (number + 0.5) / WARMUP)
+        if self.rounds:
+            rate *= min(1.0, (self.rounds - number) / (DECAY * self.rounds))
+        return rate
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.model.optimizer.learning_rate = self.learning_rate(epoch)
 
     def on_epoch_end(self, epoch, logs=None):
         now = time.time()
         seconds = self.before + now - self.start
-        step = (epoch + 1) * STEPS_PER_ROUND
-        row = [step, f"{seconds:.0f}", f"{logs['loss']:.4f}", f"{logs['val_loss']:.4f}"]
+        done = epoch + 1
+        row = [done * STEPS_PER_ROUND, f"{seconds:.0f}", *(f"{v:.4f}" for v in logs.values())]
         with open(self.work / "curve.csv", "a", newline="") as file:
             csv.writer(file).writerow(row)
-        print(f"step {step}  {seconds:.0f} s  loss {row[2]}  held out {row[3]}", flush=True)
-        if now - self.last > self.every:
-            self.save(epoch + 1, seconds)
+        print(dict(zip(["step", "seconds", *logs], row)), flush=True)
+        if not self.rounds and seconds >= 60 * self.minutes * (1 - DECAY):
+            self.rounds = round(done / (1 - DECAY))
+        if self.rounds and done >= self.rounds:
+            self.model.stop_training = True
+        if now - self.last > self.every or self.model.stop_training:
+            self.save(done, seconds)
 
-    def save(self, rounds, seconds):
+    def save(self, done, seconds):
         arrays = {f"model.{k}": v.numpy() for k, v in self.model.named_variables().items()}
         for i, variable in enumerate(self.model.optimizer.variables):
             arrays[f"optimizer.{i}"] = variable.numpy()
+        plan = {"done": done, "seconds": seconds, "rounds": self.rounds or 0}
         temporary = self.work / "run.tmp.npz"
-        np.savez(temporary, rounds=rounds, seconds=seconds, **arrays)
+        np.savez(temporary, **plan, **arrays)
         os.replace(temporary, self.work / "run.npz")
         self.last = time.time()
 
@@ -136,40 +174,26 @@ class Recorder(callbacks.Callback):
                 variable.assign(arrays[f"model.{name}"])
             for i, variable in enumerate(model.optimizer.variables):
                 variable.assign(arrays[f"optimizer.{i}"])
-            self.before, rounds = float(arrays["seconds"]), int(arrays["rounds"])
+            self.before, done = float(arrays["seconds"]), int(arrays["done"])
+            self.rounds = int(arrays["rounds"]) or self.rounds
         lines = (self.work / "curve.csv").read_text().splitlines(keepends=True)
-        (self.work / "curve.csv").write_text("".join(lines[: rounds + 1]))
-        print(f"going on after round {rounds}", flush=True)
-        return rounds
+        (self.work / "curve.csv").write_text("".join(lines[: done + 1]))
+        print(f"going on after round {done}", flush=True)
+        return done
 
 
-def make_model(tokenizer):
+def make_model(corpus):
+    """The network from the seed; its output's bias is what the words' frequencies say."""
     khub.utils.set_random_seed(SEED)
     backbone = nlp.BertBackbone(**VARIANTS[NAME], dropout=0.0, attention_dropout=0.0)
-    return nlp.BertMaskedLM(backbone)
-
-
-def optimizer(steps):
-    """AdamW; the rate rises for WARMUP steps, then falls as a cosine."""
-    schedule = optimizers.schedules.CosineDecay(
-        0.0, steps - WARMUP, warmup_target=PEAK_RATE, warmup_steps=WARMUP, alpha=0.01
+    model = nlp.BertMaskedLM(backbone)
+    model.decoder_bias.assign(np.log(corpus.frequency).astype("float32"))
+    optimizer = optimizers.AdamW(
+        PEAK_RATE, weight_decay=0.02, beta_2=0.98, epsilon=1e-6, global_clipnorm=1.0
     )
-    made = optimizers.AdamW(
-        schedule, weight_decay=0.01, beta_2=0.98, epsilon=1e-6, global_clipnorm=1.0
-    )
-    made.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
-    return made
-
-
-def seconds_a_step(corpus, tokenizer):
-    """Measured on a throw-away model, the compilation left out."""
-    model = make_model(tokenizer)
-    model.compile(optimizer=optimizer(1000), weighted_metrics=None)
-    batches = corpus.batches()
-    model.fit(batches, steps_per_epoch=5, epochs=1, verbose=0)
-    start = time.time()
-    model.fit(batches, steps_per_epoch=60, epochs=1, verbose=0)
-    return (time.time() - start) / 60
+    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    model.compile(optimizer=optimizer, weighted_metrics=None)
+    return model
 
 
 def save(model, tokenizer, folder):
@@ -203,8 +227,8 @@ def plot(curve, target):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--minutes", type=float, default=35, help="sets the number of steps")
-    parser.add_argument("--steps", type=int, help="the number of steps itself")
+    parser.add_argument("--minutes", type=float, default=35)
+    parser.add_argument("--rounds", type=int, help=f"of {STEPS_PER_ROUND} steps; not --minutes")
     data = HERE.parents[2] / "shared" / "data" / "text"
     parser.add_argument("--data", type=Path, default=data)
     parser.add_argument("--work", type=Path, default=Path("/tmp") / NAME, help="run's checkpoints")
@@ -220,29 +244,19 @@ def main():
     corpus = Corpus(text, reviews, tokenizer)
     print(f"{len(corpus.rows):,} rows of {LENGTH} tokens, {len(reviews):,} reviews", flush=True)
 
-    plan = options.work / "plan.json"
-    if not plan.is_file():
-        steps = options.steps or options.minutes * 60 / seconds_a_step(corpus, tokenizer)
-        rounds = max(2, round(steps / STEPS_PER_ROUND))
-        plan.write_text(json.dumps({"rounds": rounds, "seed": SEED}))
-    rounds = json.loads(plan.read_text())["rounds"]
-    print(f"{rounds * STEPS_PER_ROUND:,} steps on {khub.backend.name}", flush=True)
-
-    model = make_model(tokenizer)
-    model.compile(optimizer=optimizer(rounds * STEPS_PER_ROUND), weighted_metrics=None)
-    recorder = Recorder(options.work)
+    model = make_model(corpus)
+    recorder = Recorder(options.work, options.minutes, options.rounds)
     done = recorder.restore(model)
     model.fit(
         corpus.batches(done * STEPS_PER_ROUND),
         steps_per_epoch=STEPS_PER_ROUND,
         initial_epoch=done,
-        epochs=rounds,
+        epochs=recorder.rounds or 100_000,
         validation_data=corpus.validation,
         validation_batch_size=BATCH,
         callbacks=[recorder],
         verbose=0,
     )
-    recorder.save(rounds, recorder.before + time.time() - recorder.start)
     save(model, tokenizer, options.output)
     curve = (options.work / "curve.csv").read_text()
     (HERE / f"{NAME}.csv").write_text(curve)

@@ -23,6 +23,7 @@ from khub.backend.tensorflow.convert import (
     raw,
     shape,
     sizes_of,
+    through,
     vector,
 )
 
@@ -393,5 +394,6 @@ def max_pool(inputs, pool_size, strides=None, padding="valid", data_format=None)
     return _pool(raw.MaxPool, inputs, pool_size, strides, padding, data_format)
 
 
+@through(tf.float32, HALVES)
 def average_pool(inputs, pool_size, strides=None, padding="valid", data_format=None):
     return _pool(raw.AvgPool, inputs, pool_size, strides, padding, data_format)

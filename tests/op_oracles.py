@@ -1,0 +1,270 @@
+"""What the ops must compute, in plain NumPy and written independently of khub."""
+
+import math
+from statistics import NormalDist
+
+import numpy as np
+
+from khub import config
+
+erf = np.vectorize(math.erf)
+
+
+def erfinv(y):
+    return NormalDist().inv_cdf((y + 1) / 2) / math.sqrt(2)
+
+
+def list_axis(function):
+    """Return `function` that takes a list as `axis`, as the ops do."""
+
+    def run(x, axis=None, **options):
+        return function(x, axis=tuple(axis) if isinstance(axis, list) else axis, **options)
+
+    return run
+
+
+# --- arrays -------------------------------------------------------------------------------------
+def box(start, sizes):
+    return tuple(np.s_[int(s) : int(s) + n] for s, n in zip(start, sizes, strict=True))
+
+
+def slice(x, start, sizes):
+    return x[box(start, sizes)]
+
+
+def slice_update(x, start, updates):
+    x = x.copy()
+    x[box(start, updates.shape)] = updates
+    return x
+
+
+def scatter(indices, values, shape):
+    return scatter_update(np.zeros(shape, values.dtype), indices, values, "add")
+
+
+def scatter_update(x, indices, updates, reduction=None):
+    combine = {
+        None: lambda old, new: new,
+        "add": np.add,
+        "max": np.maximum,
+        "min": np.minimum,
+        "mul": np.multiply,
+    }[reduction]
+    x = x.copy()
+    for index, update in zip(map(tuple, indices), updates, strict=True):
+        x[index] = combine(x[index], update)
+    return x
+
+
+def top_k(x, k):
+    order = np.argsort(-x, -1)[..., :k]
+    return np.take_along_axis(x, order, -1), order
+
+
+def in_top_k(targets, predictions, k):
+    return np.array([t in np.argsort(-p)[:k] for t, p in zip(targets, predictions, strict=True)])
+
+
+def logsumexp(x, axis=None, keepdims=False):
+    top = x.max(axis, keepdims=True)
+    result = np.log(np.sum(np.exp(x - top), axis, keepdims=True)) + top
+    return result if keepdims else np.squeeze(result, axis)
+
+
+def normalize(x, axis=-1, order=2):
+    return x / np.sum(np.abs(x) ** order, axis, keepdims=True) ** (1 / order)
+
+
+# --- activations and losses ---------------------------------------------------------------------
+def selu(x):
+    return 1.0507009873554805 * np.where(x > 0, x, 1.6732632423543772 * np.expm1(x))
+
+
+def gelu(x, approximate=True):
+    if approximate:
+        return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    return x * (1 + erf(x / math.sqrt(2))) / 2
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x.astype("float64")))
+
+
+def softmax(x, axis=-1):
+    e = np.exp(x - np.max(x, axis, keepdims=True))
+    return e / e.sum(axis, keepdims=True)
+
+
+def log_softmax(x, axis=-1):
+    shifted = x - np.max(x, axis, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis, keepdims=True))
+
+
+def one_hot(x, classes, axis=-1, dtype=None):
+    return np.moveaxis(np.arange(classes) == x[..., None], -1, axis)
+
+
+def _log_shares(output, axis):
+    shares = output / output.sum(axis, keepdims=True)
+    return np.log(np.clip(shares, config.epsilon(), 1 - config.epsilon()))
+
+
+def categorical(target, output, from_logits=False, axis=-1):
+    return -np.sum(target * (log_softmax if from_logits else _log_shares)(output, axis), axis)
+
+
+def sparse(target, output, from_logits=False, axis=-1):
+    target = target.astype("int64").reshape(np.delete(output.shape, axis))
+    hot = one_hot(target, output.shape[axis], axis)
+    return categorical(hot, output, from_logits, axis)
+
+
+def binary(target, output, from_logits=False):
+    if from_logits:
+        return target * np.logaddexp(0, -output) + (1 - target) * np.logaddexp(0, output)
+    share = np.clip(output, *np.float32([config.epsilon(), 1 - config.epsilon()]))
+    return -(target * np.log(share) + (1 - target) * np.log1p(-share))
+
+
+# --- normalization and attention ----------------------------------------------------------------
+def moments(x, axes, keepdims=False):
+    axes = tuple(axes) if isinstance(axes, list) else axes
+    return x.mean(axes, keepdims=keepdims), x.var(axes, keepdims=keepdims)
+
+
+def batch_norm(x, mean, variance, axis, offset=0.0, scale=1.0, epsilon=1e-3):
+    x = np.moveaxis(x, axis, -1)
+    return np.moveaxis((x - mean) / np.sqrt(variance + epsilon) * scale + offset, -1, axis)
+
+
+def layer_norm(x, gamma=None, beta=None, axis=-1, epsilon=1e-7):
+    axis = tuple(axis) if isinstance(axis, list) else axis
+    y = (x - x.mean(axis, keepdims=True)) / np.sqrt(x.var(axis, keepdims=True) + epsilon)
+    return y * (1 if gamma is None else gamma) + (0 if beta is None else beta)
+
+
+def rms_norm(x, scale=1, axis=-1, epsilon=1e-7):
+    return x / np.sqrt((x * x).mean(axis, keepdims=True) + epsilon) * scale
+
+
+def attention(
+    query, key, value, bias=0.0, mask=True, scale=None, is_causal=False, attn_logits_soft_cap=None
+):
+    group = query.shape[2] // key.shape[2]
+    key, value = (np.repeat(x, group, 2) for x in (key, value))
+    scores = np.einsum("bthd,bshd->bhts", query, key)
+    scores = scores * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
+    if attn_logits_soft_cap:
+        scores = np.tanh(scores / attn_logits_soft_cap) * attn_logits_soft_cap
+    allowed = np.tri(*scores.shape[2:], dtype=bool) & mask if is_causal else mask
+    scores = np.where(allowed, scores + bias, -1e30)
+    return np.einsum("bhts,bshd->bthd", softmax(scores), value)
+
+
+# --- convolution and pooling --------------------------------------------------------------------
+def per_axis(value, count):
+    return (value,) * count if isinstance(value, int) else tuple(value)
+
+
+def channels_last(function):
+    def run(x, *args, data_format=None, **options):
+        if data_format == "channels_first":
+            return np.moveaxis(function(np.moveaxis(x, 1, -1), *args, **options), -1, 1)
+        return function(x, *args, **options)
+
+    return run
+
+
+def pixels(x, window, strides, padding, dilations, fill):
+    """Yield each output place, the output's space, and the (batch, *window, n) part seen there."""
+    outs, pads = [], []
+    for size, k, s, d in zip(x.shape[1:-1], window, strides, dilations, strict=True):
+        reach = (k - 1) * d + 1
+        outs.append(math.ceil(size / s) if padding == "same" else (size - reach) // s + 1)
+        total = max((outs[-1] - 1) * s + reach - size, 0)
+        pads.append((total // 2, total - total // 2))
+    x = np.pad(x, [(0, 0), *pads, (0, 0)], constant_values=fill)
+    for place in np.ndindex(*outs):
+        ranges = [
+            p * s + d * np.arange(k)
+            for p, k, s, d in zip(place, window, strides, dilations, strict=True)
+        ]
+        yield place, outs, x[np.ix_(range(len(x)), *ranges, range(x.shape[-1]))]
+
+
+@channels_last
+def conv(x, kernel, strides=1, padding="valid", dilation_rate=1):
+    count = kernel.ndim - 2
+    window, inputs, filters = kernel.shape[:count], *kernel.shape[count:]
+    groups = x.shape[-1] // inputs
+    result = None
+    for place, outs, part in pixels(
+        x, window, per_axis(strides, count), padding, per_axis(dilation_rate, count), 0
+    ):
+        if result is None:
+            result = np.zeros((len(x), *outs, filters))
+        part = part.reshape(len(x), -1, groups, inputs)
+        weights = kernel.reshape(-1, inputs, groups, filters // groups)
+        y = np.einsum("bwgi,wigf->bgf", part, weights)
+        result[(np.s_[:], *place)] = y.reshape(len(x), filters)
+    return result
+
+
+@channels_last
+def conv_transpose(x, kernel, strides=1, padding="valid", output_padding=None, dilation_rate=1):
+    count = kernel.ndim - 2
+    strides, dilations = per_axis(strides, count), per_axis(dilation_rate, count)
+    axes = list(zip(x.shape[1:-1], kernel.shape[:count], strides, dilations, strict=True))
+    spread = [(n - 1) * s + (k - 1) * d + 1 + s for n, k, s, d in axes]
+    result = np.zeros((len(x), *spread, kernel.shape[-2]))
+    for place in np.ndindex(*x.shape[1:-1]):
+        for tap in np.ndindex(*kernel.shape[:count]):
+            at = [p * s + t * d for p, t, s, d in zip(place, tap, strides, dilations, strict=True)]
+            result[(np.s_[:], *at)] += x[(np.s_[:], *place)] @ kernel[tap].T
+    window = []
+    for n, k, s, d in axes:
+        reach = (k - 1) * d + 1
+        if output_padding is not None:
+            cut = reach // 2 if padding == "same" else 0
+            out = (n - 1) * s + reach - 2 * cut + output_padding
+        elif padding == "same":
+            cut, out = max(reach - s, 0) // 2, n * s
+        else:
+            cut, out = 0, n * s + max(reach - s, 0)
+        window.append(np.s_[cut : cut + out])
+    return result[(np.s_[:], *window)]
+
+
+def depthwise(x, kernel, **options):
+    count = kernel.ndim - 2
+    outs = [
+        conv(x[..., i : i + 1], kernel[(np.s_[:],) * count + (np.s_[i : i + 1],)], **options)
+        for i in range(x.shape[-1])
+    ]
+    return np.concatenate(outs, -1)
+
+
+def separable(x, depth_kernel, point_kernel, **options):
+    return conv(depthwise(x, depth_kernel, **options), point_kernel)
+
+
+def pool(x, size, strides, padding, fill, reduce):
+    count = x.ndim - 2
+    sizes = per_axis(size, count)
+    strides = sizes if strides is None else per_axis(strides, count)
+    result = None
+    for place, outs, part in pixels(x, sizes, strides, padding, (1,) * count, fill):
+        if result is None:
+            result = np.zeros((len(x), *outs, x.shape[-1]))
+        result[(np.s_[:], *place)] = reduce(part, tuple(range(1, count + 1)))
+    return result
+
+
+@channels_last
+def max_pool(x, size, strides=None, padding="valid"):
+    return pool(x, size, strides, padding, -999, np.max)
+
+
+@channels_last
+def average_pool(x, size, strides=None, padding="valid"):
+    return pool(x, size, strides, padding, np.nan, np.nanmean)

@@ -34,6 +34,7 @@ class MaxNorm(Constraint):
     axis: int | tuple = 0
 
     def __call__(self, w):
+        w = ops.convert_to_tensor(w)
         norms = _norms(w, self.axis)
         return w * (ops.clip(norms, 0, self.max_value) / (config.epsilon() + norms))
 
@@ -44,6 +45,7 @@ class UnitNorm(Constraint):
     axis: int | tuple = 0
 
     def __call__(self, w):
+        w = ops.convert_to_tensor(w)
         return w / (config.epsilon() + _norms(w, self.axis))
 
 
@@ -56,6 +58,7 @@ class MinMaxNorm(Constraint):
     axis: int | tuple = 0
 
     def __call__(self, w):
+        w = ops.convert_to_tensor(w)
         norms = _norms(w, self.axis)
         inside = ops.clip(norms, self.min_value, self.max_value)
         wanted = self.rate * inside + (1 - self.rate) * norms

@@ -238,8 +238,20 @@ def _assign(wanted, checkpoint, fresh):
     for name, (slot, tensor) in sorted(fitting.items(), key=lambda item: -item[1][1].nbytes):
         if tensor.shape != slot.shape:
             continue  # reported; only reached when not strict
-        value = tensor.read()
-        value = value if slot.axes is None else value.transpose(slot.axes)
-        slot.variable.assign(value.astype(numpy_dtype(slot.variable.dtype), copy=False))
-        del value
+        value = _aligned_copy(tensor.read(), slot)
         checkpoint.release(name)
+        slot.variable.assign(value)
+
+
+def _aligned_copy(value, slot):
+    """Return a file's tensor in the variable's layout and dtype, at a multiple of 64 bytes.
+
+    Such memory the backends read in place; anything else they copy once more on the way.
+    """
+    value = value if slot.axes is None else value.transpose(slot.axes)
+    dtype = numpy_dtype(slot.variable.dtype)
+    memory = np.empty(value.size * dtype.itemsize + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    copy = memory[start : start + value.size * dtype.itemsize].view(dtype).reshape(value.shape)
+    copy[...] = value
+    return copy

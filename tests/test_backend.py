@@ -94,7 +94,7 @@ def test_a_train_step_needs_no_other_framework(tmp_path):
 import blocking, sys; blocking.hide(blocking.others({khub.backend.name!r}))
 import khub, numpy as np
 x, y = np.ones((4, 3), "float32"), np.ones((4, 1), "float32")
-model = khub.Sequential([khub.layers.Dense(1)]); model.compile("adam", "mse", ["mae"])
+model = khub.Sequential([khub.layers.Dense(1)]); model.compile("adam", "mse", metrics=["mae"])
 (model.predict if khub.backend.name == "numpy" else lambda x, verbose: model.fit(x, y, verbose=0))(x, verbose=0)
 print(sorted(blocking.others({khub.backend.name!r}) & set(sys.modules)))
 """

@@ -37,7 +37,7 @@ def backend():
 
 @pytest.fixture(scope="module")
 def loaded(backend):
-    """Modules imported by the framework alone, by then importing khub, by then importing the hub."""
+    """Modules imported after the framework alone, after khub as well, after the hub as well."""
     framework = "jax.numpy" if backend == "jax" else backend
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT.format(backend=backend, framework=framework)],

@@ -539,7 +539,7 @@ def placeholder(shape, dtype):
 
 def abstract_eval(function, specs):
     with np.errstate(all="ignore"):
-        return function(*[placeholder(shape, dtype) + 0 for shape, dtype in specs])
+        return function(*[np.zeros(shape, dtypes.numpy_dtype(dtype)) for shape, dtype in specs])
 
 
 def no_gradient():

@@ -89,9 +89,11 @@ def value_and_grad(function, variables, has_aux):
             with torch.enable_grad():
                 result = _within(scope, function, args, kwargs)
                 loss = result[0] if has_aux else result
-                gradients = torch.autograd.grad(
-                    loss, leaves, create_graph=_depth.gradients > 1, allow_unused=True
-                )
+                gradients = [None] * len(leaves)
+                if loss.requires_grad and leaves:
+                    gradients = torch.autograd.grad(
+                        loss, leaves, create_graph=_depth.gradients > 1, allow_unused=True
+                    )
         finally:
             _depth.gradients -= 1
             for x in watched:

@@ -227,9 +227,7 @@ class Checkpoint:
         found = {name: shard for shard, file in files.items() for name in file}
         if found != shards:
             wrong = sorted({name for name, _ in found.items() ^ shards.items()})
-            raise WeightsError(
-                f"{path} disagrees with its shards on: {', '.join(wrong)}."
-            )
+            raise WeightsError(f"{path} disagrees with its shards on: {', '.join(wrong)}.")
         return {name: files[shard] for name, shard in shards.items()}
 
     def tensor(self, name):

@@ -113,7 +113,9 @@ def definitions(name):
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
                 found[node.name] = node
             elif isinstance(node, ast.ImportFrom):
-                found.update({a.asname or a.name: found.get(a.asname or a.name) for a in node.names})
+                found.update(
+                    {a.asname or a.name: found.get(a.asname or a.name) for a in node.names}
+                )
             elif isinstance(node, ast.Assign):
                 for target in node.targets:
                     for each in ast.walk(target):
@@ -149,7 +151,10 @@ def used_by_the_core():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "active":
                 names.add(node.attr)
-            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("hasattr", "getattr"):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in (
+                "hasattr",
+                "getattr",
+            ):
                 first, second = (*node.args, None)[:2]
                 if getattr(first, "id", "") == "active" and isinstance(second, ast.Constant):
                     guarded.add(second.value)

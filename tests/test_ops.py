@@ -661,7 +661,8 @@ def assert_close(actual, wanted, sample):
         assert a.shape == w.shape
         if dtypes.is_float(dtype):
             a, w = a.astype("float64"), w.astype("float64")
-            np.testing.assert_allclose(a, w, rtol=sample.near, atol=sample.near)
+            scale = np.max(np.abs(w[np.isfinite(w)]), initial=1.0)  # sums of large terms cancel
+            np.testing.assert_allclose(a, w, rtol=sample.near, atol=sample.near * scale)
         else:
             np.testing.assert_array_equal(a, w)
 
@@ -723,6 +724,12 @@ def float_arrays(sample):
 )
 def test_gradient(name, sample):
     """The slope in a random direction is that of the NumPy expression, by central differences."""
+    if khub.backend.name == "jax" and sample.options.get("reduction") == "mul":
+        with pytest.raises(NotImplementedError):  # jax has none: docs/deviations.md
+            ops.grad(lambda x: ops.sum(OPS[name](x, *sample.args[1:], **sample.options)))(
+                ops.convert_to_tensor(sample.args[0])
+            )
+        return
     generator = np.random.default_rng(1)
     arrays = float_arrays(sample)
     direction = [generator.normal(size=x.shape) for x in arrays]

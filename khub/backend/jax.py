@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 from jax.lax import erf_inv as erfinv
 from jax.lax import rsqrt, stop_gradient
-from jax.nn import celu, elu, log_sigmoid, log_softmax, relu, relu6, selu, sigmoid, silu, softplus
+from jax.nn import celu, elu, log_sigmoid, log_softmax, relu, selu, sigmoid, silu, softplus
 from jax.nn import soft_sign as softsign
 from jax.numpy import (
     absolute,
@@ -53,7 +53,6 @@ from jax.numpy import (
     negative,
     not_equal,
     power,
-    repeat,
     roll,
     round,
     sign,
@@ -77,10 +76,12 @@ from khub.backend.scope import Scope, local
 # ruff: noqa: A001, A002, F401  (imported names are this backend's functions)
 
 TENSORS = {type(jnp.zeros(()))}  # tracers join as they are met
-FLOATS = WIDE = frozenset()
 BOOL = np.dtype(bool)
+FLOATS = frozenset(map(dtypes.numpy_dtype, (*dtypes.FLOATS, *dtypes.COMPLEX)))
+WIDE = frozenset(map(dtypes.numpy_dtype, dtypes.ALL)) - frozenset(
+    map(np.dtype, ("bool", "int8", "int16", "uint8", "uint16"))
+)
 NATIVE = {name: dtypes.numpy_dtype(name) for name in dtypes.ALL}
-PROMOTES = True  # jax.numpy follows the same lattice, weak Python numbers included
 EAGER = False  # whether jit leaves functions as they are
 fused = {}  # optimizer class name -> its update of all Variables in one go
 Base = object
@@ -196,6 +197,10 @@ def tile(x, repeats):
     return jnp.tile(x, repeats)
 
 
+def repeat(x, repeats, axis=None):
+    return jnp.repeat(x, repeats if isinstance(repeats, int) else np.asarray(repeats), axis)
+
+
 def pad(x, pad_width, mode="constant", constant_values=None):
     extra = {} if constant_values is None else {"constant_values": constant_values}
     return jnp.pad(x, pad_width, mode, **extra)
@@ -268,19 +273,12 @@ def clip(x, x_min, x_max):
     return jnp.clip(x, x_min, x_max).astype(x.dtype)
 
 
-def _widen(x):
-    return x.astype(_SUM_DTYPES[x.dtype.name]) if x.dtype.name in _SUM_DTYPES else x
-
-
-_SUM_DTYPES = dict(bool="int32", int8="int32", int16="int32", uint8="uint32", uint16="uint32")
-
-
 def sum(x, axis=None, keepdims=False):
-    return jnp.sum(_widen(x), axis, keepdims=keepdims)
+    return jnp.sum(x, axis, keepdims=keepdims)
 
 
 def prod(x, axis=None, keepdims=False, dtype=None):
-    return jnp.prod(_widen(x), axis, _like(dtype), keepdims=keepdims)
+    return jnp.prod(x, axis, _like(dtype), keepdims=keepdims)
 
 
 def mean(x, axis=None, keepdims=False):
@@ -320,11 +318,11 @@ def argmin(x, axis=None, keepdims=False):
 
 
 def cumsum(x, axis=None, dtype=None):
-    return jnp.cumsum(_widen(x), axis, _like(dtype))
+    return jnp.cumsum(x, axis, _like(dtype))
 
 
 def cumprod(x, axis=None, dtype=None):
-    return jnp.cumprod(_widen(x), axis, _like(dtype))
+    return jnp.cumprod(x, axis, _like(dtype))
 
 
 def tensordot(x1, x2, axes=2):
@@ -463,7 +461,7 @@ def random_integers(shape, minval, maxval, dtype, seed):
 # --- Variables -----------------------------------------------------------------------------------
 def new_storage(value, trainable, name):
     with jax.ensure_compile_time_eval():
-        return jnp.array(value)  # a copy: jit donates the buffer
+        return jnp.array(value).block_until_ready()  # a copy: jit donates the buffer
 
 
 def read(storage):

@@ -2,6 +2,8 @@
 
 import math
 from contextlib import nullcontext
+from functools import partial
+from operator import itemgetter
 from statistics import NormalDist
 
 import numpy as np
@@ -70,7 +72,6 @@ NATIVE = {name: dtypes.numpy_dtype(name) for name in dtypes.ALL}
 WIDE = frozenset(map(dtypes.numpy_dtype, dtypes.ALL)) - frozenset(
     map(np.dtype, ("bool", "int8", "int16", "uint8", "uint16"))
 )
-PROMOTES = False
 EAGER = True  # whether jit leaves functions as they are
 fused = {}  # optimizer class name -> its update of all Variables in one go
 Base = object  # what a Layer inherits from
@@ -86,7 +87,7 @@ def dtype_name(x):
 
 
 def array_dtype(x):
-    if isinstance(x, (list, tuple)):
+    if isinstance(x, (list, tuple, bool, int, float)):
         leaves = {type(leaf) for leaf in tree.flatten(x)}
         if leaves and leaves <= {int, float, bool}:
             return "float" if float in leaves else "int" if int in leaves else "bool"
@@ -571,7 +572,9 @@ def vmap(function, in_axes, out_axes):
         results = [
             function(
                 *(
-                    a if axis is None else tree.map_structure(lambda x: np.take(x, i, axis), a)
+                    a
+                    if axis is None
+                    else tree.map_structure(partial(np.take, indices=i, axis=axis), a)
                     for a, axis in zip(args, axes, strict=True)
                 )
             )
@@ -597,7 +600,7 @@ def while_loop(cond, body, loop_vars, maximum_iterations):
 def scan(function, init, xs, length, reverse):
     carry, outputs = init, []
     for i in reversed(range(length)) if reverse else range(length):
-        carry, y = function(carry, None if xs is None else tree.map_structure(lambda x: x[i], xs))
+        carry, y = function(carry, None if xs is None else tree.map_structure(itemgetter(i), xs))
         outputs.append(y)
     outputs = outputs[::-1] if reverse else outputs
     if not outputs or outputs[0] is None:

@@ -56,7 +56,9 @@ class Variable:
 
             initializer = registry.get("initializers", initializer)
         if not callable(initializer):
-            value = active.convert_to_numpy(initializer)
+            plain = not hasattr(initializer, "dtype")  # numbers get khub's dtypes, not NumPy's
+            value = active.convert_to_tensor(initializer) if plain else initializer
+            value = active.convert_to_numpy(value)
             if dtype is None and value.dtype == np.float64:
                 dtype = dtypes.standardize(None)
             dtype = dtype or dtypes.standardize(value.dtype)
@@ -123,10 +125,9 @@ class Variable:
 
     def assign(self, value):
         """Set the value (any array of the Variable's shape) and return it."""
-        if local.scope is None and (self._storage is None or isinstance(value, np.ndarray)):
-            if self._storage is None:
-                self._store(value)
-                return self._storage
+        if local.scope is None and self._storage is None:
+            self._store(value)
+            return self._storage
         if type(value) not in active.TENSORS:
             value = active.convert_to_tensor(value, self.dtype)
         shape = tuple(value.shape)

@@ -23,7 +23,19 @@ from khub.saving import registry
 _TENSORS = active.TENSORS
 _FLOATS = frozenset(active.NATIVE[name] for name in dtypes.FLOATS)
 _INTERNAL = frozenset(
-    ["_arguments", "_added", "_losses", "_losses_of", "_policy", "_build_shapes", "_nodes", "_metrics", "optimizer", "preprocessor", "_training_state"]
+    [
+        "_arguments",
+        "_added",
+        "_losses",
+        "_losses_of",
+        "_policy",
+        "_build_shapes",
+        "_nodes",
+        "_metrics",
+        "optimizer",
+        "preprocessor",
+        "_training_state",
+    ]
 )
 
 

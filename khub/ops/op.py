@@ -123,7 +123,7 @@ def _wrap(declared, run, operands, rule):
             f"type({n}) in TENSORS" if n in required else f"({n} is None or type({n}) in TENSORS)"
             for n in tensors
         ]
-        if rule is not None and not active.PROMOTES:
+        if rule is not None:
             tests += [text for text in [_FAST_TEST[rule](required)] if text]
         places = tuple(names.index(n) for n in tensors)
         unwrap = "".join(f"    if type({n}) is Variable: {n} = {n}.value\n" for n in tensors[1:])

@@ -91,7 +91,7 @@ class Logs(dict):
         return value
 
     def get(self, key, default=None):
-        return self[key] if key in self else default
+        return default if key not in self else self[key]  # noqa: SIM401  (reads by __getitem__)
 
     def items(self):
         return [(key, self[key]) for key in self]

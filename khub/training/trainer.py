@@ -424,12 +424,12 @@ class Trainer:
     def predict(self, x, batch_size=None, verbose="auto", steps=None, callbacks=None):
         """Return the outputs for all rows of the data as NumPy arrays."""
         step = self.make_predict_function()
-        if not verbose and callbacks is None and steps is None and type(x) is np.ndarray:
-            if len(x) <= (batch_size or 32) and x.dtype.kind not in "OUS" and x.dtype != np.float64:
-                outputs = step(x)
-                if type(outputs) in _TENSORS:
-                    return active.convert_to_numpy(outputs)
-                return tree.map_structure(active.convert_to_numpy, outputs)
+        plain = not verbose and callbacks is None and steps is None and type(x) is np.ndarray
+        if plain and len(x) <= (batch_size or 32) and x.dtype.kind in "fiub" and x.itemsize < 8:
+            outputs = step(x)  # one row at a time is served without sources and callbacks
+            if type(outputs) in _TENSORS:
+                return active.convert_to_numpy(outputs)
+            return tree.map_structure(active.convert_to_numpy, outputs)
         source = data_module.source(x, None, None, batch_size, False, 0, steps)
         callbacks = self._callbacks(callbacks, verbose, steps=steps or source.num_batches)
         callbacks.call("on_predict_begin", {})

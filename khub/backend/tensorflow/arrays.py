@@ -14,7 +14,6 @@ from khub.backend.tensorflow.convert import (
     HALVES,
     NARROW,
     NATIVE,
-    PROMOTES,
     TENSORS,
     UNSIGNED,
     WIDE,
@@ -461,6 +460,9 @@ def matmul(x1, x2):
 
 @_AS_INT64
 def tensordot(x1, x2, axes=2):
+    if not isinstance(axes, int):  # tf.tensordot reads negative axes wrongly
+        one, two = ([a] if isinstance(a, int) else a for a in axes)
+        axes = [[a % x1.shape.rank for a in one], [a % x2.shape.rank for a in two]]
     return tf.tensordot(x1, x2, axes)
 
 

@@ -64,7 +64,6 @@ BOOL = torch.bool
 WIDE = frozenset(
     NATIVE[n] for n in dtypes.ALL if n not in ("bool", "int8", "int16", "uint8", "uint16")
 )
-PROMOTES = False
 
 _NAMES = {native: name for name, native in NATIVE.items()}
 _NUMBERS = (bool, int, float, complex)

@@ -2,6 +2,7 @@
 
 import threading
 import weakref
+from operator import itemgetter
 
 import torch
 from torch.nn import Parameter
@@ -181,7 +182,7 @@ def while_loop(cond, body, loop_vars, maximum_iterations):
 def scan(function, init, xs, length, reverse):
     carry, outputs = init, []
     for i in reversed(range(length)) if reverse else range(length):
-        carry, y = function(carry, None if xs is None else tree.map_structure(lambda x: x[i], xs))
+        carry, y = function(carry, None if xs is None else tree.map_structure(itemgetter(i), xs))
         outputs.append(y)
     outputs = outputs[::-1] if reverse else outputs
     if not outputs or outputs[0] is None:

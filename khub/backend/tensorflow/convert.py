@@ -5,7 +5,7 @@ above them, and the small integer vectors that TensorFlow wants as tensors (shap
 once and kept: making one takes 40 us, a small kernel 8 us.
 """
 
-from functools import lru_cache
+from functools import lru_cache, wraps
 
 import numpy as np
 import tensorflow as tf
@@ -154,6 +154,7 @@ def through(wide, lacking, operands=1):
     """Run a function in the dtype `wide` where its operands' own dtype has no (exact) kernel."""
 
     def decorate(run):
+        @wraps(run)
         def call(*args):
             dtype = args[0].dtype
             if dtype not in lacking:

@@ -78,7 +78,6 @@ def _weak(dtype):
     return dtype if isinstance(dtype, str) and dtype in ("int", "float", "complex") else None
 
 
-@lru_cache(None)
 def floating(name):
     """Return `name` when it is a float or complex dtype, else what the lattice makes with a weak float."""
     return _result((name, "float"), config.floatx()) if not is_float(name) else name

@@ -441,7 +441,11 @@ def conv_transpose(
     count = kernel.ndim - 2
     strides = windows.per_axis(strides, count, "strides")
     dilations = windows.per_axis(dilation_rate, count, "dilation_rate")
-    extra = windows.per_axis(output_padding, count, "output_padding") if output_padding else None
+    extra = (
+        None
+        if output_padding is None
+        else windows.per_axis(output_padding, count, "output_padding")
+    )
 
     def run(x):
         sizes = x.shape[1:-1]

@@ -177,7 +177,7 @@ def logsumexp(x, axis=None, keepdims=False):
 @op(operands=2, dtype=promote)
 def dot(x1, x2):
     """The product summed over the last axis of x1 and the last but one of x2 (NumPy's dot)."""
-    if not x1.shape or not x2.shape:
+    if len(x1.shape) == 0 or len(x2.shape) == 0:
         return multiply(x1, x2)
     return tensordot(x1, x2, axes=[[-1], [-2 if len(x2.shape) > 1 else -1]])
 

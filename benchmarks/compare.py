@@ -241,8 +241,8 @@ def line(backend, cell, result):
 
 
 HEAD = (
-    f"{'backend':10} {'cell':16} {'native ms':>10} {'khub':>7} {'quartiles':>14} {'cpu':>6} {'target':>7} "
-    f"{'keras':>7} {'before':>7}  verdict"
+    f"{'backend':10} {'cell':16} {'native ms':>10} {'khub':>7} {'quartiles':>14} {'cpu':>6} "
+    f"{'target':>7} {'keras':>7} {'before':>7}  verdict"
 )
 
 

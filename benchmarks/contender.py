@@ -1,4 +1,4 @@
-"""One contender, in a process of its own: reads iteration counts, answers with wall-clock and CPU seconds.
+"""One contender, in a process of its own: reads iteration counts, answers with seconds.
 
 python -m benchmarks.contender native|khub|keras BACKEND CELL ITERATIONS
 """

@@ -11,6 +11,7 @@ without a rule is named in full on both sides.
 
 import difflib
 import logging
+import mmap
 import re
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -21,6 +22,8 @@ import numpy as np
 from .tensors import Tensor, WeightsError, is_float
 
 log = logging.getLogger("khub")
+# pages nobody shares; Windows, which lacks the flag, has no other kind
+PRIVATE = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
 
 # layer class -> variable -> (the reference's last name, axes that take its tensor to khub's layout)
 NORM = {"gamma": ("weight", None), "beta": ("bias", None)}
@@ -244,14 +247,14 @@ def _assign(wanted, checkpoint, fresh):
 
 
 def _aligned_copy(value, slot):
-    """Return a file's tensor in the variable's layout and dtype, at a multiple of 64 bytes.
+    """Return a file's tensor in the variable's layout and dtype, in whole pages of its own.
 
-    Such memory the backends read in place; anything else they copy once more on the way.
+    Memory so aligned the backends read in place; anything else they copy once more on the way. It
+    goes back to the system at once, where malloc may keep what a busy thread pool has freed.
     """
     value = value if slot.axes is None else value.transpose(slot.axes)
     dtype = numpy_dtype(slot.variable.dtype)
-    memory = np.empty(value.size * dtype.itemsize + 64, np.uint8)
-    start = -memory.ctypes.data % 64
-    copy = memory[start : start + value.size * dtype.itemsize].view(dtype).reshape(value.shape)
+    pages = mmap.mmap(-1, max(1, value.size * dtype.itemsize), **PRIVATE)
+    copy = np.frombuffer(pages, dtype, value.size).reshape(value.shape)
     copy[...] = value
     return copy

@@ -1,6 +1,15 @@
 """khub: a small multi-backend deep-learning runtime with Keras 3's API, and a hub of pretrained models."""
 
+import gc
 import importlib
+
+# ruff: noqa: E402
+
+_FREEZE = gc.get_freeze_count() == 0
+if (
+    _FREEZE
+):  # what is there already is no garbage of this import; torch's objects take 80 ms to look through
+    gc.freeze()
 
 from khub import (  # noqa: I001  (in the order they need one another)
     activations,
@@ -42,6 +51,9 @@ from khub.optimizers import Optimizer
 from khub.random import SeedGenerator
 from khub.regularizers import Regularizer
 from khub.training import callbacks
+
+if _FREEZE:
+    gc.unfreeze()
 
 __version__ = "0.1.0"
 

@@ -121,6 +121,8 @@ def definitions(name):
                     for each in ast.walk(target):
                         if isinstance(each, ast.Name):
                             found.setdefault(each.id, None)
+                        if getattr(each, "id", "") == "SAME":  # a table of the framework's own
+                            found.update(dict.fromkeys(node.value.value.split()))
     return found
 
 

@@ -1,6 +1,9 @@
 """Making, reshaping, joining and indexing arrays (NumPy's meaning, Keras' signatures)."""
 
+from khub.backend import active
+from khub.ops.core import convert_to_tensor, shape, where
 from khub.ops.op import op, primitive, promote
+from khub.ops.symbolic import KerasTensor
 
 # ruff: noqa: A002  (the names are NumPy's)
 
@@ -58,6 +61,11 @@ def reshape(x, newshape):
 @primitive()
 def transpose(x, axes=None):
     """`x` with its axes permuted, reversed by default."""
+
+
+@primitive()
+def view(x, dtype=None):
+    """The bytes of `x` read as another dtype; its last axis shrinks or grows with the size of one element."""
 
 
 @primitive()
@@ -158,6 +166,12 @@ def getitem(x, key):
     """`x[key]`: ints, slices, None, Ellipsis, and integer or boolean tensors."""
 
 
+@op(spec=lambda x: tuple(KerasTensor((None,), "int32") for _ in x.shape))
+def nonzero(x):
+    """The int32 indices of the elements that are not 0, one vector an axis."""
+    return active.nonzero(x)
+
+
 @primitive(operands=3)
 def slice_update(inputs, start_indices, updates):
     """`inputs` with `updates` written at `start_indices` (one int an axis, Python numbers or a tensor)."""
@@ -228,3 +242,139 @@ def hstack(xs):
 def vstack(xs):
     """Tensors joined along the first axis, vectors as rows."""
     return concatenate([expand_dims(x, 0) if len(x.shape) == 1 else x for x in xs], 0)
+
+
+@op(operands="list", dtype=promote)
+def dstack(xs):
+    """Tensors joined along the third axis, vectors as (1, n, 1), matrices as (n, m, 1)."""
+    deep = [reshape(x, (1, -1, 1)) if len(x.shape) < 2 else x for x in xs]
+    return concatenate([expand_dims(x, 2) if len(x.shape) == 2 else x for x in deep], 2)
+
+
+@op(operands=2, dtype=promote)
+def append(x1, x2, axis=None):
+    """`x2` behind `x1` along `axis`, both flat if None."""
+    if axis is None:
+        x1, x2, axis = ravel(x1), ravel(x2), 0
+    return concatenate([x1, x2], axis)
+
+
+@op()
+def array_split(x, indices_or_sections, axis=0):
+    """A list of parts of `x`, the first ones longer by one where the axis does not divide."""
+    if isinstance(indices_or_sections, int):
+        length, more = divmod(x.shape[axis], indices_or_sections)
+        parts = range(1, indices_or_sections)
+        indices_or_sections = [length * i + (i if i < more else more) for i in parts]
+    return split(x, indices_or_sections, axis)
+
+
+@op()
+def vsplit(x, indices_or_sections):
+    """`split` along the first axis."""
+    return split(x, indices_or_sections, 0)
+
+
+@op()
+def hsplit(x, indices_or_sections):
+    """`split` along the second axis (the first one for vectors)."""
+    return split(x, indices_or_sections, 1 if len(x.shape) > 1 else 0)
+
+
+@op()
+def dsplit(x, indices_or_sections):
+    """`split` along the third axis."""
+    return split(x, indices_or_sections, 2)
+
+
+@op()
+def flipud(x):
+    """`x` reversed along the first axis."""
+    return flip(x, 0)
+
+
+@op()
+def fliplr(x):
+    """`x` reversed along the second axis."""
+    return flip(x, 1)
+
+
+@op()
+def rot90(array, k=1, axes=(0, 1)):
+    """`array` turned by `k` quarters in the plane of two axes, from the first towards the second."""
+    k %= 4
+    if k == 2:
+        return flip(array, tuple(axes))
+    if k == 0:
+        return array
+    turned = swapaxes(flip(array, axes[1]) if k == 1 else array, *axes)
+    return turned if k == 1 else flip(turned, axes[1])
+
+
+@op(operands=0)
+def tri(N, M=None, k=0, dtype=None):
+    """Ones at and below the `k`-th diagonal of an (N, M) matrix."""
+    return tril(ones((N, N if M is None else M), dtype), k)
+
+
+@op(operands=0)
+def identity(n, dtype=None):
+    """Ones on the diagonal of an (n, n) matrix."""
+    return eye(n, dtype=dtype)
+
+
+@op()
+def diagonal(x, offset=0, axis1=0, axis2=1):
+    """The diagonal of the matrices in two axes.  (..., n, m)  ->  (..., k)"""
+    x = moveaxis(x, (axis1, axis2), (-2, -1))
+    *lead, rows, columns = shape(x)
+    below, right = (-offset, 0) if offset < 0 else (0, offset)
+    count = sorted((0, rows - below, columns - right))[1]  # neither below 0 nor over an edge
+    places = arange(count) * (columns + 1) + (below * columns + right)
+    return take(reshape(x, (*lead, rows * columns)), places, -1)
+
+
+@op()
+def diag(x, k=0):
+    """The `k`-th diagonal of a matrix, or the matrix with this diagonal.  (n, m) -> (k,), (n,) -> (n, n)"""
+    if len(x.shape) == 2:
+        return diagonal(x, k)
+    rows = expand_dims(pad(x, [(-k, 0) if k < 0 else (0, k)]), -1)
+    return where(eye(shape(rows)[0], k=k, dtype="bool"), rows, zeros_like(rows))
+
+
+@op()
+def diagflat(x, k=0):
+    """The matrix whose `k`-th diagonal is the flat `x`."""
+    return diag(ravel(x), k)
+
+
+@op(operands="any")
+def meshgrid(*x, indexing="xy"):
+    """A list of grids, one a vector, in which that vector varies along its own axis.
+
+    indexing: "ij", or "xy", which exchanges the first two axes.
+    """
+    if indexing not in ("xy", "ij"):
+        raise ValueError(f'meshgrid: indexing must be "xy" or "ij", got {indexing!r}.')
+    vectors = [ravel(convert_to_tensor(v)) for v in x]
+    axes = list(range(len(vectors)))
+    if indexing == "xy":
+        axes[:2] = axes[:2][::-1]
+    whole = [shape(vectors[axis])[0] for axis in axes]
+    return [
+        broadcast_to(reshape(v, [-1 if i == axis else 1 for i in range(len(axes))]), whole)
+        for v, axis in zip(vectors, axes, strict=True)
+    ]
+
+
+@op(operands="any")
+def select(condlist, choicelist, default=0):
+    """The first choice whose condition holds, elementwise, else `default`."""
+    result = default
+    for condition, choice in reversed(list(zip(condlist, choicelist, strict=True))):
+        result = where(condition, choice, result)
+    return result
+
+
+empty, empty_like, get_item = zeros, zeros_like, getitem

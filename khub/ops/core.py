@@ -79,8 +79,7 @@ def where(condition, x1=None, x2=None):
     tensors = active.TENSORS
     if not (type(x1) in tensors and type(x2) in tensors and x1.dtype is x2.dtype):
         result = promote(dtype_of(x1), dtype_of(x2))
-        x1, x2 = (x if isinstance(x, KerasTensor) else convert_to_tensor(x) for x in (x1, x2))
-        x1, x2 = cast(x1, result), cast(x2, result)
+        x1, x2 = convert_to_tensor(x1, result), convert_to_tensor(x2, result)
     return _select(condition, x1, x2)
 
 

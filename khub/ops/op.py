@@ -6,7 +6,7 @@ The wrapper is written out as source text because packing `*args` costs more tha
 """
 
 import inspect
-from functools import update_wrapper
+from functools import lru_cache, update_wrapper
 
 from khub import dtypes
 from khub.backend import active
@@ -38,6 +38,12 @@ def accumulate(name):
     return "uint32" if name in ("uint8", "uint16") else name
 
 
+def counted(*names):
+    """The lattice's result, bool counts as int32."""
+    name = dtypes.result_type(*names)
+    return "int32" if name == "bool" else name
+
+
 def boolean(*names):
     """Logical operations read their operands as bool."""
     return "bool"
@@ -49,6 +55,9 @@ _FAST_TEST = {  # rule -> the extra test of the fast path; the backend may promo
         [f"{names[0]}.dtype in FLOATS"] + [f"{n}.dtype is {names[0]}.dtype" for n in names[1:]]
     ),
     accumulate: lambda names: f"{names[0]}.dtype in WIDE",
+    counted: lambda names: " and ".join(
+        [f"{names[0]}.dtype is not BOOL"] + [f"{n}.dtype is {names[0]}.dtype" for n in names[1:]]
+    ),
     boolean: lambda names: " and ".join(f"{n}.dtype is BOOL" for n in names),
 }
 
@@ -73,7 +82,7 @@ def _slow(call, run, places, rule, args):
     if any(isinstance(x, KerasTensor) for x in operands) or (
         any(isinstance(x, (list, tuple)) for x in args) and any_symbolic(args)
     ):
-        return record(call, args, {})
+        return record(call, args, {}, call.spec and call.spec(*args))
     operands = [value_of(x) for x in operands]
     if rule is None:
         converted = [x if x is None else active.convert_to_tensor(x) for x in operands]
@@ -96,9 +105,8 @@ def _slow_list(call, run, rule, args):
 
 
 def _wrap(declared, run, operands, rule):
-    parameters = [
-        p for p in inspect.signature(declared).parameters.values() if p.kind is not p.VAR_KEYWORD
-    ]
+    everyone = inspect.signature(declared).parameters.values()
+    parameters = [p for p in everyone if p.kind is not p.VAR_KEYWORD]
     names = [p.name for p in parameters]
     space = {"TENSORS": _TENSORS, "Variable": Variable, "run": run}
     space |= {"slow": _slow, "rule": rule, "slow_list": _slow_list}
@@ -108,12 +116,12 @@ def _wrap(declared, run, operands, rule):
         if p.default is not p.empty:
             space[f"default_{p.name}"] = p.default
         heads.append(p.name if p.default is p.empty else f"{p.name}=default_{p.name}")
-    if len(parameters) < len(inspect.signature(declared).parameters):
+    if len(parameters) < len(everyone):
         heads.append("**kwargs")  # accepted for Keras' sake, without effect
     everything = ", ".join(names)
     name = declared.__name__
     if operands == "list":
-        body = f"    return slow_list({name}, run, rule, ({everything},))"
+        body = f"    return slow_list(_op, run, rule, ({everything},))"
     else:
         tensors = names[:operands] if isinstance(operands, int) else list(operands)
         required = [
@@ -129,22 +137,38 @@ def _wrap(declared, run, operands, rule):
         unwrap = "".join(f"    if type({n}) is Variable: {n} = {n}.value\n" for n in tensors[1:])
         body = (
             f"{unwrap}    if {' and '.join(tests)}:\n        return run({everything})\n"
-            f"    return slow({name}, run, {places}, rule, ({everything},))"
+            f"    return slow(_op, run, {places}, rule, ({everything},))"
         )
-    source = f"def {name}({', '.join(heads)}):\n{body}"
-    exec(compile(source, f"<khub op {name}>", "exec"), space)
-    call = update_wrapper(space[name], declared)
-    call.__signature__ = inspect.signature(declared)
+    exec(_compiled(f"def _op({', '.join(heads)}):\n{body}"), space)
+    call = update_wrapper(space["_op"], declared)
+    call.__code__ = call.__code__.replace(co_name=name, co_qualname=name)
     return call
 
 
-def _declare(function, run, operands, rule):
-    call = (
-        _wrap(function, run, operands, rule)
-        if operands
-        else update_wrapper(lambda *args, **kwargs: run(*args, **kwargs), function)
-    )
-    call.run = run
+@lru_cache(None)
+def _compiled(source):  # most ops share their wrapper's text
+    return compile(source, "<khub op>", "exec")
+
+
+def _anywhere(function):
+    """Wrap a function whose tensors may be anywhere in its arguments; its body converts them."""
+
+    def call(*args, **kwargs):
+        if any_symbolic((args, kwargs)):
+            return record(call, args, kwargs)
+        return function(*args, **kwargs)
+
+    return update_wrapper(call, function)
+
+
+def _declare(function, run, operands, rule, spec=None):
+    if operands == "any":
+        call = _anywhere(run)
+    elif operands:
+        call = _wrap(function, run, operands, rule)
+    else:
+        call = update_wrapper(lambda *args, **kwargs: run(*args, **kwargs), function)
+    call.run, call.spec = run, spec
     OPS[function.__name__] = call
     return call
 
@@ -153,7 +177,7 @@ def primitive(operands=1, dtype=None):
     """Declare an operation that every backend implements; the decorated function is its signature.
 
     operands: how many leading parameters are tensors, or which by name ("list": the first one is a list of
-    them, 0: none)
+    them, "any": anywhere, 0: none)
     dtype: the rule that says which dtype the operands are cast to
     """
 
@@ -169,11 +193,24 @@ def primitive(operands=1, dtype=None):
     return decorate
 
 
-def op(operands=1, dtype=None):
-    """Declare an operation whose body is written with other ops; a backend's function of its name wins."""
+def op(operands=1, dtype=None, spec=None):
+    """Declare an operation whose body is written with other ops; a backend's function of its name wins.
+
+    spec: gives the symbolic results where their shapes depend on values, which tracing cannot tell.
+    A backend's function returns NotImplemented for arguments that it leaves to the body.
+    """
 
     def decorate(function):
-        call = _declare(function, getattr(active, function.__name__, function), operands, dtype)
+        native = run = getattr(active, function.__name__, function)
+        if native is function and operands and hasattr(active, "keep_half"):
+            run = active.keep_half(function)
+        if function.__name__ in getattr(active, "PARTIAL", ()):
+
+            def run(*args):
+                result = native(*args)
+                return function(*args) if result is NotImplemented else result
+
+        call = _declare(function, run, operands, dtype, spec)
         call.reference = function
         return call
 

@@ -1,7 +1,7 @@
 """The TensorFlow backend: eager ops, `tf.function` for `jit`; a Layer is a trackable object."""
 
 from khub.backend.tensorflow.arrays import *  # noqa: F403
-from khub.backend.tensorflow.arrays import _einsum, _select  # noqa: F401
+from khub.backend.tensorflow.arrays import _complex, _complex_part, _einsum, _select  # noqa: F401
 from khub.backend.tensorflow.engine import *  # noqa: F403
 from khub.backend.tensorflow.fused import fused  # noqa: F401
 from khub.backend.tensorflow.nn import *  # noqa: F403

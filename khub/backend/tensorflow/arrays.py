@@ -109,6 +109,16 @@ def reshape(x, newshape):
     return raw.Reshape(x, vector(newshape))
 
 
+def view(x, dtype=None):
+    native = NATIVE[dtypes.standardize(dtype)]
+    if native.size > x.dtype.size:
+        x = raw.Reshape(x, vector((*shape(x)[:-1], -1, native.size // x.dtype.size)))
+    result = raw.Bitcast(x, native)
+    return (
+        result if native.size >= x.dtype.size else raw.Reshape(result, vector((*shape(x)[:-1], -1)))
+    )
+
+
 def _flat(x):
     return raw.Reshape(x, FLAT)
 
@@ -246,6 +256,18 @@ def argsort(x, axis=-1):
     return tf.argsort(_flat(x), stable=True) if axis is None else tf.argsort(x, axis, stable=True)
 
 
+def searchsorted(sorted_sequence, values, side="left"):
+    if sorted_sequence.dtype in NARROW or sorted_sequence.dtype in UNSIGNED:
+        sorted_sequence, values = raw.Cast(sorted_sequence, tf.int64), raw.Cast(values, tf.int64)
+    kernels = {"left": raw.LowerBound, "right": raw.UpperBound}
+    if side not in kernels:
+        raise ValueError(f'searchsorted: side must be "left" or "right", got {side!r}.')
+    places = kernels[side](
+        raw.ExpandDims(sorted_sequence, 0), raw.Reshape(values, constant((1, -1)))
+    )
+    return raw.Reshape(places, vector(shape(values)))
+
+
 def top_k(x, k, sorted=True):
     if x.dtype is BOOL:
         values, indices = raw.TopKV2(raw.Cast(x, tf.int8), k, sorted)
@@ -309,9 +331,30 @@ arccos = raw.Acos
 arctan = raw.Atan
 erf = raw.Erf
 erfinv = _HALF_AS_FLOAT(raw.Erfinv)
+arcsinh = _HALF_AS_FLOAT(raw.Asinh)
+arccosh = _HALF_AS_FLOAT(raw.Acosh)
+arctanh = _HALF_AS_FLOAT(raw.Atanh)
+i0 = _HALF_AS_FLOAT(raw.BesselI0)
 isnan = raw.IsNan
 isinf = raw.IsInf
 isfinite = raw.IsFinite
+
+
+def _bitwise(kernel, of_bool):
+    return lambda *xs: (kernel if xs[0].dtype is not BOOL else of_bool)(*xs)
+
+
+bitwise_not = _bitwise(raw.Invert, raw.LogicalNot)
+bitwise_and = _bitwise(raw.BitwiseAnd, raw.LogicalAnd)
+bitwise_or = _bitwise(raw.BitwiseOr, raw.LogicalOr)
+bitwise_xor = _bitwise(raw.BitwiseXor, raw.NotEqual)
+bitwise_left_shift = raw.LeftShift
+bitwise_right_shift = raw.RightShift
+_complex = tf.complex
+
+
+def _complex_part(x, part):
+    return getattr(tf.math, part)(x)
 
 
 def log2(x):
@@ -473,3 +516,7 @@ def _einsum(subscripts, operands):
     if "->" in subscripts and len(operands) <= 2:
         return raw.Einsum(operands, subscripts.replace(" ", ""))
     return tf.einsum(subscripts, *operands)
+
+
+def slogdet(x):
+    return tuple(raw.LogMatrixDeterminant(x))

@@ -182,13 +182,13 @@ def layer_normalization(x, gamma=None, beta=None, axis=-1, epsilon=None, **kwarg
     return y if beta is None else raw.AddV2(y, _given(beta, dtype))
 
 
-def rms_normalization(x, scale=1, axis=-1, epsilon=None):
+def rms_normalization(x, scale=None, axis=-1, epsilon=None):
     dtype = x.dtype
     wide = raw.Cast(x, tf.float32) if dtype in HALVES else x
     power = raw.Mean(raw.Square(wide), _axes(axis), True)
     factor = raw.Rsqrt(raw.AddV2(power, config.epsilon() if epsilon is None else epsilon))
     y = _given(raw.Mul(wide, factor), dtype)
-    return y if isinstance(scale, int) and scale == 1 else raw.Mul(y, _given(scale, dtype))
+    return y if scale is None else raw.Mul(y, _given(scale, dtype))
 
 
 # --- dense layers and attention ------------------------------------------------------------------
@@ -218,6 +218,8 @@ def dot_product_attention(
     flash_attention=None,
     attn_logits_soft_cap=None,
 ):
+    if flash_attention:
+        return NotImplemented
     dtype = query.dtype
     batch, time, heads, width = shape(query)
     source, groups = shape(key)[1], key.shape[2]
@@ -397,3 +399,8 @@ def max_pool(inputs, pool_size, strides=None, padding="valid", data_format=None)
 @through(tf.float32, HALVES)
 def average_pool(inputs, pool_size, strides=None, padding="valid", data_format=None):
     return _pool(raw.AvgPool, inputs, pool_size, strides, padding, data_format)
+
+
+PARTIAL = {
+    "dot_product_attention"
+}  # functions that leave some arguments to the op's reference body

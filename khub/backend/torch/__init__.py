@@ -1,7 +1,7 @@
 """The PyTorch backend: eager, on tensors as they are; a Layer is an nn.Module."""
 
 from khub.backend.torch.arrays import *  # noqa: F403
-from khub.backend.torch.arrays import _einsum, _select  # noqa: F401
+from khub.backend.torch.arrays import _complex, _complex_part, _einsum, _select  # noqa: F401
 from khub.backend.torch.engine import *  # noqa: F403
 from khub.backend.torch.fused import fused  # noqa: F401
 from khub.backend.torch.module import Base  # noqa: F401

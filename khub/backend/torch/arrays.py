@@ -6,47 +6,6 @@ from functools import wraps
 
 import numpy as np
 import torch
-from torch import (
-    all,
-    any,
-    arccos,
-    arcsin,
-    arctan,
-    arctan2,
-    broadcast_to,
-    ceil,
-    cos,
-    cosh,
-    divide,
-    erf,
-    erfinv,
-    exp,
-    expm1,
-    floor,
-    hstack,
-    isfinite,
-    isinf,
-    isnan,
-    log,
-    log1p,
-    log2,
-    log10,
-    logical_and,
-    logical_not,
-    logical_or,
-    logical_xor,
-    mean,
-    multiply,
-    rsqrt,
-    sin,
-    sinh,
-    sqrt,
-    stack,
-    swapaxes,
-    tan,
-    tanh,
-    vstack,
-)
 from torch import clone as copy
 from torch import detach as stop_gradient
 from torch import eq as equal
@@ -56,6 +15,13 @@ from torch import ne as not_equal
 from khub import config, dtypes, tree
 
 # ruff: noqa: A001, A002, F401  (imported names are this backend's functions)
+
+SAME = """
+all any arccos arcsin arctan arctan2 broadcast_to ceil cos cosh divide erf erfinv exp expm1 floor
+hstack isfinite isinf isnan log log1p log2 log10 logical_and logical_not logical_or logical_xor
+mean multiply rsqrt sin sinh sqrt stack swapaxes tan tanh vstack
+"""  # functions of one name and meaning in torch
+globals().update({name: getattr(torch, name) for name in SAME.split()})
 
 TENSORS = {torch.Tensor, torch.nn.Parameter}
 NATIVE = {name: getattr(torch, name) for name in dtypes.ALL}
@@ -252,6 +218,10 @@ def full_like(x, fill_value, dtype=None):
 # --- shapes --------------------------------------------------------------------------------------
 def reshape(x, newshape):
     return x.reshape(newshape)
+
+
+def view(x, dtype=None):
+    return x.contiguous().view(_native(dtype))
 
 
 def ravel(x):
@@ -483,6 +453,13 @@ def top_k(x, k, sorted=True):
 tril, triu = _wide(torch.tril), _wide(torch.triu)
 
 
+@_wide
+def searchsorted(sorted_sequence, values, side="left"):
+    if side not in ("left", "right"):
+        raise ValueError(f'searchsorted: side must be "left" or "right", got {side!r}.')
+    return torch.searchsorted(sorted_sequence, values, side=side).to(torch.int32)
+
+
 # --- mathematics ---------------------------------------------------------------------------------
 add, subtract = _wide(torch.add), _wide(torch.subtract)
 mod, power = _wide(torch.remainder), _wide(torch.pow)
@@ -491,6 +468,17 @@ greater, greater_equal = _wide(torch.gt), _wide(torch.ge)
 less, less_equal = _wide(torch.lt), _wide(torch.le)
 negative, absolute, sign, square = map(_wide, (torch.neg, torch.abs, torch.sign, torch.square))
 matmul = _wide(torch.matmul)
+arccosh, arcsinh, arctanh, i0 = torch.arccosh, torch.arcsinh, torch.arctanh, torch.i0
+bitwise_and, bitwise_or = _wide(torch.bitwise_and), _wide(torch.bitwise_or)
+bitwise_xor, bitwise_not = _wide(torch.bitwise_xor), _wide(torch.bitwise_not)
+bitwise_left_shift = _wide(torch.bitwise_left_shift)
+bitwise_right_shift = _wide(torch.bitwise_right_shift)
+_complex = torch.complex
+WRAPPED = """
+deg2rad diag diagonal exp2 fmax fmin fmod gcd hypot kron lcm logaddexp logaddexp2 nextafter rad2deg
+signbit sinc trunc
+"""
+globals().update({name: _wide(getattr(torch, name)) for name in WRAPPED.split()})
 
 
 @_wide
@@ -600,3 +588,11 @@ def tensordot(x1, x2, axes=2):
 @_wide
 def _einsum(subscripts, operands):
     return torch.einsum(subscripts, *operands)
+
+
+def _complex_part(x, part):
+    return getattr(torch, part)(x).resolve_conj()
+
+
+def slogdet(x):
+    return tuple(torch.linalg.slogdet(x))

@@ -4,14 +4,18 @@ Images are channels-last; their permuted view is what torch calls channels_last:
 """
 
 import math
+from contextlib import nullcontext
 
 import torch
 from torch import celu, relu, selu, sigmoid
 from torch.nn import functional
-from torch.nn.functional import elu, mish, relu6, silu, softplus, softsign
+from torch.nn.functional import elu, glu, mish, relu6, silu, softplus, softsign
+from torch.nn.functional import hardshrink as hard_shrink
 from torch.nn.functional import hardsigmoid as hard_sigmoid
 from torch.nn.functional import hardswish as hard_silu
 from torch.nn.functional import logsigmoid as log_sigmoid
+from torch.nn.functional import softshrink as soft_shrink
+from torch.nn.functional import tanhshrink as tanh_shrink
 
 from khub import config, dtypes
 from khub.backend import windows
@@ -117,15 +121,16 @@ def layer_normalization(x, gamma=None, beta=None, axis=-1, epsilon=None, **kwarg
     return y if beta is None else y + beta
 
 
-def rms_normalization(x, scale=1, axis=-1, epsilon=None):
+def rms_normalization(x, scale=None, axis=-1, epsilon=None):
     epsilon = config.epsilon() if epsilon is None else epsilon
     scale = _as(scale, x.dtype)
     sizes = _last_axes(x, axis)
-    if sizes is not None and scale.shape == sizes:
+    if sizes is not None and (scale is None or scale.shape == sizes):
         return functional.rms_norm(x, sizes, scale, epsilon)
     y = x.float() if x.dtype in _HALF else x
     factor = torch.rsqrt(torch.mean(torch.square(y), axis, keepdim=True) + epsilon)
-    return (y * factor).to(x.dtype) * scale
+    y = (y * factor).to(x.dtype)
+    return y if scale is None else y * scale
 
 
 # --- dense layers and attention ------------------------------------------------------------------
@@ -144,9 +149,11 @@ def dot_product_attention(
     flash_attention=None,
     attn_logits_soft_cap=None,
 ):
+    if attn_logits_soft_cap is not None:
+        return NotImplemented
     dtype = query.dtype
     allowed = _as(mask, torch.bool)
-    if is_causal and not (allowed is None and bias is None and attn_logits_soft_cap is None):
+    if is_causal and not (allowed is None and bias is None):
         causal = torch.ones(query.shape[1], key.shape[1], dtype=torch.bool).tril()
         allowed = causal if allowed is None else allowed & causal
         is_causal = False
@@ -157,28 +164,23 @@ def dot_product_attention(
         allowed = allowed | nowhere
         query = query.masked_fill(nowhere, 0.0)
         bias = None if bias is None else torch.where(nowhere, 0.0, bias)
-    if attn_logits_soft_cap is not None:
-        return _capped_attention(query, key, value, bias, allowed, scale, attn_logits_soft_cap)
     added = _as(bias, dtype)
     if allowed is not None:
         added = allowed if added is None else added.masked_fill(~allowed, -math.inf)
-    result = functional.scaled_dot_product_attention(
-        query, key, value, added, is_causal=is_causal, scale=scale, enable_gqa=grouped
-    )
+    options = dict(is_causal=is_causal, scale=scale, enable_gqa=grouped)
+    with _kernels(flash_attention):
+        result = functional.scaled_dot_product_attention(query, key, value, added, **options)
     return result.transpose(1, 2)
 
 
-def _capped_attention(query, key, value, bias, allowed, scale, cap):
-    """Attention whose scores pass through cap * tanh(scores / cap), which no fused kernel has."""
-    dtype, group = query.dtype, query.shape[1] // key.shape[1]
-    key, value = (x.repeat_interleave(group, 1) for x in (key, value))
-    scores = torch.matmul(query, key.mT)
-    scores = scores.float() if dtype in _HALF else scores
-    scores = scores * (query.shape[-1] ** -0.5 if scale is None else scale)
-    scores = torch.tanh(scores / cap) * cap
-    scores = scores if bias is None else scores + bias.to(scores.dtype)
-    scores = scores if allowed is None else scores.masked_fill(~allowed, -math.inf)
-    return torch.matmul(torch.softmax(scores, -1).to(dtype), value).transpose(1, 2)
+def _kernels(flash):
+    """A context in which attention must (True) or must not (False) use the flash kernel."""
+    if flash is None:
+        return nullcontext()
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    others = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH]
+    return sdpa_kernel([SDPBackend.FLASH_ATTENTION] if flash else others)
 
 
 # --- convolution ---------------------------------------------------------------------------------
@@ -293,3 +295,53 @@ def average_pool(inputs, pool_size, strides=None, padding="valid", data_format=N
         return back(run(x, *settings, count_include_pad=False))
     ones = _pool(torch.ones_like(inputs[:1]), pool_size, strides, padding, data_format, 0.0)[0]
     return back(run(x, *settings) / run(ones, *settings))
+
+
+def adaptive_average_pool(inputs, output_size, data_format=None):
+    return _adaptive_pool("adaptive_avg_pool", inputs, output_size, data_format)
+
+
+def adaptive_max_pool(inputs, output_size, data_format=None):
+    return _adaptive_pool("adaptive_max_pool", inputs, output_size, data_format)
+
+
+def _adaptive_pool(name, inputs, output_size, data_format):
+    if inputs.dtype not in FLOATS:
+        return NotImplemented
+    sizes = windows.per_axis(output_size, inputs.dim() - 2, "output_size")
+    x, back = _channels_second(inputs, data_format)
+    sizes = (1, *sizes) if len(sizes) == 1 else sizes
+    return back(getattr(functional, f"{name}{len(sizes)}d")(x, sizes))
+
+
+def fold(x, output_size, kernel_size, dilation=1, padding=0, stride=1):
+    if x.dtype not in FLOATS:
+        return NotImplemented
+    return functional.fold(x, output_size, kernel_size, dilation, padding, stride)
+
+
+def unfold(x, kernel_size, dilation=1, padding=0, stride=1):
+    if x.dtype not in FLOATS:
+        return NotImplemented
+    return functional.unfold(x, kernel_size, dilation, padding, stride)
+
+
+# --- connectionist temporal classification -------------------------------------------------------
+def ctc_loss(target, output, target_length, output_length, mask_index=0):
+    if output.is_meta:  # torch cannot tell the shape without values
+        return NotImplemented
+    name = dtype_name(output)
+    frames = torch.log_softmax(output.float() if output.dtype in _HALF else output, -1)
+    lengths = output_length.long(), target_length.long()
+    loss = functional.ctc_loss(
+        frames.transpose(0, 1), target.long(), *lengths, mask_index, "none", zero_infinity=True
+    )
+    labels = torch.arange(1, target.shape[1]) < target_length[:, None]
+    repeats = ((target[:, 1:] == target[:, :-1]) & labels).sum(1)  # each needs a blank between
+    loss = torch.where(target_length + repeats > output_length, math.inf, loss)
+    return loss.to(NATIVE[name])
+
+
+# Functions that leave some arguments to the op's reference body.
+PARTIAL = {"dot_product_attention", "adaptive_average_pool", "adaptive_max_pool"}
+PARTIAL |= {"ctc_loss", "fold", "unfold"}

@@ -75,6 +75,57 @@ def normalize(x, axis=-1, order=2):
     return x / np.sum(np.abs(x) ** order, axis, keepdims=True) ** (1 / order)
 
 
+def divide_no_nan(a, b):
+    return np.divide(
+        a, b, out=np.zeros(np.broadcast_shapes(np.shape(a), np.shape(b))), where=b != 0
+    )
+
+
+def nextafter(a, b):
+    kind = "float16" if a.dtype == "float16" else "float32"
+    return np.nextafter(a.astype(kind), np.asarray(b, kind))
+
+
+def nanargmax(x, **options):
+    found = np.argmax(np.where(np.isnan(x), -np.inf, x), **options)
+    return np.where(
+        np.isnan(x).all(options.get("axis"), keepdims=options.get("keepdims", False)), -1, found
+    )
+
+
+def nanargmin(x, **options):
+    return nanargmax(-x, **options)
+
+
+def cross(a, b):
+    def longer(v):
+        return np.concatenate([v, np.zeros((*v.shape[:-1], 3 - v.shape[-1]))], -1)
+
+    whole = np.cross(longer(a), longer(b))
+    return whole[..., 2] if a.shape[-1] == b.shape[-1] == 2 else whole
+
+
+def bincount(x, weights=None, minlength=0):
+    rows = np.atleast_2d(x)
+    length = max(minlength, *(int(n) + 1 for n in x.ravel()), 0)
+    heavy = [None] * len(rows) if weights is None else np.atleast_2d(weights)
+    counts = [np.bincount(r, w, length) for r, w in zip(rows, heavy, strict=True)]
+    return counts[0] if x.ndim == 1 else np.stack(counts)
+
+
+def unique(x, size=None, fill_value=0, axis=None, **asked):
+    values, index, inverse, counts = np.unique(x, True, True, True, axis=axis)
+    if size is not None:
+        more = max(size - len(counts), 0)
+        values = np.concatenate(
+            [values[:size], np.full((more, *values.shape[1:]), fill_value, values.dtype)]
+        )
+        index = np.concatenate([index[:size], np.full(more, index[0])])
+        counts = np.concatenate([counts[:size], np.zeros(more, int)])
+    rest = dict(return_index=index, return_inverse=inverse, return_counts=counts)
+    return [values, *(rest[name] for name in rest if asked.get(name))]
+
+
 # --- activations and losses ---------------------------------------------------------------------
 def selu(x):
     return 1.0507009873554805 * np.where(x > 0, x, 1.6732632423543772 * np.expm1(x))
@@ -148,7 +199,15 @@ def rms_norm(x, scale=1, axis=-1, epsilon=1e-7):
 
 
 def attention(
-    query, key, value, bias=0.0, mask=True, scale=None, is_causal=False, attn_logits_soft_cap=None
+    query,
+    key,
+    value,
+    bias=0.0,
+    mask=True,
+    scale=None,
+    is_causal=False,
+    flash_attention=None,
+    attn_logits_soft_cap=None,
 ):
     group = query.shape[2] // key.shape[2]
     key, value = (np.repeat(x, group, 2) for x in (key, value))
@@ -268,3 +327,132 @@ def max_pool(x, size, strides=None, padding="valid"):
 @channels_last
 def average_pool(x, size, strides=None, padding="valid"):
     return pool(x, size, strides, padding, np.nan, np.nanmean)
+
+
+def adaptive(reduce):
+    @channels_last
+    def run(x, size):
+        for axis, parts in enumerate(per_axis(size, x.ndim - 2), 1):
+            n = x.shape[axis]
+            bounds = [(i * n // parts, math.ceil((i + 1) * n / parts)) for i in range(parts)]
+            x = np.stack([reduce(x.take(range(*b), axis), axis) for b in bounds], axis)
+        return x
+
+    return run
+
+
+# --- patches and blocks of images ---------------------------------------------------------------
+def _patches(sizes, kernel_size, dilation, padding, stride):
+    kernel, dilation, padding, stride = (
+        per_axis(v, 2) for v in (kernel_size, dilation, padding, stride)
+    )
+    axes = list(zip(sizes, kernel, dilation, padding, stride, strict=True))
+    starts = [range(0, n + 2 * p - (k - 1) * d, s) for n, k, d, p, s in axes]
+    for row in starts[0]:
+        for column in starts[1]:
+            yield np.ix_(
+                *(
+                    start + d * np.arange(k)
+                    for start, (_, k, d, _, _) in zip((row, column), axes, strict=True)
+                )
+            )
+
+
+def unfold(x, kernel_size, dilation=1, padding=0, stride=1):
+    border = [(0, 0), (0, 0), *((p, p) for p in per_axis(padding, 2))]
+    places = _patches(x.shape[2:], kernel_size, dilation, padding, stride)
+    x = np.pad(x, border)
+    return np.stack([x[(..., *place)].reshape(len(x), -1) for place in places], -1)
+
+
+def fold(x, output_size, kernel_size, dilation=1, padding=0, stride=1):
+    borders = per_axis(padding, 2)
+    window = per_axis(kernel_size, 2)
+    shape = [n + 2 * p for n, p in zip(output_size, borders, strict=True)]
+    result = np.zeros((len(x), x.shape[1] // math.prod(window), *shape), x.dtype)
+    for i, place in enumerate(_patches(output_size, kernel_size, dilation, padding, stride)):
+        result[(..., *place)] += x[:, :, i].reshape(*result.shape[:2], *window)
+    (top, left), (height, width) = borders, output_size
+    return result[..., top : top + height, left : left + width]
+
+
+def space_to_depth(x, b, data_format="channels_last"):
+    if data_format == "channels_first":  # the offset inside a block varies fastest
+        parts = [x[:, c, i::b, j::b] for c in range(x.shape[1]) for i in range(b) for j in range(b)]
+        return np.stack(parts, 1)
+    return np.concatenate([x[:, i::b, j::b] for i in range(b) for j in range(b)], -1)
+
+
+def depth_to_space(x, b, data_format="channels_last"):
+    first = data_format == "channels_first"
+    shape = (len(x), x.shape[1] // b**2, x.shape[2] * b, x.shape[3] * b)
+    shape = shape if first else (len(x), x.shape[1] * b, x.shape[2] * b, x.shape[3] // b**2)
+    order = np.arange(math.prod(shape)).reshape(shape)
+    result = np.zeros(math.prod(shape), x.dtype)
+    result[space_to_depth(order, b, data_format).ravel()] = x.ravel()
+    return result.reshape(shape)
+
+
+def glu(x, axis=-1):
+    value, gate = np.split(x, 2, axis)
+    return value * sigmoid(gate)
+
+
+def sparsemax(x, axis=-1):
+    """The threshold by bisection: what lies above it sums to one."""
+    low, high = x.min(axis, keepdims=True) - 1.0, x.max(axis, keepdims=True) * 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        enough = np.maximum(x - middle, 0).sum(axis, keepdims=True) >= 1
+        low, high = np.where(enough, middle, low), np.where(enough, high, middle)
+    return np.maximum(x - low, 0)
+
+
+# --- connectionist temporal classification: every path, one by one ------------------------------
+def _labels(path, blank, merge=True):
+    before = [None, *path[:-1]]
+    return tuple(
+        p for p, b in zip(path, before, strict=True) if p != blank and (not merge or p != b)
+    )
+
+
+def _by_labels(logits, time, blank, merge=True):
+    """Return labels -> the probability of all paths of this length that give them."""
+    shares = softmax(logits[:time].astype("float64"))
+    found = {}
+    for path in np.ndindex(*[logits.shape[-1]] * int(time)):
+        share = math.prod(shares[t, p] for t, p in enumerate(path))
+        labels = _labels(path, blank, merge)
+        found[labels] = found.get(labels, 0) + share
+    return found
+
+
+def ctc_loss(target, logits, sizes, times, mask_index=0):
+    losses = []
+    for labels, row, size, time in zip(target, logits, sizes, times, strict=True):
+        share = _by_labels(row, time, mask_index).get(tuple(labels[:size].tolist()), 0)
+        losses.append(-math.log(share) if share else math.inf)
+    return np.array(losses)
+
+
+def _padded(rows, length):
+    return np.array([[*row, *[-1] * (length - len(row))] for row in rows])
+
+
+def ctc_greedy(logits, times, merge_repeated=True, mask_index=0):
+    rows = [
+        _labels(x[:t].argmax(-1), mask_index, merge_repeated)
+        for x, t in zip(logits, times, strict=True)
+    ]
+    scores = [[-x[:t].max(-1).sum()] for x, t in zip(logits, times, strict=True)]
+    return _padded(rows, logits.shape[1])[None], np.array(scores)
+
+
+def ctc_beam(logits, times, strategy, beam_width, top_paths=1, merge_repeated=True, mask_index=0):
+    best, scores = [], []
+    for row, time in zip(logits, times, strict=True):
+        found = _by_labels(row, time, mask_index, merge_repeated)
+        order = sorted(found, key=lambda labels: -found[labels])[:top_paths]
+        best.append(_padded(order, logits.shape[1]))
+        scores.append([math.log(found[labels]) for labels in order])
+    return np.stack(best, 1), np.array(scores)

@@ -1,0 +1,275 @@
+"""Variables live outside jax; `jit` and the transforms carry them in and out of a trace."""
+
+from contextlib import nullcontext
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from khub import tree
+from khub.backend.jax.arrays import _native
+from khub.backend.scope import Scope, local
+
+EAGER = False  # whether jit leaves functions as they are
+fused = {}  # optimizer class name -> its update of all Variables in one go
+Base = object
+
+
+# --- Variables -----------------------------------------------------------------------------------
+def new_storage(value, trainable, name):
+    with jax.ensure_compile_time_eval():
+        return jnp.array(value).block_until_ready()  # a copy: jit donates the buffer
+
+
+def read(storage):
+    return storage
+
+
+def write(storage, value):
+    return jnp.array(value)  # a copy, for the same reason
+
+
+def set_trainable(storage, trainable):
+    pass  # gradients are asked for by Variable
+
+
+def placeholder(shape, dtype):
+    return jnp.zeros(shape, _native(dtype))
+
+
+def abstract_eval(function, specs):
+    return jax.eval_shape(function, *[jax.ShapeDtypeStruct(s, _native(d)) for s, d in specs])
+
+
+def no_gradient():
+    return nullcontext()
+
+
+# --- transforms: a function that reads and assigns Variables becomes a pure one ------------------
+def _pure(function, variables, written):
+    """Return `pure(values, *args) -> (result, new values of written)`; Variables not given are constants."""
+
+    def pure(values, *args, **kwargs):
+        with Scope(zip(variables, values, strict=True)) as scope:
+            result = function(*args, **kwargs)
+        for variable in scope.written:
+            if variable not in written:
+                written[variable] = None
+        return _tensors(result), [
+            scope.values[v] if v in scope.values else _value(v) for v in written
+        ]
+
+    return pure
+
+
+def _value(variable):
+    return variable.storage_value() if local.scope is None else local.scope.get(variable)
+
+
+def _tensors(result):
+    """Variables and numbers that a function returns, as arrays (a trace can return nothing else)."""
+    return tree.map_structure(lambda x: x.value if hasattr(x, "_storage") else x, result)
+
+
+def _assign(variables, values):
+    for variable, value in zip(variables, values, strict=True):
+        if local.scope is None:
+            variable._storage = value
+        else:
+            local.scope.set(variable, value)
+
+
+def _uses(function, *args, **kwargs):
+    """Return (read, written) Variables of `function`, found by tracing it once without compiling."""
+    with Scope() as scope:
+        jax.eval_shape(lambda *a, **k: _only_arrays(function(*a, **k)), *args, **kwargs)
+    return scope.read, scope.written
+
+
+def _only_arrays(result):
+    return [x for x in tree.flatten(_tensors(result)) if isinstance(x, (jax.Array, np.ndarray))]
+
+
+class _Compiled:
+    """One compiled form of a function: its Variables, and the jitted pure function over their values."""
+
+    def __init__(self, function, args):
+        read, written = _uses(function, *args)
+        self.written = list(written)
+        self.read = [v for v in read if v not in written]
+        # a Variable that is only assigned still gives its buffer away, if it has one
+        self.given = [v for v in self.written if v in read or v.is_materialized]
+        for variable in (*self.read, *self.given):
+            variable.materialize()
+        known = {*self.read, *self.given}
+
+        def run(given, read, *leaves):
+            with Scope(zip((*self.given, *self.read), (*given, *read), strict=True)) as scope:
+                result = _tensors(function(*leaves))
+            if not (scope.read.keys() <= known and scope.written.keys() <= written.keys()):
+                raise _Stale
+            # an array may not leave twice: the next call gives the Variables' buffers away
+            taken = set(map(id, read))
+            values = [_fresh(scope.get(v), taken) for v in self.written]
+            return tree.map_structure(lambda x: _fresh(x, taken), result), values
+
+        self.run = jax.jit(run, donate_argnums=0)
+
+    def __call__(self, leaves):
+        given, read = [v._storage for v in self.given], [v._storage for v in self.read]
+        result, values = self.run(given, read, *leaves)
+        for variable, value in zip(self.written, values, strict=True):
+            variable._storage = value
+        return result
+
+
+def _fresh(x, taken):
+    if not isinstance(x, jax.Array):
+        return x
+    if id(x) in taken:
+        return jnp.copy(x)
+    taken.add(id(x))
+    return x
+
+
+class _Stale(Exception):
+    """A new trace reads or assigns other Variables than the first one did."""
+
+
+_ARRAY = object()
+_TRACED = (jax.Array, np.ndarray, np.generic, int, float)
+
+
+def jit(function):
+    compiled = {}
+
+    def call(*args, **kwargs):
+        if local.scope is not None:  # inside another trace: part of it
+            return function(*args, **kwargs)
+        leaves, structure = jax.tree_util.tree_flatten((args, kwargs))
+        traced, key = [], [structure]
+        for leaf in leaves:
+            if isinstance(leaf, _TRACED) and not isinstance(leaf, bool):
+                traced.append(leaf)
+                key.append(_ARRAY)
+            elif hasattr(leaf, "__array__") and not hasattr(leaf, "_storage"):
+                traced.append(np.asarray(leaf))
+                key.append(_ARRAY)
+            else:
+                key.append(leaf)
+        key = tuple(key)
+        entry = compiled.get(key)
+        if entry is None:
+
+            def flat(*values):
+                values = iter(values)
+                filled = [next(values) if k is _ARRAY else k for k in key[1:]]
+                args, kwargs = jax.tree_util.tree_unflatten(structure, filled)
+                return function(*args, **kwargs)
+
+            entry = compiled[key] = _Compiled(flat, traced)
+        try:
+            return entry(traced)
+        except _Stale:
+            del compiled[key]
+            return call(*args, **kwargs)
+
+    call.__wrapped__ = function
+    return call
+
+
+def value_and_grad(function, variables, has_aux):
+    def call(*args, **kwargs):
+        written = {}
+
+        def loss_of(target, *rest):
+            if variables is None:
+                pure, inputs = _pure(function, (), written), ((), target, *rest)
+            else:
+                pure, inputs = _pure(function, variables, written), (target, *rest)
+            result, values = pure(*inputs, **kwargs)
+            loss, aux = result if has_aux else (result, None)
+            return loss, (aux, values)
+
+        if variables is None:
+            target, rest = args[0], args[1:]
+        else:
+            target, rest = [_value(v) for v in variables], args
+        (loss, (aux, values)), gradients = jax.value_and_grad(loss_of, has_aux=True)(target, *rest)
+        _assign(written, values)
+        return ((loss, aux) if has_aux else loss), gradients
+
+    return call
+
+
+def checkpoint(function):
+    def call(*args, **kwargs):
+        written = {}
+        result, values = jax.checkpoint(_pure(function, (), written))((), *args, **kwargs)
+        _assign(written, values)
+        return result
+
+    return call
+
+
+def vmap(function, in_axes, out_axes):
+    def mapped(*args):
+        with Scope() as scope:
+            result = function(*args)
+        if scope.written:
+            names = ", ".join(v.path for v in scope.written)
+            raise ValueError(
+                f"A function under vmap must not assign Variables; it assigned {names}."
+            )
+        return result
+
+    return jax.vmap(mapped, in_axes, out_axes)
+
+
+def cond(pred, true_fn, false_fn):
+    written = {}
+    for branch in (true_fn, false_fn):
+        written |= _uses(branch)[1]
+    branches = [_pure(branch, (), written) for branch in (true_fn, false_fn)]
+    result, values = lax.cond(jnp.asarray(pred, bool), *(lambda b=b: b(()) for b in branches))
+    _assign(written, values)
+    return result
+
+
+def while_loop(cond, body, loop_vars, maximum_iterations):
+    _, written = _uses(body, *loop_vars)
+    written = list(written)
+    limit = maximum_iterations
+
+    def proceed(state):
+        step, values, loop = state
+        with Scope(zip(written, values, strict=True)):
+            more = jnp.asarray(cond(*loop), bool)
+        return more if limit is None else jnp.logical_and(more, step < limit)
+
+    def advance(state):
+        step, values, loop = state
+        loop, values = _pure(body, written, dict.fromkeys(written))(values, *loop)
+        return step + 1, values, tuple(loop)
+
+    start = (jnp.int32(0), [_value(v) for v in written], loop_vars)
+    _, values, loop_vars = lax.while_loop(proceed, advance, start)
+    _assign(written, values)
+    return loop_vars
+
+
+def scan(function, init, xs, length, reverse):
+    first = None if xs is None else tree.map_structure(lambda x: x[0], xs)
+    _, written = _uses(function, init, first)
+    written = list(written)
+
+    def step(state, x):
+        carry, values = state
+        (carry, y), values = _pure(function, written, dict.fromkeys(written))(values, carry, x)
+        return (carry, values), y
+
+    start = (init, [_value(v) for v in written])
+    (carry, values), ys = lax.scan(step, start, xs, length, reverse)
+    _assign(written, values)
+    return carry, ys

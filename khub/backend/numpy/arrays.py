@@ -1,0 +1,358 @@
+"""Conversion, arrays and mathematics on NumPy arrays."""
+
+import builtins
+import math
+from statistics import NormalDist
+
+import numpy as np
+
+from khub import config, dtypes, tree
+
+# ruff: noqa: A001, A002, F401  (imported names are this backend's functions)
+
+SAME = """
+absolute add arccos arcsin arctan arctan2 cbrt ceil copy cos cosh deg2rad diag diagonal divide
+equal exp exp2 expm1 floor floor_divide fmax fmin fmod gcd greater greater_equal hypot isfinite
+isinf isnan lcm less less_equal log log10 log1p log2 logaddexp logaddexp2 logical_and logical_not
+logical_or logical_xor maximum minimum mod multiply negative nextafter not_equal power rad2deg
+roll sign signbit sin sinh sqrt square subtract tan tanh tril triu trunc
+"""  # functions of one name and meaning in np
+globals().update({name: getattr(np, name) for name in SAME.split()})
+
+TENSORS = {np.ndarray, *(np.dtype(n).type for n in dtypes.ALL if n[0] not in "bf"), np.bool_}
+TENSORS |= {dtypes.numpy_dtype(n).type for n in dtypes.ALL}
+FLOATS = frozenset(map(dtypes.numpy_dtype, (*dtypes.FLOATS, *dtypes.COMPLEX)))
+BOOL = np.dtype(bool)
+NATIVE = {name: dtypes.numpy_dtype(name) for name in dtypes.ALL}
+WIDE = frozenset(map(dtypes.numpy_dtype, dtypes.ALL)) - frozenset(
+    map(np.dtype, ("bool", "int8", "int16", "uint8", "uint16"))
+)
+
+
+# --- conversion ----------------------------------------------------------------------------------
+def is_tensor(x):
+    return isinstance(x, (np.ndarray, np.generic))
+
+
+def dtype_name(x):
+    return dtypes.standardize(x.dtype)
+
+
+def array_dtype(x):
+    if isinstance(x, (list, tuple, bool, int, float)):
+        leaves = {type(leaf) for leaf in tree.flatten(x)}
+        if leaves and leaves <= {int, float, bool}:
+            return "float" if float in leaves else "int" if int in leaves else "bool"
+    return dtypes.standardize(np.asarray(x).dtype)
+
+
+def convert_to_tensor(x, dtype=None):
+    if type(x) not in TENSORS:
+        if dtype is None and not hasattr(x, "dtype"):
+            dtype = {"int": "int32", "float": config.floatx()}.get(array_dtype(x))
+        x = np.asarray(tree.map_structure(np.asarray, x) if isinstance(x, (list, tuple)) else x)
+    return x if dtype is None else cast(x, dtype)
+
+
+def convert_to_numpy(x):
+    return np.asarray(x)
+
+
+def cast(x, dtype):
+    return x.astype(dtypes.numpy_dtype(dtype), copy=False)
+
+
+def shape(x):
+    return x.shape
+
+
+def nonzero(x):
+    return tuple(index.astype("int32") for index in np.nonzero(x))
+
+
+def stop_gradient(variable):
+    return variable
+
+
+# --- arrays --------------------------------------------------------------------------------------
+def arange(start, stop=None, step=None, dtype=None):
+    numbers = [n for n in (start, stop, step) if n is not None]
+    dtype = dtype or dtypes.result_type(*(getattr(n, "dtype", type(n)) for n in numbers))
+    return np.arange(*numbers).astype(dtypes.numpy_dtype(dtypes.standardize(dtype)))
+
+
+def linspace(start, stop, num=50, endpoint=True, retstep=False, dtype=None, axis=0):
+    dtype = dtypes.numpy_dtype(dtypes.standardize(dtype))
+    result = np.linspace(start, stop, num, endpoint, retstep, None, axis)
+    return (result[0].astype(dtype), result[1]) if retstep else result.astype(dtype)
+
+
+def zeros(shape, dtype=None):
+    return np.zeros(shape, dtypes.numpy_dtype(dtypes.standardize(dtype)))
+
+
+def ones(shape, dtype=None):
+    return np.ones(shape, dtypes.numpy_dtype(dtypes.standardize(dtype)))
+
+
+def full(shape, fill_value, dtype=None):
+    return np.full(shape, fill_value, dtypes.numpy_dtype(dtypes.standardize(dtype)))
+
+
+def eye(N, M=None, k=0, dtype=None):
+    return np.eye(N, M, k, dtypes.numpy_dtype(dtypes.standardize(dtype)))
+
+
+def _like(x, dtype):
+    return x.dtype if dtype is None else dtypes.numpy_dtype(dtypes.standardize(dtype))
+
+
+def zeros_like(x, dtype=None):
+    return np.zeros(x.shape, _like(x, dtype))
+
+
+def ones_like(x, dtype=None):
+    return np.ones(x.shape, _like(x, dtype))
+
+
+def full_like(x, fill_value, dtype=None):
+    return np.full(x.shape, fill_value, _like(x, dtype))
+
+
+def reshape(x, newshape):
+    return np.reshape(x, newshape)
+
+
+def transpose(x, axes=None):
+    return np.transpose(x, axes)
+
+
+def expand_dims(x, axis):
+    return np.expand_dims(x, tuple(axis) if isinstance(axis, list) else axis)
+
+
+def squeeze(x, axis=None):
+    return np.squeeze(x, tuple(axis) if isinstance(axis, list) else axis)
+
+
+def broadcast_to(x, shape):
+    return np.broadcast_to(x, shape)
+
+
+def flip(x, axis=None):
+    return np.flip(x, axis)
+
+
+def tile(x, repeats):
+    return np.tile(x, repeats)
+
+
+def repeat(x, repeats, axis=None):
+    return np.repeat(x, repeats, axis)
+
+
+def pad(x, pad_width, mode="constant", constant_values=None):
+    extra = {} if constant_values is None else {"constant_values": constant_values}
+    return np.pad(x, pad_width, mode, **extra)
+
+
+def concatenate(xs, axis=0):
+    return np.concatenate(xs, axis)
+
+
+def stack(x, axis=0):
+    return np.stack(x, axis)
+
+
+def split(x, indices_or_sections, axis=0):
+    return np.split(x, indices_or_sections, axis)
+
+
+def take(x, indices, axis=None):
+    return np.take(x, indices, axis)
+
+
+def take_along_axis(x, indices, axis=None):
+    return np.take_along_axis(x, indices, axis)
+
+
+def _select(condition, x1, x2):
+    return np.where(condition, x1, x2)
+
+
+def sort(x, axis=-1):
+    return np.sort(x, axis)
+
+
+def argsort(x, axis=-1):
+    return np.argsort(x, axis, kind="stable").astype("int32")
+
+
+def top_k(x, k, sorted=True):
+    index = np.argsort(-x if x.dtype.kind != "u" else ~x, axis=-1, kind="stable")[..., :k]
+    return np.take_along_axis(x, index, -1), index.astype("int32")
+
+
+def getitem(x, key):
+    return x[key]
+
+
+def slice(inputs, start_indices, shape):
+    return inputs[_window(start_indices, shape)]
+
+
+def slice_update(inputs, start_indices, updates):
+    result = inputs.copy()
+    result[_window(start_indices, updates.shape)] = updates
+    return result
+
+
+def _window(start, sizes):
+    starts = [int(s) for s in np.asarray(start)]
+    return tuple(builtins.slice(s, s + n) for s, n in zip(starts, sizes, strict=True))
+
+
+def scatter(indices, values, shape):
+    result = np.zeros(shape, values.dtype)
+    np.add.at(result, tuple(np.moveaxis(indices, -1, 0)), values)
+    return result
+
+
+def scatter_update(inputs, indices, updates, reduction=None):
+    result, index = inputs.copy(), tuple(np.moveaxis(indices, -1, 0))
+    if reduction is None:
+        result[index] = updates
+    else:
+        ufunc = {"add": np.add, "max": np.maximum, "min": np.minimum, "mul": np.multiply}[reduction]
+        ufunc.at(result, index, updates)
+    return result
+
+
+arccosh, arcsinh, arctanh = np.arccosh, np.arcsinh, np.arctanh
+bitwise_and, bitwise_or, bitwise_xor = np.bitwise_and, np.bitwise_or, np.bitwise_xor
+bitwise_not, bitwise_left_shift, bitwise_right_shift = np.invert, np.left_shift, np.right_shift
+
+
+# --- math ----------------------------------------------------------------------------------------
+def rsqrt(x):
+    return 1 / np.sqrt(x)
+
+
+def erf(x):
+    return np.frompyfunc(math.erf, 1, 1)(x).astype(x.dtype)
+
+
+def erfinv(x):
+    inverse = NormalDist().inv_cdf
+    edges = {-1.0: -math.inf, 1.0: math.inf}
+
+    def scalar(y):
+        return edges[y] if y in edges else inverse((y + 1) / 2) / math.sqrt(2)
+
+    return np.frompyfunc(lambda y: scalar(float(y)), 1, 1)(x).astype(x.dtype)
+
+
+def round(x, decimals=0):
+    return np.round(x, decimals).astype(x.dtype, copy=False)
+
+
+def clip(x, x_min, x_max):
+    return np.clip(x, x_min, x_max).astype(x.dtype, copy=False)
+
+
+def _axis(axis):
+    return tuple(axis) if isinstance(axis, list) else axis
+
+
+def sum(x, axis=None, keepdims=False):
+    return np.sum(x, _axis(axis), x.dtype, keepdims=keepdims)
+
+
+def prod(x, axis=None, keepdims=False, dtype=None):
+    return np.prod(x, _axis(axis), _like(x, dtype), keepdims=keepdims)
+
+
+def mean(x, axis=None, keepdims=False):
+    return np.mean(x, _axis(axis), keepdims=keepdims).astype(x.dtype, copy=False)
+
+
+def var(x, axis=None, keepdims=False):
+    return np.var(x, _axis(axis), keepdims=keepdims).astype(x.dtype, copy=False)
+
+
+def max(x, axis=None, keepdims=False, initial=None):
+    extra = {} if initial is None else {"initial": initial}
+    return np.max(x, _axis(axis), keepdims=keepdims, **extra)
+
+
+def min(x, axis=None, keepdims=False, initial=None):
+    extra = {} if initial is None else {"initial": initial}
+    return np.min(x, _axis(axis), keepdims=keepdims, **extra)
+
+
+def any(x, axis=None, keepdims=False):
+    return np.any(x, _axis(axis), keepdims=keepdims)
+
+
+def all(x, axis=None, keepdims=False):
+    return np.all(x, _axis(axis), keepdims=keepdims)
+
+
+def argmax(x, axis=None, keepdims=False):
+    return np.argmax(x, axis, keepdims=keepdims).astype("int32")
+
+
+def argmin(x, axis=None, keepdims=False):
+    return np.argmin(x, axis, keepdims=keepdims).astype("int32")
+
+
+def cumsum(x, axis=None, dtype=None):
+    return np.cumsum(x, axis, _like(x, dtype))
+
+
+def cumprod(x, axis=None, dtype=None):
+    return np.cumprod(x, axis, _like(x, dtype))
+
+
+def _product(function, *operands):
+    """Matrix products of ml_dtypes' floats go through float32: NumPy has no kernels for them."""
+    dtype = operands[0].dtype
+    if dtype.kind == "V" or dtype.name in ("bfloat16", *dtypes.FLOAT8):
+        return function(*(x.astype("float32") for x in operands)).astype(dtype)
+    return function(*operands)
+
+
+def matmul(x1, x2):
+    return _product(np.matmul, x1, x2)
+
+
+def tensordot(x1, x2, axes=2):
+    return _product(lambda a, b: np.tensordot(a, b, axes), x1, x2)
+
+
+def _einsum(subscripts, operands):
+    return _product(lambda *xs: np.einsum(subscripts, *xs, optimize=True), *operands)
+
+
+def view(x, dtype=None):
+    return x.view(NATIVE[dtypes.standardize(dtype)])
+
+
+def searchsorted(sorted_sequence, values, side="left"):
+    return np.asarray(np.searchsorted(sorted_sequence, values, side)).astype("int32")
+
+
+def i0(x):
+    return np.i0(x.astype("float64")).reshape(x.shape).astype(x.dtype)
+
+
+def _complex_part(x, part):
+    return getattr(np, part)(x)
+
+
+def _complex(x1, x2):
+    return x1 + 1j * x2
+
+
+def slogdet(x):
+    return tuple(np.linalg.slogdet(x))

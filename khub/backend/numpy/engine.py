@@ -1,0 +1,118 @@
+"""Variables, transforms and control flow on NumPy, which has neither traces nor gradients."""
+
+from contextlib import nullcontext
+from functools import partial, wraps
+from operator import itemgetter
+
+import numpy as np
+
+from khub import dtypes, tree
+
+EAGER = True  # whether jit leaves functions as they are
+fused = {}  # optimizer class name -> its update of all Variables in one go
+Base = object  # what a Layer inherits from
+_HALF = frozenset(map(dtypes.numpy_dtype, ("bfloat16", *dtypes.FLOAT8)))
+
+
+def new_storage(value, trainable, name):
+    return np.array(value)
+
+
+def read(storage):
+    return storage
+
+
+def write(storage, value):
+    return np.array(value)
+
+
+def set_trainable(storage, trainable):
+    pass  # a NumPy array has no such property
+
+
+def placeholder(shape, dtype):
+    return np.broadcast_to(np.zeros((), dtypes.numpy_dtype(dtype)), shape)
+
+
+def abstract_eval(function, specs):
+    with np.errstate(all="ignore"):
+        return function(*[np.zeros(shape, dtypes.numpy_dtype(dtype)) for shape, dtype in specs])
+
+
+def keep_half(function):
+    """Bring float32 results of a body back: NumPy computes bfloat16 with Python floats in float32."""
+
+    @wraps(function)
+    def run(*args, **kwargs):
+        result = function(*args, **kwargs)
+        dtype = getattr(args[0], "dtype", None) if args else None
+        if dtype not in _HALF:
+            return result
+        return tree.map_structure(lambda y: y.astype(dtype) if y.dtype == "float32" else y, result)
+
+    return run
+
+
+def no_gradient():
+    return nullcontext()
+
+
+def jit(function):
+    return function
+
+
+def value_and_grad(function, variables, has_aux):
+    raise NotImplementedError(
+        "The numpy backend computes no gradients; set KHUB_BACKEND to jax, torch or tensorflow to train."
+    )
+
+
+def checkpoint(function):
+    return function
+
+
+def vmap(function, in_axes, out_axes):
+    def mapped(*args):
+        axes = (in_axes,) * len(args) if isinstance(in_axes, int) else in_axes
+        length = next(
+            tree.flatten(a)[0].shape[axis]
+            for a, axis in zip(args, axes, strict=True)
+            if axis is not None
+        )
+        results = [
+            function(
+                *(
+                    a
+                    if axis is None
+                    else tree.map_structure(partial(np.take, indices=i, axis=axis), a)
+                    for a, axis in zip(args, axes, strict=True)
+                )
+            )
+            for i in range(length)
+        ]
+        return tree.map_structure(lambda *xs: np.stack(xs, out_axes), *results)
+
+    return mapped
+
+
+def cond(pred, true_fn, false_fn):
+    return true_fn() if pred else false_fn()
+
+
+def while_loop(cond, body, loop_vars, maximum_iterations):
+    steps = 0
+    while cond(*loop_vars) and (maximum_iterations is None or steps < maximum_iterations):
+        loop_vars = body(*loop_vars)
+        steps += 1
+    return loop_vars
+
+
+def scan(function, init, xs, length, reverse):
+    carry, outputs = init, []
+    for i in reversed(range(length)) if reverse else range(length):
+        carry, y = function(carry, None if xs is None else tree.map_structure(itemgetter(i), xs))
+        outputs.append(y)
+    outputs = outputs[::-1] if reverse else outputs
+    if not outputs or outputs[0] is None:
+        return carry, None
+    return carry, tree.map_structure(lambda *ys: np.stack(ys), *outputs)

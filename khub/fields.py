@@ -9,20 +9,21 @@ A class with a hand-written `__init__` keeps it, and its arguments are recorded 
 """
 
 import inspect
-from functools import partial, wraps
+from functools import cache, partial, wraps
 from typing import Annotated, ClassVar, dataclass_transform, get_args, get_origin
 
 from khub.saving import registry
 
 
 def _positive(name, value):
-    if value is None or isinstance(value, bool) or int(value) != value or value <= 0:
+    whole = hasattr(value, "__index__") or isinstance(value, float) and value.is_integer()
+    if isinstance(value, bool) or not whole or value <= 0:
         raise ValueError(f"{name} must be a positive integer, got {value!r}.")
     return int(value)
 
 
 def _rate(name, value):
-    if not 0 <= value <= 1:
+    if not hasattr(value, "__float__") or not 0 <= value <= 1:
         raise ValueError(f"{name} must lie between 0 and 1, got {value!r}.")
     return value
 
@@ -54,6 +55,11 @@ def _own_fields(cls):
         yield name, convert, cls.__dict__.get(name, _NO_DEFAULT)
 
 
+@cache
+def _parameters(function):
+    return inspect.signature(function).parameters.values()
+
+
 def _make_init(cls, fields):
     base = next(
         c for c in cls.__mro__ if "__init__" in c.__dict__ and not hasattr(c.__init__, "made")
@@ -65,7 +71,7 @@ def _make_init(cls, fields):
     extra = inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD)
     accepts_more = any(
         p.kind is extra.kind or p.name not in ("self", *(f[0] for f in fields))
-        for p in inspect.signature(base.__init__).parameters.values()
+        for p in _parameters(base.__init__)
         if p.name != "args"
     )
     more = [extra] if accepts_more and base is not object else []

@@ -68,6 +68,7 @@ TENSORS = {np.ndarray, *(np.dtype(n).type for n in dtypes.ALL if n[0] not in "bf
 TENSORS |= {dtypes.numpy_dtype(n).type for n in dtypes.ALL}
 FLOATS = frozenset(map(dtypes.numpy_dtype, (*dtypes.FLOATS, *dtypes.COMPLEX)))
 BOOL = np.dtype(bool)
+WEAK_NUMBERS = False  # ml_dtypes: bfloat16 and a Python float are float32
 NATIVE = {name: dtypes.numpy_dtype(name) for name in dtypes.ALL}
 WIDE = frozenset(map(dtypes.numpy_dtype, dtypes.ALL)) - frozenset(
     map(np.dtype, ("bool", "int8", "int16", "uint8", "uint16"))
@@ -536,6 +537,10 @@ def write(storage, value):
 
 def set_trainable(storage, trainable):
     pass  # a NumPy array has no such property
+
+
+def is_traced(x):
+    return False
 
 
 def placeholder(shape, dtype):

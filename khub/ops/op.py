@@ -6,7 +6,7 @@ The wrapper is written out as source text because packing `*args` costs more tha
 """
 
 import inspect
-from functools import update_wrapper
+from functools import cache, update_wrapper
 
 from khub import dtypes
 from khub.backend import active
@@ -18,6 +18,8 @@ PRIMITIVES = {}  # name -> the declared signature, checked against every backend
 
 _TENSORS = active.TENSORS
 _SCALARS = (bool, int, float, complex)
+_TAKE_NUMBERS = {"add", "subtract", "multiply", "divide", "power", "floor_divide", "mod"}
+_TAKE_NUMBERS |= {"equal", "not_equal", "greater", "greater_equal", "less", "less_equal"}
 
 
 # --- dtype rules: dtypes of the operands -> the dtype they are cast to (None: as they are) -------
@@ -86,13 +88,26 @@ def _slow(call, run, places, rule, args):
     return run(*args)
 
 
+def _agree(operands):
+    """Whether they are tensors of one dtype."""
+    dtypes_ = {x.dtype for x in operands if type(x) in _TENSORS}
+    return len(dtypes_) == 1 and all(type(x) in _TENSORS for x in operands)
+
+
 def _slow_list(call, run, rule, args):
     """The first argument is a list of operands (concatenate, stack, ...)."""
+    if type(args[0]) in (list, tuple) and _agree(args[0]):
+        return run(*args)
     if any_symbolic(args):
         return record(call, args, {})
     operands = [value_of(x) for x in args[0]]
     dtype = rule(*[dtype_of(x) for x in operands])
     return run([active.convert_to_tensor(x, dtype) for x in operands], *args[1:])
+
+
+@cache
+def _compiled(source):  # ops of the same parameters share it: compiling is most of their cost
+    return compile(source, "<khub op>", "exec")
 
 
 def _wrap(declared, run, operands, rule):
@@ -102,7 +117,12 @@ def _wrap(declared, run, operands, rule):
     names = [p.name for p in parameters]
     space = {"TENSORS": _TENSORS, "Variable": Variable, "run": run}
     space |= {"slow": _slow, "rule": rule, "slow_list": _slow_list}
-    space |= {"FLOATS": active.FLOATS, "WIDE": active.WIDE, "BOOL": active.BOOL}
+    space |= {
+        "NUMBERS": (int, float),
+        "FLOATS": active.FLOATS,
+        "WIDE": active.WIDE,
+        "BOOL": active.BOOL,
+    }
     heads = []
     for p in parameters:
         if p.default is not p.empty:
@@ -113,7 +133,7 @@ def _wrap(declared, run, operands, rule):
     everything = ", ".join(names)
     name = declared.__name__
     if operands == "list":
-        body = f"    return slow_list({name}, run, rule, ({everything},))"
+        body = f"    return slow_list(call, run, rule, ({everything},))"
     else:
         tensors = names[:operands] if isinstance(operands, int) else list(operands)
         required = [
@@ -126,14 +146,20 @@ def _wrap(declared, run, operands, rule):
         if rule is not None:
             tests += [text for text in [_FAST_TEST[rule](required)] if text]
         places = tuple(names.index(n) for n in tensors)
+        number = ""
+        if active.WEAK_NUMBERS and name in _TAKE_NUMBERS:
+            one, two = tensors
+            number = (
+                f"    if type({two}) in NUMBERS and type({one}) in TENSORS and {one}.dtype in FLOATS:\n"
+                f"        return run({everything})\n"
+            )
         unwrap = "".join(f"    if type({n}) is Variable: {n} = {n}.value\n" for n in tensors[1:])
         body = (
-            f"{unwrap}    if {' and '.join(tests)}:\n        return run({everything})\n"
-            f"    return slow({name}, run, {places}, rule, ({everything},))"
+            f"{unwrap}    if {' and '.join(tests)}:\n        return run({everything})\n{number}"
+            f"    return slow(call, run, {places}, rule, ({everything},))"
         )
-    source = f"def {name}({', '.join(heads)}):\n{body}"
-    exec(compile(source, f"<khub op {name}>", "exec"), space)
-    call = update_wrapper(space[name], declared)
+    exec(_compiled(f"def call({', '.join(heads)}):\n{body}"), space)
+    call = update_wrapper(space["call"], declared)
     call.__signature__ = inspect.signature(declared)
     return call
 

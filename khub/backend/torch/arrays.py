@@ -61,6 +61,7 @@ TENSORS = {torch.Tensor, torch.nn.Parameter}
 NATIVE = {name: getattr(torch, name) for name in dtypes.ALL}
 FLOATS = frozenset(NATIVE[name] for name in (*dtypes.FLOATS, *dtypes.COMPLEX))
 BOOL = torch.bool
+WEAK_NUMBERS = True  # native functions take a Python number at the other operand's dtype
 WIDE = frozenset(
     NATIVE[n] for n in dtypes.ALL if n not in ("bool", "int8", "int16", "uint8", "uint16")
 )

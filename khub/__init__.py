@@ -1,4 +1,4 @@
-"""khub: a small multi-backend deep-learning runtime with Keras 3's API, and a hub of pretrained models."""
+"""khub: a multi-backend deep-learning runtime with Keras 3's API and a hub of pretrained models."""
 
 import gc
 import importlib

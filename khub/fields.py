@@ -1,17 +1,19 @@
-"""Classes made of typed fields: constructor, `get_config`, `from_config` and `repr` follow from them.
+"""Classes made of typed fields, from which constructor, `get_config`, `from_config`, `repr` follow.
 
     class Dense(Layer):
         units: PositiveInt
         activation: Activation = None
 
-Own fields come first, inherited ones after them; annotating an inherited field again moves it.
-A class with a hand-written `__init__` keeps it, and its arguments are recorded for `get_config`.
+Own fields come first, inherited ones after them, those without a default before the others;
+annotating an inherited field again moves it. A class with a hand-written `__init__` keeps it, and
+its arguments are recorded for `get_config`.
 """
 
 import inspect
 from functools import cache, partial, wraps
 from typing import Annotated, ClassVar, dataclass_transform, get_args, get_origin
 
+from khub import config
 from khub.saving import registry
 
 
@@ -36,7 +38,15 @@ def _activation(name, value):
     return registry.get("activations", "linear" if value is None else value)
 
 
+def _data_format(name, value):
+    value = value or config.image_data_format()
+    if value not in ("channels_last", "channels_first"):
+        raise ValueError(f"{name} must be channels_last or channels_first, got {value!r}.")
+    return value
+
+
 PositiveInt = Annotated[int, _positive]
+DataFormat = Annotated[str, _data_format]
 Rate = Annotated[float, _rate]
 Activation = Annotated[object, _activation]
 Initializer = Annotated[object, partial(_named, "initializers")]
@@ -134,7 +144,8 @@ class Configurable:
         names = {name for name, _, _ in own}
         cls._fields = (*own, *(f for f in cls._fields if f[0] not in names))
         # a changed default of an inherited field counts even when the annotation is not repeated
-        cls._fields = tuple((n, c, cls.__dict__.get(n, d)) for n, c, d in cls._fields)
+        fields = ((n, c, cls.__dict__.get(n, d)) for n, c, d in cls._fields)
+        cls._fields = tuple(sorted(fields, key=lambda field: field[2] is not _NO_DEFAULT))
         if "__init__" in cls.__dict__:
             if "__init_recorded__" not in cls.__dict__.get("__init__").__dict__:
                 cls.__init__ = _recording(cls.__dict__["__init__"])
@@ -144,7 +155,7 @@ class Configurable:
             registry.register(cls._kind, cls)
 
     def setup(self):
-        """Runs after the constructor of a class made of fields; override to derive and check values."""
+        """Runs after the constructor made of fields; override it to derive and check values."""
 
     def get_config(self):
         """Return the constructor's arguments as plain data."""

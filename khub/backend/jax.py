@@ -1,4 +1,4 @@
-"""The JAX backend. Variables live outside jax; `jit` and the transforms carry them in and out of a trace."""
+"""The JAX backend. Variables live outside jax; the transforms carry them in and out of a trace."""
 
 import math
 from contextlib import nullcontext
@@ -500,7 +500,7 @@ def no_gradient():
 
 # --- transforms: a function that reads and assigns Variables becomes a pure one ------------------
 def _pure(function, variables, written, seal=None):
-    """Return `pure(values, *args) -> (result, new values of written)`; Variables not given are constants."""
+    """Return `pure(values, *args) -> (result, new values)`; Variables not given are constants."""
     seal = seal or getattr(local.scope, "seal", None)
 
     def pure(values, *args, **kwargs):
@@ -521,7 +521,7 @@ def _value(variable):
 
 
 def _tensors(result):
-    """Variables and numbers that a function returns, as arrays (a trace can return nothing else)."""
+    """Variables and numbers that a function returns, as arrays: a trace returns nothing else."""
     return tree.map_structure(lambda x: x.value if hasattr(x, "_storage") else x, result)
 
 
@@ -534,7 +534,7 @@ def _assign(variables, values):
 
 
 def _uses(function, *args, **kwargs):
-    """Return (read, written) Variables of `function`, found by tracing it once without compiling."""
+    """Return (read, written) Variables of `function`, found by one trace without compilation."""
     with Scope() as scope:
         jax.eval_shape(lambda *a, **k: _only_arrays(function(*a, **k)), *args, **kwargs)
     return scope.read, scope.written
@@ -545,7 +545,7 @@ def _only_arrays(result):
 
 
 class _Compiled:
-    """One compiled form of a function: its Variables, and the jitted pure function over their values."""
+    """A compiled form of a function: its Variables, the jitted pure function of their values."""
 
     def __init__(self, function, args):
         read, written = _uses(function, *args)

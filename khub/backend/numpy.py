@@ -1,8 +1,8 @@
-"""The NumPy backend: the reference the others are tested against. It does everything but gradients."""
+"""The NumPy backend: the reference for testing the others. It does everything but gradients."""
 
 import math
 from contextlib import nullcontext
-from functools import partial
+from functools import partial, wraps
 from operator import itemgetter
 from statistics import NormalDist
 
@@ -491,7 +491,8 @@ def max_pool(inputs, pool_size, strides=None, padding="valid", data_format=None)
 
 def average_pool(inputs, pool_size, strides=None, padding="valid", data_format=None):
     def average(x, axes):
-        return np.nanmean(x, axes).astype(x.dtype)
+        wide = x.astype(np.result_type(x, np.float32))  # NumPy finds no NaN in bfloat16
+        return np.nanmean(wide, axes).astype(x.dtype)
 
     return _pool(inputs, pool_size, strides, padding, data_format, np.nan, average)
 
@@ -556,13 +557,30 @@ def no_gradient():
     return nullcontext()
 
 
+def body(function):
+    """A body that gives bfloat16 for bfloat16: beside Python numbers NumPy makes float32 of it."""
+    narrow, wide = dtypes.numpy_dtype("bfloat16"), np.dtype("float32")
+
+    @wraps(function)
+    def run(x, *args, **kwargs):
+        result = function(x, *args, **kwargs)
+        if getattr(x, "dtype", None) != narrow:
+            return result
+        return tree.map_structure(
+            lambda y: y.astype(narrow) if getattr(y, "dtype", None) == wide else y, result
+        )
+
+    return run
+
+
 def jit(function):
     return function
 
 
 def value_and_grad(function, variables, has_aux):
     raise NotImplementedError(
-        "The numpy backend computes no gradients; set KHUB_BACKEND to jax, torch or tensorflow to train."
+        "The numpy backend computes no gradients; set KHUB_BACKEND to jax, torch or tensorflow "
+        "to train."
     )
 
 

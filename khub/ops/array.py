@@ -7,7 +7,7 @@ from khub.ops.op import op, primitive, promote
 
 @primitive(operands=0)
 def arange(start, stop=None, step=None, dtype=None):
-    """Evenly spaced numbers from `start` (0 if only one is given) up to `stop`; int32 for Python ints."""
+    """Evenly spaced numbers from `start` (else 0) up to `stop`; int32 for Python ints."""
 
 
 @primitive(operands=0)
@@ -120,7 +120,7 @@ def split(x, indices_or_sections, axis=0):
 
 @primitive(operands=2)
 def take(x, indices, axis=None):
-    """Elements of `x` at integer `indices` (negative from the end) along `axis`, of the flat `x` if None."""
+    """Elements of `x` at `indices` (negative: from the end) along `axis`; None: of the flat `x`."""
 
 
 @primitive(operands=2)
@@ -160,7 +160,7 @@ def getitem(x, key):
 
 @primitive(operands=3)
 def slice_update(inputs, start_indices, updates):
-    """`inputs` with `updates` written at `start_indices` (one int an axis, Python numbers or a tensor)."""
+    """`inputs` with `updates` written at `start_indices`: one int an axis, numbers or a tensor."""
 
 
 @primitive()

@@ -1,6 +1,6 @@
 """Neural-network functions: activations, losses, normalization, attention, convolution, pooling.
 
-Images and sequences are channels-last (batch, *space, channels) unless `data_format` says otherwise.
+Images and sequences are (batch, *space, channels) unless `data_format` says otherwise.
 """
 
 import math as _math
@@ -268,8 +268,8 @@ def dot_product_attention(
 ):
     """softmax(query key^T * scale + bias) value for every head.  arXiv:1706.03762
 
-    query: (batch, time, heads, width), key and value: (batch, source, key heads, width), heads a multiple
-    of key heads.  mask: bool, true where attended, broadcastable to (batch, heads, time, source).
+    query: (batch, time, heads, width), key and value: (batch, source, key heads, width), heads a
+    multiple of key heads.  mask: bool, true where attended, like (batch, heads, time, source).
     A query whose mask is false everywhere attends to every key equally.
     """
     heads, key_heads = query.shape[2], key.shape[2]
@@ -301,7 +301,7 @@ def dot_product_attention(
 def conv(inputs, kernel, strides=1, padding="valid", data_format=None, dilation_rate=1):
     """Convolution (correlation); channels that divide the inputs' make groups.
 
-    inputs: (batch, *space, n), kernel: (*window, n / groups, filters)  ->  (batch, *space', filters)
+    inputs: (batch, *space, n), kernel: (*window, n / groups, filters) -> (batch, *space', filters)
     padding: "valid" or "same" (the odd pixel goes after, as TensorFlow has it)
     """
 
@@ -321,7 +321,10 @@ def conv_transpose(
 
 @op(operands=2, dtype=promote)
 def depthwise_conv(inputs, kernel, strides=1, padding="valid", data_format=None, dilation_rate=1):
-    """Each channel convolved by itself.  kernel: (*window, n, multiplier)  ->  (batch, *space', n * multiplier)"""
+    """Each channel convolved by itself.
+
+    kernel: (*window, n, multiplier)  ->  (batch, *space', n * multiplier)
+    """
     *window, channels, multiplier = kernel.shape
     kernel = reshape(kernel, (*window, 1, channels * multiplier))
     return conv(inputs, kernel, strides, padding, data_format, dilation_rate)

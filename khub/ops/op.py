@@ -1,8 +1,9 @@
-"""Declaring operations: `@primitive` (every backend has it) and `@op` (a reference body, replaceable).
+"""Declaring operations: `@primitive` (every backend has it), `@op` (a replaceable reference body).
 
-A call on native tensors of agreeing dtypes is two or three type checks and the backend's function. All
-else (Python numbers, NumPy arrays, Variables, mixed dtypes, symbolic tensors) takes the slow path once.
-The wrapper is written out as source text because packing `*args` costs more than the checks.
+A call on native tensors of agreeing dtypes is two or three type checks and the backend's function.
+All else (Python numbers, NumPy arrays, Variables, mixed dtypes, symbolic tensors) takes the slow
+path once. The wrapper is written out as source text because packing `*args` costs more than the
+checks.
 """
 
 import inspect
@@ -45,7 +46,7 @@ def boolean(*names):
     return "bool"
 
 
-_FAST_TEST = {  # rule -> the extra test of the fast path; the backend may promote by the same lattice itself
+_FAST_TEST = {  # rule -> the extra test of the fast path; the backend may promote as we do
     promote: lambda names: " and ".join(f"{n}.dtype is {names[0]}.dtype" for n in names[1:]),
     promote_float: lambda names: " and ".join(
         [f"{names[0]}.dtype in FLOATS"] + [f"{n}.dtype is {names[0]}.dtype" for n in names[1:]]
@@ -150,10 +151,14 @@ def _wrap(declared, run, operands, rule):
         if active.WEAK_NUMBERS and name in _TAKE_NUMBERS:
             one, two = tensors
             number = (
-                f"    if type({two}) in NUMBERS and type({one}) in TENSORS and {one}.dtype in FLOATS:\n"
+                f"    if type({two}) in NUMBERS and type({one}) in TENSORS and "
+                f"{one}.dtype in FLOATS:\n"
                 f"        return run({everything})\n"
             )
-        unwrap = "".join(f"    if type({n}) is Variable: {n} = {n}.value\n" for n in tensors[1:])
+        unwrap = "".join(  # beside a symbol a Variable stays one: it may change between calls
+            f"    if type({n}) is Variable and type({names[0]}) in TENSORS: {n} = {n}.value\n"
+            for n in tensors[1:]
+        )
         body = (
             f"{unwrap}    if {' and '.join(tests)}:\n        return run({everything})\n{number}"
             f"    return slow(call, run, {places}, rule, ({everything},))"
@@ -171,6 +176,9 @@ def _declare(function, run, operands, rule):
         else update_wrapper(lambda *args, **kwargs: run(*args, **kwargs), function)
     )
     call.run = run
+    call.operands = (
+        1 if operands == "list" else operands if type(operands) is int else len(operands)
+    )
     OPS[function.__name__] = call
     return call
 
@@ -178,8 +186,8 @@ def _declare(function, run, operands, rule):
 def primitive(operands=1, dtype=None):
     """Declare an operation that every backend implements; the decorated function is its signature.
 
-    operands: how many leading parameters are tensors, or which by name ("list": the first one is a list of
-    them, 0: none)
+    operands: how many leading parameters are tensors, or which by name ("list": the first one is a
+    list of them, 0: none)
     dtype: the rule that says which dtype the operands are cast to
     """
 
@@ -195,12 +203,17 @@ def primitive(operands=1, dtype=None):
     return decorate
 
 
+# what the backend does to the reference bodies that it runs
+_body = getattr(active, "body", lambda function: function)
+
+
 def op(operands=1, dtype=None):
-    """Declare an operation whose body is written with other ops; a backend's function of its name wins."""
+    """Declare an op whose body is written with other ops; a backend's function of its name wins."""
 
     def decorate(function):
-        call = _declare(function, getattr(active, function.__name__, function), operands, dtype)
-        call.reference = function
+        native = getattr(active, function.__name__, None)
+        call = _declare(function, native or _body(function), operands, dtype)
+        call.reference, call.run = function, native or function
         return call
 
     return decorate

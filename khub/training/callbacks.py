@@ -192,8 +192,9 @@ class TerminateOnNaN(Callback):
 class EarlyStopping(Callback):
     """Stops when a quantity has not improved for `patience` epochs.
 
-    monitor: name in the logs; min_delta: what counts as better; mode: "min", "max" or "auto" (by the name);
-    baseline: value to beat; restore_best_weights: go back to the best epoch's; start_from_epoch: wait so long
+    monitor: name in the logs; min_delta: what counts as better; mode: "min", "max" or "auto" (by
+    the name); baseline: value to beat; restore_best_weights: go back to the best epoch's;
+    start_from_epoch: wait so long
     """
 
     def __init__(
@@ -252,7 +253,7 @@ class EarlyStopping(Callback):
 
 
 class ProgressBar(Callback):
-    """A bar that is redrawn at most ten times a second; one plain line an epoch where there is no terminal."""
+    """A bar, redrawn at most ten times a second; without a terminal one plain line an epoch."""
 
     def __init__(self, verbose="auto", predicting=False):
         super().__init__()

@@ -43,7 +43,7 @@ def as_metric(metric, y, y_pred):
 
 
 def _by_output(given, names, count, what):
-    """Spread a user's loss or metrics over `count` outputs, by name, by position or all the same."""
+    """Spread a user's loss or metrics over `count` outputs: by name, by position or all alike."""
     if isinstance(given, dict):
         unknown = set(given) - set(names)
         if unknown:

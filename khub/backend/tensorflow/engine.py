@@ -7,7 +7,7 @@ import optree
 import tensorflow as tf
 
 from khub import tree
-from khub.backend.scope import Scope, local
+from khub.backend.scope import Resumed, Scope, local
 from khub.backend.tensorflow.arrays import NATIVE, TENSORS, convert_to_tensor
 
 EAGER = False  # whether jit leaves functions as they are
@@ -32,6 +32,17 @@ class Base(tf.__internal__.tracking.Trackable):
 
     def _lookup_dependency(self, name, cached_dependencies=None):
         return self._trackable_children().get(name)
+
+
+class VariableBase:
+    """Lets a `tf.GradientTape` take khub's Variables: `tape.gradient(loss, variables)`."""
+
+    _should_act_as_resource_variable = True
+
+    @property
+    def handle(self):
+        """The handle of the `tf.Variable` that holds the value."""
+        return self.materialize().handle
 
 
 # --- Variables -----------------------------------------------------------------------------------
@@ -79,7 +90,7 @@ _SHAPES = 4  # so many shapes get a graph of their own; the next ones share one 
 
 
 def jit(function):
-    """Compiled to concrete functions of flat tensors, which cost half the call of a `tf.function`."""
+    """Compile to concrete functions of flat tensors: half the cost of calling a `tf.function`."""
     graphs, shapes_met = {}, {}
 
     def call(*args, **kwargs):
@@ -169,15 +180,19 @@ def _within(scope, function, args, kwargs):
 
 def checkpoint(function):
     def call(*args, **kwargs):
-        outer, before, after = local.scope, {}, {}
-        # recompute_grad sees arguments and tf.Variables; what a scope holds instead is made an argument
+        outer, before, after, then = local.scope, {}, {}, Resumed()
+        # recompute_grad sees arguments and tf.Variables; what a scope holds becomes an argument
         read = [] if outer is None else list(_probe(lambda: function(*args, **kwargs))[1].read)
+
+        first = [True]
 
         def run(given, *args):
             values = dict(zip(read, given, strict=True)) | before
-            with Scope(values) as scope:  # the second run sees the state that the first one saw
+            again = nullcontext() if first else then  # with the state that the first run saw
+            with again, Scope(values) as scope:
                 result = function(*args, **kwargs)
-            if not after:
+            if first:
+                first.clear()
                 for variable in scope.written:
                     before[variable] = _outside(variable)
                     after[variable] = scope.values[variable]
@@ -251,7 +266,7 @@ def _probe(function, *args):
 
 
 def _written(function, *args):
-    """The Variables of the scope that a branch or body assigns: they must leave its graph as results."""
+    """The scope's Variables that a branch or body assigns: they leave its graph as results."""
     if local.scope is None:
         return {}
     scope = _probe(function, *args)[1]

@@ -159,11 +159,12 @@ class Configurable:
 
     def get_config(self):
         """Return the constructor's arguments as plain data."""
+        return {n: registry.serialize(value) for n, value in self._constructor_values().items()}
+
+    def _constructor_values(self):
         if hasattr(type(self).__init__, "made"):
-            values = {name: getattr(self, name) for name, _, _ in self._fields}
-        else:
-            values = self.__dict__.get("_arguments", {})
-        return {name: registry.serialize(value) for name, value in values.items()}
+            return {name: getattr(self, name) for name, _, _ in self._fields}
+        return self.__dict__.get("_arguments", {})
 
     @classmethod
     def from_config(cls, config):

@@ -76,6 +76,7 @@ class MultiOptimizer(Optimizer):
         if not callable(self.optimizer_map):
             raise TypeError(f"Expected an OptimizerMap or a function, got {self.optimizer_map!r}.")
         self._begin()
+        self.add_variable((), 0.0, "float32", name="learning_rate")  # Keras' files have one
         self.optimizers, self._owner = [], {}
 
     @property
@@ -94,7 +95,12 @@ class MultiOptimizer(Optimizer):
         self._trainable = list(variables)
         self._index = {id(v): i for i, v in enumerate(self._trainable)}
         self._owner = {id(v): self.optimizer_map(v) for v in self._trainable}
-        self.optimizers = list({id(o): o for o in self._owner.values()}.values())
+        used = {id(o): o for o in self._owner.values()}
+        given = self.optimizer_map
+        if isinstance(given, OptimizerMap):  # Keras' order: the default comes last
+            known = [*given.optimizer_map.values(), given.default_optimizer]
+            used = {id(o): o for o in known if id(o) in used}
+        self.optimizers = list(used.values())
         for optimizer in self.optimizers:
             if optimizer.loss_scale_factor is not None:
                 raise ValueError("Give loss_scale_factor to the MultiOptimizer, not to its parts.")

@@ -101,13 +101,9 @@ class Optimizer(_Known):
         self._exempt = (frozenset(), ())
         self._iterations = self.add_variable((), 0, "int32", name="iteration")
 
-    def get_config(self):
-        config = super().get_config()
-        schedule = self._schedule
-        config["learning_rate"] = (
-            registry.serialize(schedule) if schedule else float(self._rate.numpy())
-        )
-        return config
+    def _constructor_values(self):
+        rate = self._schedule or float(self._rate.numpy())
+        return super()._constructor_values() | {"learning_rate": rate}
 
     @classmethod
     def from_config(cls, config, custom_objects=None):

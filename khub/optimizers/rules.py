@@ -55,8 +55,10 @@ class _Moments(Optimizer):
 class Adam(_Moments):
     """Adam, or AMSGrad.  arXiv:1412.6980 (with epsilon-hat of section 2.1), arXiv:1904.09237"""
 
-    apart = ("velocity_hat",)
-
+    learning_rate: object = 0.001  # the order in which they may be given without names
+    beta_1: float = 0.9
+    beta_2: float = 0.999
+    epsilon: float = 1e-7
     amsgrad: bool = False
 
     def setup(self):
@@ -186,7 +188,7 @@ class Muon(Optimizer):
     """Momentum whose singular values are set to one; Adam for all but matrices.  arXiv:2502.16982
 
     exclude_layers: patterns of paths that Adam takes; muon_a, muon_b, muon_c: of the Newton-Schulz
-    iteration; rms_rate: the update's root mean square, None for the original scale
+    iteration; rms_rate: the update's root mean square, None: its singular values are 1
     """
 
     slots = ("momentum", "velocity")
@@ -242,10 +244,7 @@ class Muon(Optimizer):
         m = self.momentum * m + gradient
         update = self.orthogonal(gradient + self.momentum * m if self.nesterov else m)
         rows, columns = value.shape
-        if self.rms_rate is None:
-            scale = max(1, rows / columns) ** 0.5
-        else:
-            scale = self.rms_rate * max(rows, columns) ** 0.5
+        scale = 1.0 if self.rms_rate is None else self.rms_rate * max(rows, columns) ** 0.5
         return value - rate * scale * update, m
 
     def adam(self, gradient, value, rate, m, v):
@@ -260,7 +259,7 @@ class Muon(Optimizer):
         """Bring the singular values of a matrix near 1 by Newton-Schulz steps.  (m, n) -> same"""
         tall = x.shape[0] > x.shape[1]
         x = ops.transpose(x) if tall else x
-        x = x / (ops.sqrt(ops.sum(ops.square(x))) + self.epsilon)
+        x = x / (ops.sqrt(ops.sum(ops.square(x))) + 1e-7)  # `epsilon` is Adam's
         for _ in range(self.ns_steps):
             a = ops.matmul(x, ops.transpose(x))
             b = self.muon_b * a + self.muon_c * ops.matmul(a, a)

@@ -17,7 +17,7 @@ class GAN(khub.Model):
     def __init__(self):
         super().__init__()
         self.generator, self.discriminator = network(4, 2), network(2, 1)
-        self.generator_optimizer = optimizers.Adam(2e-3)
+        self.generator_optimizer = optimizers.Adam(1e-3, beta_1=0.5)
         self.entropy = losses.BinaryCrossentropy(from_logits=True)
         self.seed = khub.random.SeedGenerator(1)
 
@@ -52,7 +52,7 @@ if __name__ == "__main__":
     circle = np.concatenate([np.cos(angles), np.sin(angles)], 1).astype("float32")
     khub.utils.set_random_seed(0)
     model = GAN()
-    model.compile(optimizer=optimizers.Adam(2e-3))
+    model.compile(optimizer=optimizers.Adam(1e-3, beta_1=0.5))
     model.fit(circle, batch_size=128, epochs=parser.parse_args().epochs)
     made = ops.convert_to_numpy(model.generator(khub.random.normal((500, 4), seed=2)))
     print(f"mean radius of generated points: {np.hypot(*made.T).mean():.2f} (real: 1)")

@@ -4,6 +4,7 @@ Every source gives (x, y, sample_weight) tuples of host arrays; a thread prepare
 there is real work to do (a preprocessor, a generator).
 """
 
+import itertools
 import math
 import queue
 import threading
@@ -210,7 +211,7 @@ class IterableSource:
         self.num_batches = steps
         if steps is None and not self.once:
             try:
-                self.num_batches = data.num_batches if self.indexed else len(data)
+                self.num_batches = len(data)
             except TypeError:  # a data set of unknown length says so by raising it
                 self.num_batches = None
         self.batch_size = None
@@ -218,7 +219,8 @@ class IterableSource:
     def __iter__(self):
         if self.indexed:
             self.data.on_epoch_begin()
-            batches = (self.data[i] for i in range(len(self.data)))
+            numbers = itertools.count() if self.num_batches is None else range(self.num_batches)
+            batches = map(self.data.__getitem__, numbers)
         else:
             batches = iter(self.data)
         for data in batches:

@@ -324,6 +324,7 @@ class Trainer:
                     batch_size=validation_batch_size or batch_size,
                     steps=validation_steps,
                     verbose=0,
+                    callbacks=callbacks,
                     return_dict=True,
                 )
                 logs.update({f"val_{name}": value for name, value in results.items()})
@@ -341,7 +342,7 @@ class Trainer:
             return unpack_x_y_sample_weight(tuple(data))
         return (data,)
 
-    def _callbacks(self, given, verbose, *first, predicting=False, **params):
+    def _callbacks(self, given, verbose, *first, **params):
         if isinstance(given, CallbackList):
             return given
         given = [given] if isinstance(given, Callback) else list(given or ())
@@ -467,18 +468,19 @@ class Trainer:
         source = data_module.ArraySource(x, y, sample_weight, None, False, 0)
         batch = next(iter(self._batches(_Whole(source))))
         self._prepare_training(batch)
+        self.reset_metrics()
         logs = dict(Logs(function([batch])).items())
         return self._results(logs, return_dict)
 
     def train_on_batch(self, x, y=None, sample_weight=None, class_weight=None, return_dict=False):
-        """Train on one batch and return the loss and metrics since the last `reset_metrics`."""
+        """Train on one batch and return its loss and metrics."""
         self._require_compile("train_on_batch")
         if class_weight is not None:
             sample_weight = data_module.class_weights(class_weight, y, sample_weight)
         return self._one_batch(self.make_train_function(), x, y, sample_weight, return_dict)
 
     def test_on_batch(self, x, y=None, sample_weight=None, return_dict=False):
-        """Evaluate one batch and return the loss and metrics since the last `reset_metrics`."""
+        """Evaluate one batch and return its loss and metrics."""
         self._require_compile("test_on_batch")
         return self._one_batch(self.make_test_function(), x, y, sample_weight, return_dict)
 

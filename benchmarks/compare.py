@@ -83,7 +83,9 @@ def iterations(cell, side):
 
 
 def environment(backend):
-    return os.environ | ONE_THREAD | {"KHUB_BACKEND": backend, "KERAS_BACKEND": backend}
+    bytecode = {"PYTHONDONTWRITEBYTECODE": ""}  # what is installed has its byte code
+    names = {"KHUB_BACKEND": backend, "KERAS_BACKEND": backend}
+    return os.environ | ONE_THREAD | bytecode | names
 
 
 class Importer:

@@ -45,7 +45,7 @@ def orders(count, epochs):
     return [random.permutation(count) for _ in range(epochs)]
 
 
-# --- khub ------------------------------------------------------------------------------------------
+# --- khub -----------------------------------------------------------------------------------------
 def khub_classifier(folder, steps, **options):
     import khub
     from khub import nlp
@@ -99,7 +99,7 @@ def khub_start(folder):
     return {}
 
 
-# --- transformers ----------------------------------------------------------------------------------
+# --- transformers ---------------------------------------------------------------------------------
 def torch_loop(folder, batches, steps):
     """A plain loop with the recipe of `khub_classifier`. -> model, tokenizer, losses"""
     import torch
@@ -179,7 +179,7 @@ def accuracy(logits, answers):
     return float((np.argmax(logits, -1) == answers).mean())
 
 
-# --- both ------------------------------------------------------------------------------------------
+# --- both -----------------------------------------------------------------------------------------
 def in_a_process(backend, function, *arguments):
     """Run one of the functions above in a process of its own; return what it returns."""
     with tempfile.TemporaryDirectory() as scratch:

@@ -49,9 +49,11 @@ def relu(x, negative_slope=0.0, max_value=None, threshold=0.0):
     if not (negative_slope or threshold) and max_value is None:
         return ops.relu(x)
     x = ops.convert_to_tensor(x)
-    below = negative_slope * ops.minimum(x - threshold, 0) if negative_slope else 0.0
-    above = ops.where(x > threshold, x, 0.0) if threshold else ops.relu(x)
-    return (above if max_value is None else ops.clip(above, 0.0, max_value)) + below
+    y = ops.where(x > threshold, x, 0.0) if threshold else ops.relu(x)
+    y = y if max_value is None else ops.clip(y, 0.0, max_value)
+    if not negative_slope:
+        return y
+    return y + ops.multiply(ops.minimum(ops.subtract(x, threshold), 0), negative_slope)
 
 
 def gelu(x, approximate=False):

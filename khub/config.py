@@ -1,4 +1,4 @@
-"""Process-wide settings: default float type, epsilon, image layout, and the user's `~/.khub/khub.json`."""
+"""Settings of the process: float type, epsilon, image layout, the user's `~/.khub/khub.json`."""
 
 import json
 import os

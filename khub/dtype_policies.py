@@ -1,6 +1,7 @@
 """Dtype policies: which dtype a layer computes in, and which its variables have."""
 
 from khub import config, dtypes
+from khub.saving import registry
 
 _global = {"policy": None}
 
@@ -8,8 +9,11 @@ _global = {"policy": None}
 class DTypePolicy:
     """A named pair of dtypes.
 
-    name: a dtype ("float32"), or "mixed_bfloat16" / "mixed_float16" (computes so, keeps float32 variables)
+    name: a dtype ("float32"), or "mixed_bfloat16" / "mixed_float16": variables are float32, the
+    computation is not
     """
+
+    _module = "keras"
 
     def __init__(self, name=None, source_name=None):
         self.name = name or config.floatx()
@@ -39,8 +43,11 @@ class DTypePolicy:
         return f'<DTypePolicy "{self.name}">'
 
 
+registry.register("keras", DTypePolicy)
+
+
 def get(identifier):
-    """Return the policy of a name, dtype, serialized policy or policy; None means the global one."""
+    """Return the policy of a name, dtype, serialized policy or policy; None: the global one."""
     if identifier is None:
         return dtype_policy()
     if isinstance(identifier, DTypePolicy):

@@ -1,7 +1,8 @@
 """Dtypes as strings, and the one lattice that says what two of them make.
 
-The lattice is JAX's (https://docs.jax.dev/en/latest/jep/9407-type-promotion.html): Python scalars are
-weak ("int", "float", "complex"), and the result is the least upper bound. It holds on every backend.
+The lattice is JAX's (https://docs.jax.dev/en/latest/jep/9407-type-promotion.html): Python scalars
+are weak ("int", "float", "complex"), and the result is the least upper bound. It holds on every
+backend.
 """
 
 from functools import lru_cache
@@ -79,7 +80,7 @@ def _weak(dtype):
 
 
 def floating(name):
-    """Return `name` when it is a float or complex dtype, else what the lattice makes with a weak float."""
+    """Return `name` of a float or complex dtype, else what the lattice makes with a weak float."""
     return _result((name, "float"), config.floatx()) if not is_float(name) else name
 
 
@@ -95,7 +96,7 @@ def is_integer(name):
 
 
 def standardize(dtype):
-    """Return the dtype's name; None means `floatx()`, and native dtypes of any framework are accepted.
+    """Return the dtype's name; None means `floatx()`, dtypes of any framework are accepted.
 
     Raises ValueError for what is no dtype.
     """

@@ -1,28 +1,31 @@
-"""Classes made of typed fields: constructor, `get_config`, `from_config` and `repr` follow from them.
+"""Classes made of typed fields, from which constructor, `get_config`, `from_config`, `repr` follow.
 
     class Dense(Layer):
         units: PositiveInt
         activation: Activation = None
 
-Own fields come first, inherited ones after them; annotating an inherited field again moves it.
-A class with a hand-written `__init__` keeps it, and its arguments are recorded for `get_config`.
+Own fields come first, inherited ones after them, those without a default before the others;
+annotating an inherited field again moves it. A class with a hand-written `__init__` keeps it, and
+its arguments are recorded for `get_config`.
 """
 
 import inspect
-from functools import partial, wraps
+from functools import cache, partial, wraps
 from typing import Annotated, ClassVar, dataclass_transform, get_args, get_origin
 
+from khub import config
 from khub.saving import registry
 
 
 def _positive(name, value):
-    if value is None or isinstance(value, bool) or int(value) != value or value <= 0:
+    whole = hasattr(value, "__index__") or isinstance(value, float) and value.is_integer()
+    if isinstance(value, bool) or not whole or value <= 0:
         raise ValueError(f"{name} must be a positive integer, got {value!r}.")
     return int(value)
 
 
 def _rate(name, value):
-    if not 0 <= value <= 1:
+    if not hasattr(value, "__float__") or not 0 <= value <= 1:
         raise ValueError(f"{name} must lie between 0 and 1, got {value!r}.")
     return value
 
@@ -35,7 +38,15 @@ def _activation(name, value):
     return registry.get("activations", "linear" if value is None else value)
 
 
+def _data_format(name, value):
+    value = value or config.image_data_format()
+    if value not in ("channels_last", "channels_first"):
+        raise ValueError(f"{name} must be channels_last or channels_first, got {value!r}.")
+    return value
+
+
 PositiveInt = Annotated[int, _positive]
+DataFormat = Annotated[str, _data_format]
 Rate = Annotated[float, _rate]
 Activation = Annotated[object, _activation]
 Initializer = Annotated[object, partial(_named, "initializers")]
@@ -54,6 +65,11 @@ def _own_fields(cls):
         yield name, convert, cls.__dict__.get(name, _NO_DEFAULT)
 
 
+@cache
+def _parameters(function):
+    return inspect.signature(function).parameters.values()
+
+
 def _make_init(cls, fields):
     base = next(
         c for c in cls.__mro__ if "__init__" in c.__dict__ and not hasattr(c.__init__, "made")
@@ -65,7 +81,7 @@ def _make_init(cls, fields):
     extra = inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD)
     accepts_more = any(
         p.kind is extra.kind or p.name not in ("self", *(f[0] for f in fields))
-        for p in inspect.signature(base.__init__).parameters.values()
+        for p in _parameters(base.__init__)
         if p.name != "args"
     )
     more = [extra] if accepts_more and base is not object else []
@@ -128,7 +144,8 @@ class Configurable:
         names = {name for name, _, _ in own}
         cls._fields = (*own, *(f for f in cls._fields if f[0] not in names))
         # a changed default of an inherited field counts even when the annotation is not repeated
-        cls._fields = tuple((n, c, cls.__dict__.get(n, d)) for n, c, d in cls._fields)
+        fields = ((n, c, cls.__dict__.get(n, d)) for n, c, d in cls._fields)
+        cls._fields = tuple(sorted(fields, key=lambda field: field[2] is not _NO_DEFAULT))
         if "__init__" in cls.__dict__:
             if "__init_recorded__" not in cls.__dict__.get("__init__").__dict__:
                 cls.__init__ = _recording(cls.__dict__["__init__"])
@@ -138,15 +155,16 @@ class Configurable:
             registry.register(cls._kind, cls)
 
     def setup(self):
-        """Runs after the constructor of a class made of fields; override to derive and check values."""
+        """Runs after the constructor made of fields; override it to derive and check values."""
 
     def get_config(self):
         """Return the constructor's arguments as plain data."""
+        return {n: registry.serialize(value) for n, value in self._constructor_values().items()}
+
+    def _constructor_values(self):
         if hasattr(type(self).__init__, "made"):
-            values = {name: getattr(self, name) for name, _, _ in self._fields}
-        else:
-            values = self.__dict__.get("_arguments", {})
-        return {name: registry.serialize(value) for name, value in values.items()}
+            return {name: getattr(self, name) for name, _, _ in self._fields}
+        return self.__dict__.get("_arguments", {})
 
     @classmethod
     def from_config(cls, config):

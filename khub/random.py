@@ -1,7 +1,7 @@
 """Random tensors, and the seeds behind them.
 
-A `SeedGenerator` gives each draw its own seed; its stream is reproducible on a backend (not across them).
-Initial weights do not come from here but from the host (`khub.initializers`): they are equal everywhere.
+A `SeedGenerator` gives each draw its own seed; its stream is reproducible on one backend.
+Initial weights come from the host (`khub.initializers`) instead: they are equal everywhere.
 """
 
 import secrets
@@ -108,7 +108,10 @@ def randint(shape, minval, maxval, dtype="int32", seed=None):
 
 
 def categorical(logits, num_samples, dtype="int32", seed=None):
-    """Class indices drawn with probabilities softmax(logits).  (batch, classes) -> (batch, num_samples)"""
+    """Class indices drawn with probabilities softmax(logits).
+
+    (batch, classes) -> (batch, num_samples)
+    """
     logits = ops.convert_to_tensor(logits)
     batch, classes = logits.shape
     noise = uniform((batch, num_samples, classes), 1e-20, 1.0, "float32", seed)

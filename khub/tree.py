@@ -1,4 +1,4 @@
-"""Nested lists, tuples, dicts and named tuples (on optree); None is a leaf, dicts go by sorted key."""
+"""Nested lists, tuples, dicts, named tuples (on optree); None is a leaf, dicts go by sorted key."""
 
 import optree
 

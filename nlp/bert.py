@@ -249,6 +249,7 @@ class BertBackbone(Backbone):
         self.pooler = dense(self, self.hidden_dim, self.hidden_dim, activation="tanh")
 
     def call(self, inputs, training=None):
+        self.check_inputs(inputs)
         x = self.embeddings(inputs["token_ids"], inputs.get("segment_ids"), training=training)
         visible = inputs.get("padding_mask")
         if visible is not None:

@@ -10,6 +10,7 @@ import itertools
 import numpy as np
 
 from khub.fields import Configurable, PositiveInt, Rate
+from khub.training.data import is_raw_texts
 
 from ..presets import Presettable
 from .tokenizers import check_texts
@@ -73,6 +74,14 @@ class BertPreprocessor(Presettable, Configurable):
 
 class TextClassifierPreprocessor(BertPreprocessor):
     """Texts or pairs of texts for a classifier."""
+
+    def __call__(self, x, y=None, sample_weight=None):
+        if is_raw_texts(y):
+            raise ValueError(
+                f"Labels must be integers from 0, got {str(y[0])!r}. Number the classes; "
+                "labels=(...) of the classifier keeps their names."
+            )
+        return super().__call__(x, y, sample_weight)
 
 
 class TextEmbedderPreprocessor(BertPreprocessor):

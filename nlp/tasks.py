@@ -38,6 +38,19 @@ class Backbone(Presettable, Model):
         """Content of config.json that the reference implementation reads."""
         raise NotImplementedError(f"{type(self).__name__} does not define reference_config().")
 
+    def check_inputs(self, inputs):
+        """Raise TypeError for what is no dict of arrays: texts that no preprocessor has seen."""
+        if isinstance(inputs, dict) and "token_ids" in inputs:
+            return
+        given = (
+            f"a dict of {', '.join(inputs)}" if isinstance(inputs, dict) else type(inputs).__name__
+        )
+        raise TypeError(
+            f"{type(self).__name__} takes a dict with token_ids (and segment_ids, padding_mask), "
+            f"got {given}. Texts go to fit, evaluate and predict of a task with a preprocessor, or "
+            "through task.preprocessor(texts)."
+        )
+
 
 class Task(Presettable, Model):
     """A backbone with a head, and the preprocessor that turns text into the backbone's inputs."""
@@ -50,8 +63,29 @@ class Task(Presettable, Model):
     ignored = ()
 
     def setup(self):
+        self._check_preprocessor()
         self.build(None)
         self.compile()
+
+    def _check_preprocessor(self):
+        """Raise ValueError where the preprocessor makes what the backbone has no weights for."""
+        if not hasattr(self.preprocessor, "tokenizer"):  # a user's own
+            return
+        for what, made, taken in (
+            ("token ids", self.preprocessor.tokenizer.vocabulary_size(), "vocabulary_size"),
+            ("positions", self.preprocessor.sequence_length, "max_sequence_length"),
+        ):
+            limit = getattr(self.backbone, taken, made)
+            if made > limit:
+                raise ValueError(
+                    f"The preprocessor makes {made:,} {what}, but the backbone has "
+                    f"{taken}={limit:,}: they do not belong together."
+                )
+
+    def _batches(self, source):
+        if source.raw:
+            self.require_preprocessor()
+        return super()._batches(source)
 
     @classmethod
     def head_from_reference(cls, config):
@@ -61,14 +95,14 @@ class Task(Presettable, Model):
     def reference_config(self):
         return self.backbone.reference_config()
 
-    def texts_to_inputs(self, texts):
-        """Run the preprocessor; without one, say what to do."""
+    def require_preprocessor(self):
+        """The preprocessor; without one, say what to do."""
         if self.preprocessor is None:
             raise ValueError(
                 f"This {type(self).__name__} has no preprocessor, so it takes arrays, not texts. "
-                "Make it with from_preset(...), or set task.preprocessor."
+                "Make it with from_preset(...), or set its attribute preprocessor."
             )
-        return self.preprocessor(texts)
+        return self.preprocessor
 
 
 def adamw(learning_rate):
@@ -108,6 +142,18 @@ class TextClassifier(Task):
             metrics=["accuracy"] if metrics == "auto" else metrics,
             **options,
         )
+
+    def _batches(self, source):
+        y, loss = getattr(source, "y", None), self.loss
+        by_index = isinstance(loss, losses.SparseCategoricalCrossentropy)
+        integers = isinstance(y, np.ndarray) and y.dtype.kind in "iu"
+        checked = integers and by_index and loss.ignore_class is None
+        if checked and not (y.min() >= 0 and y.max() < self.num_classes):
+            raise ValueError(
+                f"Labels must lie in 0 .. {self.num_classes - 1} for num_classes="
+                f"{self.num_classes}; got {y.min()} .. {y.max()}."
+            )
+        return super()._batches(source)
 
     @classmethod
     def head_from_reference(cls, config):
@@ -161,15 +207,18 @@ class MaskedLM(Task):
 
         -> for each text a list with, for each of its masks, [(token, probability), ...]
         """
-        x, _, _ = self.texts_to_inputs(list(texts))
-        tokenizer = self.preprocessor.tokenizer
+        texts, preprocessor = list(texts), self.require_preprocessor()
+        tokenizer, most = preprocessor.tokenizer, preprocessor.mask_selection_length
+        x = preprocessor.encode(texts)
         masks = x["token_ids"] == tokenizer.mask_token_id
-        for text, found in zip(texts, masks.any(1)):
-            if not found:
-                mask = tokenizer.special_tokens["mask_token"]
+        for text, count in zip(texts, masks.sum(1)):
+            if not 0 < count <= most:
+                mask, length = tokenizer.special_tokens["mask_token"], preprocessor.sequence_length
                 raise ValueError(
-                    f"fill() needs {mask} where a word is wanted; {text!r:.80} has none."
+                    f"fill() needs {mask} where a word is wanted, 1 to {most} times in the first "
+                    f"{length} tokens; {text!r:.80} has it {count} times."
                 )
+        x, _, _ = preprocessor.mask(x)
         probabilities = ops.convert_to_numpy(ops.softmax(self.predict_on_batch(x), axis=-1))
         results = []
         for row, count in zip(probabilities, masks.sum(1)):

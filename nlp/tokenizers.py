@@ -3,11 +3,13 @@
 import functools
 import json
 import os
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
 from ..presets import Presettable
+from ..presets.tensors import parse_json, write_json, write_text
 
 SPECIAL_TOKENS = {
     "pad_token": "[PAD]",
@@ -16,6 +18,7 @@ SPECIAL_TOKENS = {
     "sep_token": "[SEP]",
     "mask_token": "[MASK]",
 }
+ALPHABET_LIMIT = 1000  # characters; rarer ones become unknown
 MAX_FILE_BYTES = 256 * 2**20  # the largest public tokenizer.json is 34 MB
 
 
@@ -113,7 +116,8 @@ class Tokenizer(Presettable):
         path = folder / "tokenizer.json"
         if not path.is_file():
             return cls.load_slow(folder, config, special)
-        kind = read_json(path).get("model", {}).get("type")
+        model = read_json(path).get("model")
+        kind = model.get("type") if isinstance(model, dict) else None
         if cls.model_type not in (None, kind):
             raise ValueError(
                 f"{path} holds a {kind} tokenizer; {cls.__name__} reads {cls.model_type}. "
@@ -145,8 +149,8 @@ class Tokenizer(Presettable):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "tokenizer.json", self.backend.to_str(pretty=True))
-        write_text(folder / "tokenizer_config.json", as_json(self.reference_config()))
-        write_text(folder / "special_tokens_map.json", as_json(self.special_tokens))
+        write_json(folder / "tokenizer_config.json", self.reference_config())
+        write_json(folder / "special_tokens_map.json", self.special_tokens)
 
 
 class WordPieceTokenizer(Tokenizer):
@@ -199,13 +203,21 @@ class WordPieceTokenizer(Tokenizer):
             raise FileNotFoundError(
                 f"{folder} has neither tokenizer.json nor vocab.txt; {cls.__name__} needs one."
             )
-        return cls(
+        tokenizer = cls(
             path,
             lowercase=config.get("do_lower_case", True),
             strip_accents=config.get("strip_accents"),
             split_on_cjk=config.get("tokenize_chinese_chars", True),
             special_tokens=special_tokens,
         )
+        added = read_json(folder / "added_tokens.json", missing_ok=True)
+        unknown = [token for token in added if tokenizer.backend.token_to_id(token) is None]
+        if unknown:
+            raise ValueError(
+                f"{folder} adds {', '.join(unknown[:5])} to its vocab.txt, which only a "
+                "tokenizer.json says how to split; save one with transformers' AutoTokenizer."
+            )
+        return tokenizer
 
     def reference_config(self):
         # A foreign tokenizer.json may lack these; then transformers' defaults hold.
@@ -223,34 +235,76 @@ class WordPieceTokenizer(Tokenizer):
 
 
 def train_word_piece(texts, vocabulary_size, lowercase=True, min_frequency=2):
-    """Learn a WordPieceTokenizer of at most `vocabulary_size` tokens from an iterable of texts."""
-    lib = engine()
+    """Learn a WordPieceTokenizer of at most `vocabulary_size` tokens from an iterable of texts.
+
+    The same texts give the same vocabulary. Raises ValueError when the characters alone need more.
+    """
+    lib, texts = engine(), list(texts)
     blank = WordPieceTokenizer(list(SPECIAL_TOKENS.values()), lowercase=lowercase)
+    alphabet, inside = characters(blank.backend, texts)
+    # Characters are numbered here: the trainer numbers "##x" in the order of a hash table that
+    # differs from process to process, and the numbers decide between pairs of equal frequency.
+    first = [*SPECIAL_TOKENS.values(), *(f"##{c}" for c in inside)]
+    if vocabulary_size < len(first) + len(alphabet):
+        raise ValueError(
+            f"vocabulary_size={vocabulary_size} is less than the {len(first) + len(alphabet)} "
+            "tokens that the special tokens and the characters of the texts need."
+        )
     trainer = lib.trainers.WordPieceTrainer(
         vocab_size=vocabulary_size,
         min_frequency=min_frequency,
-        special_tokens=list(SPECIAL_TOKENS.values()),
+        special_tokens=first,
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
         show_progress=False,
     )
     blank.backend.train_from_iterator(texts, trainer=trainer)
     return WordPieceTokenizer(blank.backend.get_vocab(), lowercase=lowercase)
 
 
+def characters(backend, texts):
+    """The commonest characters of texts, and those of them that occur inside words; sorted."""
+    words = Counter()
+    for text in texts:
+        text = backend.normalizer.normalize_str(text)
+        words.update(word for word, _ in backend.pre_tokenizer.pre_tokenize_str(text))
+    counts = Counter()
+    for word, count in words.items():
+        for character in word:
+            counts[character] += count
+    kept = sorted(sorted(counts), key=lambda c: -counts[c])[:ALPHABET_LIMIT]
+    return sorted(kept), sorted({c for word in words for c in word[1:]}.intersection(kept))
+
+
 def vocabulary_dict(vocabulary):
     """{token: id} of a list, a dict or a vocab.txt."""
     if isinstance(vocabulary, dict):
+        if sorted(vocabulary.values()) != list(range(len(vocabulary))):
+            raise ValueError(
+                f"The ids of a vocabulary must be 0 .. {len(vocabulary) - 1}, each once."
+            )
         return vocabulary
     if isinstance(vocabulary, (str, Path)):
         lines = read_text(Path(vocabulary)).split("\n")
         vocabulary = lines[:-1] if lines[-1] == "" else lines
-    return {token: index for index, token in enumerate(vocabulary)}
+    ids = {token: index for index, token in enumerate(vocabulary)}
+    if len(ids) < len(vocabulary):  # of a token that is there twice the last counts, as elsewhere
+        ids |= {f"[twice {i}]": i for i, token in enumerate(vocabulary) if ids[token] != i}
+    return ids
 
 
 def special_tokens_of(folder, config):
     """Special tokens named in the folder's files, over BERT's; strings or records."""
     named = {**read_json(folder / "special_tokens_map.json", missing_ok=True), **config}
-    found = {name: named.get(name) or token for name, token in SPECIAL_TOKENS.items()}
-    return {k: v["content"] if isinstance(v, dict) else v for k, v in found.items()}
+    found = {}
+    for name, default in SPECIAL_TOKENS.items():
+        token = named.get(name) or default
+        found[name] = token.get("content") if isinstance(token, dict) else token
+        if not isinstance(found[name], str):
+            raise ValueError(
+                f"{folder}: {name} must be a token (or a record with its content), got {token!r}."
+            )
+    return found
 
 
 def check_texts(texts):
@@ -282,24 +336,4 @@ def read_text(path):
 def read_json(path, missing_ok=False):
     if missing_ok and not path.is_file():
         return {}
-    try:
-        content = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}; expected a JSON object.")
-    return content
-
-
-def as_json(content):
-    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-
-
-def write_text(path, text):
-    """Write to a temporary name, then rename: a full disk leaves the old file whole."""
-    temporary = path.with_name(path.name + f".{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    return parse_json(read_text(path), str(path))

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 PRESET = "bert_micro_en_uncased"
-LENGTH, BATCH, EPOCHS, RATE = 48, 32, 5, 5e-4
+LENGTH, BATCH, EPOCHS, RATE = 48, 32, 3, 1e-3
 SENTENCES = [
     "The food was cold, and the waiter did not even say sorry.",
     "A warm and funny film; I would gladly watch it again.",

@@ -6,6 +6,7 @@ import re
 import shutil
 import tempfile
 import zipfile
+import zlib
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,6 +32,7 @@ SMALL_FILES = [  # everything of a preset but its weights
 ]
 WEIGHT_FILES = ["model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"]
 ARCHIVE_LIMIT = 50_000_000_000  # bytes, unpacked
+ARCHIVE_RATIO = 100  # unpacked over packed, above the first 100 MB; weights hardly shrink
 
 
 class DownloadError(OSError):
@@ -111,7 +113,7 @@ def _from_hub(repository, revision, progress, weights):
             else "cannot be downloaded: the Hub did not answer; check the network and HF_ENDPOINT"
         )
         raise DownloadError(f"{what} {reason}. ({_first_line(error)})") from error
-    except (errors.HfHubHTTPError, OSError) as error:
+    except (*errors.HfHubHTTPError.__bases__, OSError) as error:  # the HTTP client's own errors too
         raise DownloadError(f"{what} could not be downloaded: {_first_line(error)}") from error
     folder = Path(folder)
     if not (folder / "config.json").is_file():
@@ -164,6 +166,7 @@ def _from_archive(address, digest):
         raise DownloadError(
             f"{address} is not in {target}, and HF_HUB_OFFLINE forbids to fetch it."
         )
+    import http.client
     import urllib.request
 
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -172,7 +175,7 @@ def _from_archive(address, digest):
         try:
             with urllib.request.urlopen(address, timeout=30) as answer, open(packed, "wb") as file:
                 shutil.copyfileobj(answer, file)
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             raise DownloadError(f"{address} could not be downloaded: {error}.") from error
         with open(packed, "rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
@@ -181,22 +184,28 @@ def _from_archive(address, digest):
         _unpack(packed, unpacked, address)
         if not (unpacked / "config.json").is_file():
             raise DownloadError(f"{address} is no preset: it has no config.json at its top.")
-        unpacked.rename(target)
+        try:
+            unpacked.rename(target)
+        except OSError:
+            if not target.is_dir():  # else another process was faster
+                raise
     return target
 
 
 def _unpack(packed, folder, address):
     folder.mkdir()
+    limit = min(ARCHIVE_LIMIT, 100_000_000 + ARCHIVE_RATIO * packed.stat().st_size)
     try:
         with zipfile.ZipFile(packed) as archive:
-            if sum(member.file_size for member in archive.infolist()) > ARCHIVE_LIMIT:
-                raise DownloadError(f"{address} unpacks to more than {ARCHIVE_LIMIT:,} bytes.")
+            size = sum(member.file_size for member in archive.infolist())
+            if size > limit:
+                raise DownloadError(f"{address} would unpack to {size:,} bytes, over {limit:,}.")
             for member in archive.infolist():
                 parts = Path(member.filename).parts
                 if Path(member.filename).is_absolute() or ".." in parts or "\\" in member.filename:
                     raise DownloadError(f"{address} holds the unsafe path {member.filename!r}.")
-                archive.extract(
-                    member, folder
-                )  # writes plain files: a link becomes its target's name
-    except zipfile.BadZipFile as error:
-        raise DownloadError(f"{address} is not a zip: {error}.") from error
+                # a link becomes a plain file with its target's name
+                archive.extract(member, folder)
+    except (zipfile.BadZipFile, RuntimeError, zlib.error, EOFError) as error:
+        # RuntimeError: encrypted, or compressed in a way that this Python lacks
+        raise DownloadError(f"{address} is not a zip that can be unpacked: {error}.") from error

@@ -45,7 +45,7 @@ def parse(handle):
     """Return the `Handle` that a string or path stands for.
 
     Raises UnknownPreset for a name that is not in the catalogue, with the nearest ones;
-    FileNotFoundError for a path that is no folder; ValueError for anything malformed.
+    FileNotFoundError or NotADirectoryError for a path that is no folder; ValueError if malformed.
     """
     if isinstance(handle, Handle):
         return handle
@@ -63,6 +63,8 @@ def parse(handle):
         )
     if (path := Path(text).expanduser()).is_dir():
         return Handle("folder", str(path))
+    if path.exists():
+        raise NotADirectoryError(f"{text} is a file; a preset is the folder with its config.json.")
     if not isinstance(handle, str) or text.startswith((".", "~", "/")) or "\\" in text:
         raise FileNotFoundError(f"There is no folder {text}; expected {SHAPES}.")
     hint = nearest(text, catalog.entries())

@@ -1,5 +1,6 @@
 """from_preset, save_to_preset, push_to_hub: models, tokenizers, preprocessors as preset folders."""
 
+import errno
 import inspect
 import os
 import shutil
@@ -16,6 +17,8 @@ from .tensors import FULL, Checkpoint, no_room, parse_json, write_checkpoint, wr
 
 CONFIG = "config.json"
 CONFIG_LIMIT = 10_000_000  # bytes
+COUNT_LIMIT = 10_000  # of layers, heads, ...: a hostile config.json makes nobody build for ever
+DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,9 @@ class Preset:
     @property
     def positions(self):
         """The longest sequence that the backbone takes, None when it is not said."""
+        models = [self.family.backbone, *self.family.tasks.values()]
+        if self.saved_class not in (None, *(cls.__name__ for cls in models)):
+            return None  # only a tokenizer or a preprocessor was saved
         found = self.family.backbone.config_from_reference(self.config).get("max_sequence_length")
         return found if isinstance(found, int) else None
 
@@ -52,7 +58,8 @@ class Preset:
 
     def default_class(self):
         """Return the class that was saved: khub's, else the architecture's, else the backbone."""
-        for cls in self.family.classes():
+        hosts = [getattr(task, "preprocessor_class", None) for task in self.family.tasks.values()]
+        for cls in [*self.family.classes(), *filter(None, hosts)]:
             if cls.__name__ == self.saved_class:
                 return cls
         for task, architecture in self.family.architectures.items():
@@ -151,8 +158,7 @@ class Presettable:
         """
         if hasattr(self, "weight_map"):
             return _save_model(self, Path(folder), dtype)
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        getattr(self, "tokenizer", self).save(folder)
+        _save_host_side(self, Path(folder).expanduser().resolve())
 
     def push_to_hub(self, repository, private=False, token=None):
         """Save, then upload to "org/name" on the Hub; return the commit's address."""
@@ -171,9 +177,22 @@ def _host_side(cls, preset, overrides):
     if not hasattr(cls, "preset_config"):
         return cls.load(preset.folder, **overrides)
     tokenizer = overrides.pop("tokenizer", None) or preset.family.tokenizer.load(preset.folder)
-    options = {"sequence_length": min(512, preset.positions or 512), **preset.own("preprocessor")}
-    known = _arguments(cls)
-    return cls(tokenizer, **{k: v for k, v in options.items() if k in known} | overrides)
+    options = preset.own("preprocessor")
+    if "sequence_length" not in options:
+        options = {**options, "sequence_length": min(512, preset.positions or 512)}
+    known = _arguments(cls) - {"tokenizer"}
+    with _named(preset, cls):
+        return cls(tokenizer, **{k: v for k, v in options.items() if k in known} | overrides)
+
+
+@contextmanager
+def _named(preset, cls):
+    """Say in errors of constructors which config.json they were called for."""
+    try:
+        yield
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        where = f"{preset.folder / CONFIG} does not make a {cls.__name__}"
+        raise ValueError(f"{where}: {error}") from error
 
 
 def _model(cls, preset, load_weights, dtype, strict, overrides):
@@ -182,12 +201,18 @@ def _model(cls, preset, load_weights, dtype, strict, overrides):
     if dtype is None and checkpoint and checkpoint.float_dtypes() == {"bfloat16"}:
         dtype = "bfloat16"
     common = {"dtype": dtype} if dtype is not None else {}
-    backbone = family.backbone.config_from_reference(preset.config)
+    with _named(preset, family.backbone):
+        backbone = family.backbone.config_from_reference(preset.config)
+        for name, value in backbone.items():
+            if name.startswith("num_") and isinstance(value, int) and value > COUNT_LIMIT:
+                raise ValueError(f"{name} is {value:,}; at most {COUNT_LIMIT:,} is sane.")
     if issubclass(cls, family.backbone):
         _split(overrides, cls)
-        model, changed = cls(**{**backbone, **overrides}, **common), False
+        with _named(preset, cls):
+            model, changed = cls(**{**backbone, **overrides}, **common), False
     else:
-        head = cls.head_from_reference(preset.config)
+        with _named(preset, cls):
+            head = cls.head_from_reference(preset.config)
         if preset.saved_class == cls.__name__:
             head |= preset.own("head")
         preprocessor = getattr(cls, "preprocessor_class", None)
@@ -197,7 +222,9 @@ def _model(cls, preset, load_weights, dtype, strict, overrides):
         if own.get("num_classes", (was := head.get("num_classes"))) != was:
             head.pop("labels", None)  # they name the classes of the saved head
         changed = any(head.get(name) != own[name] for name in own.keys() - {"preprocessor"})
-        model = cls(family.backbone(**{**backbone, **inner}, **common), **{**head, **own}, **common)
+        with _named(preset, cls):
+            body = family.backbone(**{**backbone, **inner}, **common)
+            model = cls(body, **{**head, **own}, **common)
     if load_weights:
         expected = family.architectures.get(_task_name(family, cls))
         saved = preset.architecture
@@ -211,7 +238,9 @@ def _split(overrides, *classes):
     shares = [{} for _ in classes]
     for name, value in overrides.items():
         takers = [
-            i for i, c in enumerate(classes) if c and name in {"name", "trainable", *_arguments(c)}
+            i
+            for i, c in enumerate(classes)
+            if c and name != "backbone" and name in {"name", "trainable", *_arguments(c)}
         ]
         if not takers:
             known = sorted(set().union(*(_arguments(c) for c in classes if c)) - {"backbone"})
@@ -251,6 +280,49 @@ def _save_model(model, folder, dtype):
             preprocessor.tokenizer.save(scratch)
 
 
+def _save_host_side(item, folder):
+    """Write a tokenizer's or preprocessor's files and, in a folder without one, a config.json."""
+    tokenizer, config = getattr(item, "tokenizer", item), {}
+    family = of_class(type(tokenizer))
+    if (folder / CONFIG).is_file():
+        config = parse_json((folder / CONFIG).read_bytes(), str(folder / CONFIG))
+    elif family is not None:
+        config = {"model_type": family.model_types[0], "khub": {"class": type(item).__name__}}
+    if config and hasattr(item, "preset_config"):
+        config.setdefault("khub", {})["preprocessor"] = item.preset_config()
+    is_new = not folder.exists()
+    scratch = folder / f".{uuid.uuid4().hex[:8]}.tmp"
+    try:
+        with _explained(folder):
+            scratch.mkdir(parents=True)
+            tokenizer.save(scratch)
+            if config:
+                write_json(scratch / CONFIG, config)
+            for path in scratch.iterdir():
+                path.replace(folder / path.name)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        if is_new and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+@contextmanager
+def _explained(folder, needed=None):
+    """Say in errors of writing which folder it was, not which temporary file.
+
+    needed: bytes, for a full disk
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            raise no_room(error, folder, needed) from error
+        if error.errno in DENIED:
+            text = f"{folder} cannot be written: {folder.parent} and it must be writable"
+            raise OSError(error.errno, text) from error
+        raise
+
+
 def _head_beyond(model, cls, config):
     """Return the head's constructor arguments that the reference's config.json has no place for."""
     from khub.saving import registry
@@ -272,28 +344,24 @@ def staged(folder, needed):
         raise FileExistsError(
             f"{folder} exists and is no preset (no {CONFIG}); choose another folder."
         )
-    folder.parent.mkdir(parents=True, exist_ok=True)
     mark = uuid.uuid4().hex[:8]
     scratch = folder.with_name(f".{folder.name}.{mark}.tmp")
     try:
-        scratch.mkdir()
-        yield scratch
-        if not folder.exists():
-            scratch.rename(folder)
-            return
-        _keep_others(folder, scratch)
-        old = folder.with_name(f".{folder.name}.{mark}.old")
-        folder.rename(old)
-        try:
-            scratch.rename(folder)
-        except OSError:
-            old.rename(folder)
-            raise
-        shutil.rmtree(old)
-    except OSError as error:
-        if error.errno not in FULL:
-            raise
-        raise no_room(error, folder, needed) from error
+        with _explained(folder, needed):
+            scratch.mkdir(parents=True)
+            yield scratch
+            if not folder.exists():
+                scratch.rename(folder)
+                return
+            _keep_others(folder, scratch)
+            old = folder.with_name(f".{folder.name}.{mark}.old")
+            folder.rename(old)
+            try:
+                scratch.rename(folder)
+            except OSError:
+                old.rename(folder)
+                raise
+            shutil.rmtree(old)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

@@ -245,10 +245,11 @@ class Checkpoint:
 
 
 def _open(path):
-    try:
-        return TensorFile(path)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path} does not exist; the preset is incomplete.") from None
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; the preset is incomplete.")
+    if not path.is_file():  # opening a named pipe would wait for ever
+        raise WeightsError(f"{path} is no regular file; expected a safetensors file.")
+    return TensorFile(path)
 
 
 def _no_weights(folder):
@@ -325,8 +326,8 @@ def replacing(path, size):
 
 def no_room(error, folder, needed):
     """Return the OSError to raise for one of `FULL`: where, and how many bytes are needed."""
-    text = f"{folder} has no room: {needed:,} bytes are needed; what was there is unchanged"
-    return OSError(error.errno, text)
+    size = "" if needed is None else f": {needed:,} bytes are needed"
+    return OSError(error.errno, f"{folder} has no room{size}; what was there is unchanged")
 
 
 def write_checkpoint(folder, tensors, metadata=None, shard_limit=SHARD_LIMIT):
@@ -351,8 +352,13 @@ def write_checkpoint(folder, tensors, metadata=None, shard_limit=SHARD_LIMIT):
     write_json(folder / INDEX, index)
 
 
+def write_text(path, text):
+    """Write UTF-8 under a temporary name, then rename it."""
+    data = text.encode()
+    with replacing(path, len(data)) as file:
+        _write_bytes(file, data)
+
+
 def write_json(path, content):
     """Write JSON under a temporary name, then rename it."""
-    text = (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
-    with replacing(path, len(text)) as file:
-        _write_bytes(file, text)
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")

@@ -30,7 +30,7 @@ def jobs(backends, slow):
         hidden = {"KHUB_BACKEND": backend, "KHUB_TEST_BLOCK_OTHERS": "1"}
         suites.append((f"suite on {backend}", arguments, hidden))
         seen = {"KHUB_BACKEND": backend, "KHUB_TEST_BLOCK_OTHERS": "0"}
-        parities.append((f"parity on {backend}", ["tests/parity", "-m", speed], seen))
+        parities.append((f"parity on {backend}", ["tests/parity", "-m", speed + once], seen))
     return suites + parities
 
 

@@ -1,4 +1,4 @@
-"""Which backend runs, and that the four offer the same functions (read off the source, without importing them)."""
+"""Which backend runs, and that the four offer the same functions (read off their sources)."""
 
 import ast
 import inspect
@@ -20,7 +20,7 @@ CORE = ROOT / "khub"
 
 # --- choosing ------------------------------------------------------------------------------------
 def start(tmp_path, script="import khub; print(khub.backend.name)", settings=None, **environment):
-    """Run a script in a new process whose khub.json holds `settings`; return the finished process."""
+    """Run a script in a new process with `settings` in khub.json; return the finished process."""
     if settings is not None:
         (tmp_path / "khub.json").write_text(settings)
     clean = {k: v for k, v in os.environ.items() if k not in ("KHUB_BACKEND", "KERAS_BACKEND")}
@@ -95,7 +95,8 @@ import blocking, sys; blocking.hide(blocking.others({khub.backend.name!r}))
 import khub, numpy as np
 x, y = np.ones((4, 3), "float32"), np.ones((4, 1), "float32")
 model = khub.Sequential([khub.layers.Dense(1)]); model.compile("adam", "mse", metrics=["mae"])
-(model.predict if khub.backend.name == "numpy" else lambda x, verbose: model.fit(x, y, verbose=0))(x, verbose=0)
+(model.predict if khub.backend.name == "numpy" else model.fit)(x, verbose=0, **(
+    {{}} if khub.backend.name == "numpy" else {{"y": y}}))
 print(sorted(blocking.others({khub.backend.name!r}) & set(sys.modules)))
 """
     done = start(tmp_path, script, KHUB_BACKEND=khub.backend.name)
@@ -104,7 +105,7 @@ print(sorted(blocking.others({khub.backend.name!r}) & set(sys.modules)))
 
 # --- the contract --------------------------------------------------------------------------------
 def definitions(name):
-    """Return name -> the definition (None: imported or assigned) of what a backend module offers."""
+    """Return name -> definition (None: imported or assigned) of what a backend module offers."""
     file = CORE / "backend" / f"{name}.py"
     files = [file] if file.exists() else sorted((CORE / "backend" / name).glob("*.py"))
     found = {}

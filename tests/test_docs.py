@@ -41,15 +41,30 @@ def test_the_readme_runs(code, tmp_path):
         pytest.skip("NumPy has no gradients: nothing to fit with")
     # The page names one backend for all its readers; this run has its own.
     code = code.replace('"KHUB_BACKEND"] = "torch"', f'"KHUB_BACKEND"] = "{khub.backend.name}"')
+    run(code, tmp_path)
+
+
+def run(code, folder):
+    import khub
+
     done = subprocess.run(
         [sys.executable, "-c", code],
-        cwd=tmp_path,
+        cwd=folder,
         env={**os.environ, "KHUB_BACKEND": khub.backend.name},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
+
+
+OTHERS = [page for page in PAGES if page.name != "README.md" and snippets(page)]
+
+
+@pytest.mark.parametrize("page", OTHERS, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_other_pages_run(page, tmp_path):
+    """A page's snippets in one process: later ones may build on earlier ones."""
+    run("\n".join(code for _, code in snippets(page)), tmp_path)
 
 
 @pytest.mark.once

@@ -1,4 +1,4 @@
-"""The lattice of dtypes against JAX's table, written down, and as the running backend applies it."""
+"""The lattice of dtypes against JAX's table, as written down and as the running backend has it."""
 
 import numpy as np
 import pytest

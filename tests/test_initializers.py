@@ -1,4 +1,4 @@
-"""Initial values: equal on every backend, with the right distribution, the same for the same seed."""
+"""Initial values: alike on every backend, rightly distributed, the same for the same seed."""
 
 import hashlib
 

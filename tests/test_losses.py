@@ -15,7 +15,7 @@ def close(ours, expected, rtol=1e-5):
     np.testing.assert_allclose(ops.convert_to_numpy(ours), expected, rtol=rtol, atol=1e-6)
 
 
-# --- losses -----------------------------------------------------------------------------------------
+# --- losses ---------------------------------------------------------------------------------------
 def test_names_give_functions_or_objects():
     assert losses.get("mse") is losses.mean_squared_error is losses.get("mean_squared_error")
     assert isinstance(losses.get("MeanSquaredError"), losses.MeanSquaredError)
@@ -83,7 +83,7 @@ def test_compiled_loss_equals_eager():
         close(khub.jit(loss)(classes, logits), ops.convert_to_numpy(loss(classes, logits)))
 
 
-# --- regularizers -------------------------------------------------------------------------------------
+# --- regularizers ---------------------------------------------------------------------------------
 def test_regularizers():
     close(regularizers.L1(0.1)(X), 0.1 * np.abs(X).sum())
     close(regularizers.L2(0.1)(X), 0.1 * (X**2).sum())
@@ -106,7 +106,7 @@ def test_orthogonal_regularizer(mode):
     close(regularizers.OrthogonalRegularizer(0.3, mode)(X), 0.3 * cosines.mean())
 
 
-# --- constraints ---------------------------------------------------------------------------------------
+# --- constraints ----------------------------------------------------------------------------------
 def test_constraints():
     norms = np.linalg.norm(X, axis=0, keepdims=True)
     close(constraints.NonNeg()(X), np.maximum(X, 0))
@@ -120,7 +120,7 @@ def test_constraints():
     assert again.get_config() == {"max_value": 3, "axis": 1}
 
 
-# --- activations ---------------------------------------------------------------------------------------
+# --- activations ----------------------------------------------------------------------------------
 def sparsemax(z):
     """The projection on the simplex, by bisection."""
     low, high = z.min(-1, keepdims=True) - 1, z.max(-1, keepdims=True)

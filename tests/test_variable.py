@@ -86,7 +86,7 @@ def test_a_dropped_variable_frees_its_storage():
     assert storage is None or storage() is None
 
 
-# --- the same seed, the same weights, bit for bit: these hashes hold on every backend --------------
+# --- the same seed, the same weights, bit for bit: these hashes hold on every backend -------------
 WEIGHTS = {
     "dense": "ed0e979b0eab2770",
     "conv": "854822e76194095b",
@@ -137,7 +137,7 @@ def test_values_do_not_depend_on_the_order_of_reads():
     assert digest(make("dense")) != WEIGHTS["dense"]  # the stream moved on
 
 
-# --- dtypes, shapes, arithmetic --------------------------------------------------------------------
+# --- dtypes, shapes, arithmetic -------------------------------------------------------------------
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_dtypes_are_kept(dtype):
     variable = khub.Variable(np.ones((2,), "float32"), dtype=dtype)

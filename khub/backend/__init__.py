@@ -1,6 +1,6 @@
 """The running backend, chosen once: KHUB_BACKEND, KERAS_BACKEND, khub.json, then what is installed.
 
-`name` is "jax", "torch", "tensorflow" or "numpy"; `active` is the backend's module of plain functions on
+`name` is "jax", "torch", "tensorflow" or "numpy"; `active` is its module of plain functions on
 native tensors. `contract.py` says which functions it must have.
 """
 
@@ -39,7 +39,8 @@ if name not in NAMES:
     )
 if not _installed(name):
     raise ImportError(
-        f"{_source} asks for the backend {name!r}, which is not installed: pip install 'khub[{name}]'."
+        f"{_source} asks for the backend {name!r}, which is not installed: "
+        f"pip install 'khub[{name}]'."
     )
 print(f"khub: {name} backend ({_source})", file=sys.stderr)
 active = import_module(f"khub.backend.{name}")

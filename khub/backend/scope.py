@@ -1,4 +1,4 @@
-"""Where Variables take their values from: their own storage, or the innermost Scope of this thread."""
+"""Where Variables take their values from: their own storage, or this thread's innermost Scope."""
 
 import threading
 
@@ -16,12 +16,14 @@ local = _Local()
 class Scope:
     """Maps Variables to values while a function is traced or called without side effects.
 
-    Reads of Variables that have no value here go to the scope outside, then to the Variable's storage;
-    assignments stay here. `abstract` gives placeholders instead of storage, so nothing is initialized.
+    Reads of Variables that have no value here go to the scope outside, then to the storage;
+    assignments stay here. `abstract` gives placeholders for storage, so nothing is initialized.
+    `seal` is applied to what is assigned (a gradient takes it for a constant).
     """
 
-    def __init__(self, values=(), abstract=None):
+    def __init__(self, values=(), abstract=None, seal=None):
         self.values = dict(values)
+        self.seal = seal
         self.read = {}  # Variable -> None, in the order of first read from outside
         self.written = {}  # Variable -> None, in the order of first assignment
         self.abstract = abstract
@@ -34,6 +36,10 @@ class Scope:
 
     def __exit__(self, *_):
         local.scope, local.special = self.outer, self._special
+
+    def is_abstract(self):
+        """Say whether values are placeholders here or in a scope around."""
+        return self.abstract is not None or self.outer is not None and self.outer.is_abstract()
 
     def get(self, variable):
         """Return the value of a Variable as seen from here."""
@@ -51,7 +57,24 @@ class Scope:
     def set(self, variable, value):
         """Assign within this scope."""
         self.written[variable] = None
-        self.values[variable] = value
+        self.values[variable] = value if self.seal is None else self.seal(value)
+
+
+class Resumed:
+    """Puts a thread's state back to what it was when this was made, inside a `with` block."""
+
+    NAMES = ("scope", "autocast", "special", "call")
+
+    def __init__(self):
+        self.state = [getattr(local, name) for name in self.NAMES]
+
+    def _swap(self, *_):
+        now = [getattr(local, name) for name in self.NAMES]
+        for name, value in zip(self.NAMES, self.state, strict=True):
+            setattr(local, name, value)
+        self.state = now
+
+    __enter__ = __exit__ = _swap
 
 
 class Autocast:

@@ -1,5 +1,7 @@
 """Variable: a named tensor with an initializer, materialised when it is first read."""
 
+from functools import partial
+
 import numpy as np
 
 from khub import dtypes, tree
@@ -11,9 +13,13 @@ _counters = {}
 
 
 def unique_name(base):
-    """Return `base`, then `base_1`, `base_2`, ... within this process (reset by `clear_session`)."""
+    """Return `base`, then `base_1`, `base_2`, ... in this process, until `clear_session`."""
     number = _counters[base] = _counters.get(base, -1) + 1
     return base if number == 0 else f"{base}_{number}"
+
+
+def _given(value, shape, dtype=None):
+    return value
 
 
 class name_scope:
@@ -30,14 +36,14 @@ class name_scope:
         _name_scopes.pop()
 
 
-class Variable:
+class Variable(getattr(active, "VariableBase", object)):
     """A tensor with a name that layers and optimizers read and assign.
 
     initializer: a function of (shape, dtype), an `Initializer`, or the initial value itself
-    shape: without None, needed with a function   dtype: None means that of the value, else `floatx()`
+    shape: without None, needed with a function   dtype: None means the value's, else `floatx()`
 
     The value appears at the first read; an assignment before it means the initializer never runs.
-    Raises ValueError for an unknown or missing shape, and when a value of another shape is assigned.
+    Raises ValueError for an unknown or missing shape, and for an assigned value of another shape.
     """
 
     def __init__(
@@ -62,7 +68,7 @@ class Variable:
             if dtype is None and value.dtype == np.float64:
                 dtype = dtypes.standardize(None)
             dtype = dtype or dtypes.standardize(value.dtype)
-            shape, initializer = value.shape, lambda shape, dtype, value=value: value
+            shape, initializer = value.shape, partial(_given, value)
         elif shape is None:
             raise ValueError(
                 f"Variable {name!r} needs a shape beside its initializer {initializer!r}."
@@ -126,8 +132,10 @@ class Variable:
     def assign(self, value):
         """Set the value (any array of the Variable's shape) and return it."""
         if local.scope is None and self._storage is None:
-            self._store(value)
-            return self._storage
+            if not active.is_traced(value):
+                self._store(value)
+                return self._storage
+            self.materialize()
         if type(value) not in active.TENSORS:
             value = active.convert_to_tensor(value, self.dtype)
         shape = tuple(value.shape)

@@ -4,7 +4,7 @@ from khub import config
 
 
 def per_axis(value, count, what):
-    """Return `value` as a tuple of one int an axis.  Raises ValueError for another number of them."""
+    """Return `value` as a tuple of one int an axis.  Raises ValueError for another number."""
     values = (value,) * count if isinstance(value, int) else tuple(value)
     if len(values) != count:
         raise ValueError(f"{what} needs 1 or {count} numbers, got {value!r}.")
@@ -12,7 +12,7 @@ def per_axis(value, count, what):
 
 
 def channels_first(data_format):
-    """Say whether images are (batch, channels, *space).  Raises ValueError for an unknown format."""
+    """Whether images are (batch, channels, *space).  Raises ValueError for an unknown format."""
     data_format = data_format or config.image_data_format()
     if data_format not in ("channels_last", "channels_first"):
         raise ValueError(
@@ -29,7 +29,7 @@ def same_padding(size, window, stride, dilation=1):
 
 
 def paddings(padding, sizes, windows, strides, dilations):
-    """Return (before, after) of every axis for "valid" or "same".  Raises ValueError for another name."""
+    """Return (before, after) an axis for "valid" or "same".  Raises ValueError for another name."""
     padding = str(padding).lower()
     if padding == "valid":
         return [(0, 0)] * len(sizes)

@@ -15,12 +15,13 @@ class _Conv(Layer):
     """
 
     _space = 2
+    _keras_keys = {"activity_regularizer": None}
 
     filters: PositiveInt
     kernel_size: object
     strides: object = 1
     padding: str = "valid"
-    data_format: str = None
+    data_format: fields.DataFormat = None
     dilation_rate: object = 1
     groups: PositiveInt = 1
     activation: fields.Activation = None
@@ -44,7 +45,8 @@ class _Conv(Layer):
             raise ValueError(f"{type(self).__name__}: unknown padding {self.padding!r}.")
         if max(self.strides) > 1 and max(self.dilation_rate) > 1:
             raise ValueError(
-                f"{type(self).__name__}: strides {self.strides} and dilation_rate {self.dilation_rate} "
+                f"{type(self).__name__}: strides {self.strides} and dilation_rate "
+                f"{self.dilation_rate} "
                 "cannot both be above 1."
             )
         if self.filters % self.groups:
@@ -56,13 +58,14 @@ class _Conv(Layer):
         channels = input_shape[1 if self._first else -1]
         if channels is None or channels % self.groups:
             raise ValueError(
-                f"{type(self).__name__} {self.name!r}: {channels} input channels (shape {tuple(input_shape)}) "
+                f"{type(self).__name__} {self.name!r}: {channels} input channels "
+                f"(shape {tuple(input_shape)}) "
                 f"do not divide into {self.groups} groups."
             )
         return channels
 
     def build(self, input_shape):
-        channels = self._channels(input_shape)
+        channels = self._width = self._channels(input_shape)
         self.kernel = self.add_weight(
             (*self.kernel_size, channels // self.groups, self.filters), name="kernel"
         )
@@ -71,6 +74,10 @@ class _Conv(Layer):
 
     def call(self, inputs):
         padding = self.padding
+        if (
+            inputs.shape[1 if self._first else -1] != self._width
+        ):  # else it would pass for more groups
+            raise ValueError(f"{self.name} was built for {self._width} channels.")
         if padding == "causal":
             reach = (self.kernel_size[0] - 1) * self.dilation_rate[0]
             border = [(0, 0), (0, 0), (reach, 0)] if self._first else [(0, 0), (reach, 0), (0, 0)]
@@ -101,6 +108,8 @@ class Conv2D(_Conv):
 class Conv3D(_Conv):
     __doc__ = _Conv.__doc__
     _space = 3
+    strides = (1, 1, 1)
+    dilation_rate = (1, 1, 1)
 
 
 Convolution1D, Convolution2D, Convolution3D = Conv1D, Conv2D, Conv3D

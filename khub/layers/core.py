@@ -13,6 +13,8 @@ class Dense(Layer):
     Weights: kernel (n, units), bias (units,)
     """
 
+    _keras_keys = {"quantization_config": None}
+
     units: PositiveInt
     activation: fields.Activation = None
     use_bias: bool = True
@@ -45,10 +47,12 @@ class Dense(Layer):
 class EinsumDense(Layer):
     """y = activation(einsum(equation, x, kernel) + bias)
 
-    equation: "abc,cde->abde"; `...` is allowed.  output_shape: the output's axes after the batch, None where
-    the input's stays.  bias_axes: the output's letters that the bias spans.
+    equation: "abc,cde->abde"; `...` is allowed.  output_shape: the output's axes after the batch,
+    None where the input's stays.  bias_axes: the output's letters that the bias spans.
     Weights: kernel (the letters of the second operand), bias
     """
+
+    _keras_keys = {"quantization_config": None, "activity_regularizer": None}
 
     equation: str
     output_shape: tuple
@@ -83,7 +87,8 @@ class EinsumDense(Layer):
                 if size is not None:
                     if sizes.get(letter, size) not in (None, size):
                         raise ValueError(
-                            f"EinsumDense {self.equation!r}: axis {letter!r} is {sizes[letter]} in the "
+                            f"EinsumDense {self.equation!r}: axis {letter!r} is "
+                            f"{sizes[letter]} in the "
                             f"input {tuple(input_shape)} and {size} in output_shape."
                         )
                     sizes[letter] = size
@@ -106,6 +111,8 @@ class Embedding(Layer):
     inputs: int (...)  ->  (..., output_dim); with `mask_zero`, 0 is padding and makes a mask
     Weights: embeddings (input_dim, output_dim)
     """
+
+    _keras_keys = {"quantization_config": None, "activity_regularizer": None}
 
     input_dim: PositiveInt
     output_dim: PositiveInt
@@ -165,16 +172,35 @@ class Activation(Layer):
 class Lambda(Layer):
     """Applies a function; it is saved only if the function is registered.
 
-    function: of the input (and `mask` or `training` if it names them); arguments: keyword arguments for it
+    function: of the input (and `mask` or `training` if it names them)
+    arguments: keyword arguments for it
     """
 
-    function: object
+    function: fields.Activation
     output_shape: tuple = None
     mask: object = None
     arguments: dict = None
 
-    def call(self, inputs):
-        return self.function(inputs, **(self.arguments or {}))
+    def setup(self):
+        self.arguments = dict(self.arguments or {})
+        code = getattr(self.function, "__code__", None)
+        names = (
+            () if code is None else code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+        )
+        self._passed_on = [name for name in ("mask", "training") if name in names]
+        self.supports_masking = self.mask is not None
+
+    def call(self, inputs, mask=None, training=None):
+        context = {"mask": mask, "training": training}
+        context = {name: context[name] for name in self._passed_on}
+        return self.function(inputs, **self.arguments, **context)
+
+    def compute_mask(self, inputs, previous_mask=None):
+        return self.mask(inputs, previous_mask) if callable(self.mask) else self.mask
+
+    def get_config(self):
+        config = super().get_config()
+        return {k: v for k, v in config.items() if k not in ("output_shape", "mask") or v}
 
 
 class InputLayer(Layer):
@@ -203,9 +229,10 @@ class InputLayer(Layer):
         self.batch_shape, self.optional = tuple(batch_shape), optional
         self.input_dtype = dtype or "float32"
         self.built = True
-        self.output = input_tensor
         if input_tensor is None:
-            self.output = KerasTensor(self.batch_shape, self.input_dtype, name=self.name)
+            input_tensor = KerasTensor(self.batch_shape, self.input_dtype, name=self.name)
+            input_tensor.input_layer = self
+        self._first_call = (), input_tensor
 
     def get_config(self):
         return {
@@ -214,10 +241,11 @@ class InputLayer(Layer):
             "sparse": False,
             "ragged": False,
             "name": self.name,
+            "optional": self.optional,
         }
 
     def call(self):
-        return self.output
+        return self._first_call[1]
 
 
 def Input(
@@ -233,7 +261,8 @@ def Input(
 ):
     """Return a symbolic tensor to build a model on.
 
-    shape: without the batch axis, None where unknown; or batch_shape with it.  dtype: "float32" by default
+    shape: without the batch axis, None where unknown; or batch_shape with it
+    dtype: "float32" by default
     """
     layer = InputLayer(
         shape, batch_size, dtype, sparse, ragged, batch_shape, tensor, optional=optional, name=name

@@ -1,11 +1,13 @@
 """Layer: Variables and sub-layers found by their attributes, and a call that costs little.
 
-A call has two speeds. What `training`, masks, dtypes and hooks need is looked up once a class or at build;
-a built layer called with one native tensor of its dtype goes straight to `call`.
+A call has two speeds. What `training`, masks, dtypes and hooks need is looked up once a class or at
+build; a built layer called with one native tensor of its dtype goes straight to `call`.
 """
 
+import difflib
 import functools
 import inspect
+from contextlib import nullcontext
 
 import numpy as np
 
@@ -14,6 +16,8 @@ from khub.backend import active
 from khub.backend.scope import Autocast, Scope, local
 from khub.backend.variable import Variable, name_scope, unique_name
 from khub.fields import Configurable
+from khub.layers.call_spec import CallSpec
+from khub.layers.input_spec import InputSpec
 from khub.layers.masks import MASKS, get_mask, set_mask
 from khub.ops.op import value_of
 from khub.ops.symbolic import KerasTensor, any_symbolic, output_spec, record
@@ -30,6 +34,7 @@ _INTERNAL = frozenset(
         "_losses_of",
         "_policy",
         "_build_shapes",
+        "_first_call",
         "_nodes",
         "_metrics",
         "optimizer",
@@ -37,57 +42,6 @@ _INTERNAL = frozenset(
         "_training_state",
     ]
 )
-
-
-class InputSpec:
-    """What a layer expects of an input: rank, sizes of some axes, dtype."""
-
-    def __init__(
-        self, dtype=None, shape=None, ndim=None, max_ndim=None, min_ndim=None, axes=None,
-        allow_last_axis_squeeze=False, name=None, optional=False,
-    ):  # fmt: skip
-        self.dtype, self.shape, self.name, self.optional = dtype, shape, name, optional
-        self.ndim = len(shape) if shape is not None else ndim
-        self.max_ndim, self.min_ndim = max_ndim, min_ndim
-        self.axes = {int(k): v for k, v in (axes or {}).items()}
-        self.allow_last_axis_squeeze = allow_last_axis_squeeze
-
-    def problem(self, shape):
-        """Return what is wrong with an input of this shape, None when nothing is."""
-        rank = len(shape)
-        if self.ndim is not None and rank != self.ndim:
-            return f"{self.ndim} axes"
-        if self.min_ndim is not None and rank < self.min_ndim:
-            return f"at least {self.min_ndim} axes"
-        if self.max_ndim is not None and rank > self.max_ndim:
-            return f"at most {self.max_ndim} axes"
-        for axis, size in (*self.axes.items(), *enumerate(self.shape or ())):
-            if size is not None and shape[axis] not in (None, size):
-                return f"size {size} at axis {axis}"
-        return None
-
-
-class _CallSpec:
-    """What the signature of a class's `call` says, worked out once a class."""
-
-    def __init__(self, cls):
-        parameters = list(inspect.signature(cls.call).parameters.values())[1:]
-        names = [p.name for p in parameters]
-        self.names = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
-        self.training = "training" in names
-        self.training_default = next(
-            (p.default for p in parameters if p.name == "training" and p.default is not p.empty),
-            None,
-        )
-        self.masks = [  # (tensor argument, its mask argument)
-            (name, mask)
-            for position, name in enumerate(names)
-            for mask in ([f"{name}_mask", "mask"] if position == 0 else [f"{name}_mask"])
-            if mask in names
-        ]
-        used = getattr(inspect.unwrap(cls.call), "__code__", None)
-        reports = used is not None and "add_loss" in used.co_names
-        self.plain = not (self.training or self.masks or reports)
 
 
 class _Context:
@@ -119,13 +73,15 @@ def _scoped_build(build):
 
 
 class Layer(Configurable, active.Base):
-    """The base of all layers: fields or `__init__` configure, `build` makes Variables, `call` computes.
+    """Base of all layers: fields or `__init__` configure, `build` makes Variables, `call` computes.
 
-    activity_regularizer: penalty on the output; trainable: False freezes the Variables; dtype: a dtype or
-    `DTypePolicy`; autocast: whether float inputs are cast to the compute dtype.
+    activity_regularizer: penalty on the output; trainable: False freezes the Variables; dtype: a
+    dtype or `DTypePolicy`; autocast: whether float inputs are cast to the compute dtype.
     """
 
     _kind = "layers"
+    # arguments that Keras' files carry and khub has no use for, with the value they must have
+    _keras_keys = {}
     supports_masking = False
     input_spec = None
 
@@ -133,14 +89,16 @@ class Layer(Configurable, active.Base):
         super().__init_subclass__(**kwargs)
         if "build" in cls.__dict__ and not hasattr(cls.build, "scoped"):
             cls.build = _scoped_build(cls.__dict__["build"])
-        cls._call_spec = _CallSpec(cls)
+        if "compute_mask" in cls.__dict__ and "supports_masking" not in cls.__dict__:
+            cls.supports_masking = True
+        cls._call_spec = CallSpec(cls, Layer)
 
     def __new__(cls, *args, **kwargs):
         self = super().__new__(cls)
         state = self.__dict__
         state["_added"], state["_losses"], state["_losses_of"] = [], [], None
         state["built"] = state["_building"] = state["_quick"] = state["_hooked"] = False
-        state["_trainable"], state["_build_shapes"] = True, None
+        state["_trainable"], state["_build_shapes"], state["_first_call"] = True, None, None
         return self
 
     def __init__(
@@ -158,10 +116,16 @@ class Layer(Configurable, active.Base):
         if "batch_input_shape" in kwargs:
             shape = kwargs.pop("batch_input_shape")[1:]
         self._input_shape_given = None if shape is None else tuple(shape)
+        for key, value in self._keras_keys.items():
+            if kwargs.pop(key, value) != value:
+                raise ValueError(f"{type(self).__name__} supports no {key} but {value!r}.")
         if kwargs:
+            known = [f[0] for f in self._fields] + ["name", "dtype", "trainable"]
+            near = [n for key in kwargs for n in difflib.get_close_matches(key, known, 1)]
+            hint = f"; did you mean {' and '.join(map(repr, near))}?" if near else ""
             raise TypeError(
-                f"{type(self).__name__} does not know the argument {', '.join(map(repr, kwargs))}; it "
-                f"takes {', '.join([f[0] for f in self._fields] + ['name', 'dtype', 'trainable'])}."
+                f"{type(self).__name__} does not know the argument {', '.join(map(repr, kwargs))}"
+                f"{hint or '; it takes ' + ', '.join(known) + '.'}"
             )
         if name is not None and (not isinstance(name, str) or "/" in name):
             raise ValueError(f"A layer's name must be a string without '/', got {name!r}.")
@@ -212,22 +176,24 @@ class Layer(Configurable, active.Base):
     ):
         """Make a Variable of this layer and return it.
 
-        An initializer, regularizer or constraint that is not given is the layer's `{name}_initializer`,
-        `{name}_regularizer`, `{name}_constraint`; the last resort is glorot_uniform (zeros for integers).
+        An initializer, regularizer or constraint that is not given is the layer's
+        `{name}_initializer`, `{name}_regularizer`, `{name}_constraint`; the last resort is
+        glorot_uniform (zeros for integers).
         """
         dtype = dtypes.standardize(dtype or self.dtype)
         if initializer is None:
             default = "glorot_uniform" if dtypes.is_float(dtype) else "zeros"
             initializer = getattr(self, f"{name}_initializer", None) or default
-        variable = Variable(
-            registry.get("initializers", initializer),
-            shape=() if shape is None else shape,
-            dtype=dtype,
-            trainable=trainable and dtypes.is_float(dtype),
-            autocast=autocast,
-            aggregation=aggregation,
-            name=name,
-        )
+        with nullcontext() if self._building else name_scope(self.name):
+            variable = Variable(
+                registry.get("initializers", initializer),
+                shape=() if shape is None else shape,
+                dtype=dtype,
+                trainable=trainable and dtypes.is_float(dtype),
+                autocast=autocast,
+                aggregation=aggregation,
+                name=name,
+            )
         variable.regularizer = registry.get(
             "regularizers", regularizer or getattr(self, f"{name}_regularizer", None)
         )
@@ -260,7 +226,7 @@ class Layer(Configurable, active.Base):
                 yield from walk(name, value)
 
     def _own_variables(self):
-        """Name -> Variable, in the order of their making."""
+        """Name -> Variable, in the order of their making, those that are trained first."""
         found = {
             id(v): (path, v)
             for path, v in reversed(list(self._members()))
@@ -271,7 +237,7 @@ class Layer(Configurable, active.Base):
             path, _ = found.pop(id(variable), (variable.name, variable))
             ordered[path] = variable
         ordered.update(reversed([entry for entry in found.values()]))
-        return ordered
+        return dict(sorted(ordered.items(), key=lambda item: not item[1].made_trainable))
 
     def _children(self):
         """(path, Layer) pairs of the direct sub-layers, each once."""
@@ -297,7 +263,7 @@ class Layer(Configurable, active.Base):
         return result
 
     def named_variables(self):
-        """Return attribute path -> Variable, the same on every backend ("layers.0.query.kernel")."""
+        """Return attribute path ("layers.0.query.kernel") -> Variable, alike on every backend."""
         result, seen = {}, set()
         for prefix, layer in self.named_layers().items():
             for path, variable in layer._own_variables().items():
@@ -368,19 +334,33 @@ class Layer(Configurable, active.Base):
         """The layer's name."""
         return self.name
 
+    @property
+    def metrics(self):
+        """The metrics kept as attributes of this layer and of those below."""
+        from khub.metrics import Metric
+
+        owners = self.named_layers().values()
+        return [m for layer in owners for m in vars(layer).values() if isinstance(m, Metric)]
+
+    @property
+    def metrics_variables(self):
+        """The Variables of `metrics`."""
+        return [v for metric in self.metrics for v in metric.variables]
+
     def get_weights(self):
         """Return the weights as a list of NumPy arrays."""
         return [v.numpy() for v in self.weights]
 
     def set_weights(self, weights):
-        """Assign a list of arrays in the order of `weights`.  Raises ValueError when they do not fit."""
+        """Assign arrays in the order of `weights`.  Raises ValueError when they do not fit."""
         own = self.weights
         if len(own) != len(weights):
             raise ValueError(f"{self.name} has {len(own)} weights, got {len(weights)} arrays.")
         for variable, value in zip(own, weights, strict=True):
             if tuple(np.shape(value)) != variable.shape:
                 raise ValueError(
-                    f"{variable.path} has shape {variable.shape}, got an array of {np.shape(value)}."
+                    f"{variable.path} has shape {variable.shape}, got an array of "
+                    f"{np.shape(value)}."
                 )
         for variable, value in zip(own, weights, strict=True):
             variable.assign(value)
@@ -414,13 +394,24 @@ class Layer(Configurable, active.Base):
             self.built
             and self._call_spec.plain
             and not self._hooked
-            and self.activity_regularizer is None
+            and not (self._call_spec.makes_masks and self.supports_masking)
+            and not self._reports()
             and self._policy.compute_dtype == self._policy.variable_dtype
             and dtypes.is_float(self._policy.compute_dtype)
         )
 
+    def _reports(self):
+        """Whether a call adds losses, here or below: they belong to the outermost call."""
+        return any(
+            layer._call_spec.reports or getattr(layer, "activity_regularizer", None) is not None
+            for layer in self.named_layers().values()
+        )
+
     def _build_for(self, args, kwargs):
         """Call `build` with the shapes of these inputs."""
+        problem = self._spec_problem(args)
+        if problem:
+            raise ValueError(problem)
         names = list(inspect.signature(self.build).parameters)
         given = dict(zip(self._call_spec.names, args, strict=False)) | kwargs
         if type(self).build is Layer.build:
@@ -454,9 +445,15 @@ class Layer(Configurable, active.Base):
                 except Exception as error:
                     self._explain(error, args)
                     raise
-        if self._hooked:
+        if self._hooked and not self._is_symbolic(args, kwargs):
             return self._native_call(*args, **kwargs)
         return self._khub_call(*args, **kwargs)
+
+    @staticmethod
+    def _is_symbolic(args, kwargs):
+        """Whether a call is about shapes, not values: hooks do not run."""
+        abstract = local.scope is not None and local.scope.is_abstract()
+        return abstract or any_symbolic((args, kwargs))
 
     def _khub_call(self, *args, **kwargs):
         outer = local.call
@@ -486,7 +483,8 @@ class Layer(Configurable, active.Base):
         elif not spec.training:
             kwargs.pop("training", None)
         try:
-            masks = self._fill_masks(args, kwargs) if MASKS or spec.masks else None
+            marks = spec.makes_masks and self.supports_masking
+            masks = self._fill_masks(args, kwargs) if MASKS or "mask" in kwargs else None
             if local.autocast != self._policy.compute_dtype and (
                 self._policy.compute_dtype != self._policy.variable_dtype
                 or local.autocast is not None
@@ -498,7 +496,7 @@ class Layer(Configurable, active.Base):
             if self.activity_regularizer is not None:
                 for y in tree.flatten(outputs):
                     self.add_loss(self.activity_regularizer(y) / _batch_size(y))
-            if MASKS:
+            if marks or masks is not None:
                 self._pass_mask_on(args, masks, outputs)
         except Exception as error:
             self._explain(error, args)
@@ -510,7 +508,7 @@ class Layer(Configurable, active.Base):
         return outputs
 
     def _convert(self, args, kwargs, outermost):
-        """Turn Variables, and at the outermost call arrays of other libraries, into native tensors."""
+        """Turn Variables, and at the outermost call foreign arrays, into native tensors."""
 
         def convert(x):
             if (
@@ -568,8 +566,10 @@ class Layer(Configurable, active.Base):
         return masks
 
     def _pass_mask_on(self, args, masks, outputs):
-        if masks is None or not any(m is not None for m in tree.flatten(masks)):
+        none = not any(m is not None for m in tree.flatten(masks))
+        if none and not self._call_spec.makes_masks:
             return
+        masks = None if none else masks
         computed = self.compute_mask(args[0], masks)
         if computed is None:
             return
@@ -583,12 +583,29 @@ class Layer(Configurable, active.Base):
         return previous_mask if self.supports_masking else None
 
     def _symbolic_call(self, args, kwargs):
-        problem = self._spec_problem(args)
-        if problem:
-            raise ValueError(problem)
         if not self.built:
             self._build_for(args, kwargs)
-        return record(self, args, kwargs, self.compute_output_spec(*args, **kwargs))
+        elif problem := self._spec_problem(args):
+            raise ValueError(problem)
+        outputs = record(self, args, kwargs, self.compute_output_spec(*args, **kwargs))
+        if self._first_call is None:
+            self._first_call = (args[0] if len(args) == 1 else args or kwargs), outputs
+        return outputs
+
+    def _of_first_call(self, which):
+        if self._first_call is None:
+            raise AttributeError(f"{self.name} has no symbolic input yet: call it on an Input.")
+        return self._first_call[which]
+
+    @property
+    def input(self):
+        """The symbolic input of the layer's first call in a model."""
+        return self._of_first_call(0)
+
+    @property
+    def output(self):
+        """The symbolic output of the layer's first call in a model."""
+        return self._of_first_call(1)
 
     def compute_output_spec(self, *args, **kwargs):
         """Return KerasTensors like what the call would return, computing nothing."""
@@ -611,13 +628,14 @@ class Layer(Configurable, active.Base):
                 problem = spec.problem(tuple(x.shape))
                 if problem:
                     return (
-                        f"{type(self).__name__} {self.name!r} was built for an input with {problem}, got "
+                        f"{type(self).__name__} {self.name!r} was built for an input with "
+                        f"{problem}, got "
                         f"shape {tuple(x.shape)}; make a new layer or reshape the input."
                     )
         return None
 
     def _explain(self, error, args):
-        """Say what the input should have been, when that is what went wrong, and where it happened."""
+        """Say what the input should have been, where that is what went wrong, and where it did."""
         problem = self._spec_problem(args)
         if problem and not getattr(error, "khub_explained", False):
             better = ValueError(problem)
@@ -629,6 +647,8 @@ class Layer(Configurable, active.Base):
     # --- losses ----------------------------------------------------------------------------------
     def add_loss(self, loss):
         """Add a scalar to the training loss; those of the latest outermost call count."""
+        if local.scope is not None and local.scope.is_abstract():
+            return  # a placeholder: shapes are being worked out
         if self._losses_of is not local.call or local.call is None:
             self._losses, self._losses_of = [], local.call
         self._losses.extend(tree.flatten(loss))
@@ -668,7 +688,8 @@ class Layer(Configurable, active.Base):
                 raise ValueError(
                     f"{self.name} has {len(mine)} {what} variables, got {len(given)} values."
                 )
-        values = [value_of(v) for v in (*trainable_variables, *non_trainable_variables)]
+        values = map(value_of, (*trainable_variables, *non_trainable_variables))
+        values = [v if type(v) in _TENSORS else active.convert_to_tensor(v) for v in values]
         with Scope(zip((*own[0], *own[1]), values, strict=True)) as scope:
             outputs = self(*args, **kwargs)
             losses = self.losses if return_losses else None
@@ -685,7 +706,12 @@ class Layer(Configurable, active.Base):
         }
         if self.activity_regularizer is not None:
             base["activity_regularizer"] = registry.serialize(self.activity_regularizer)
-        config = base | super().get_config()
+        config = base
+        if type(self).__init__ is not Layer.__init__:
+            config = base | super().get_config()
+        if config.get("activity_regularizer", 0) is None:
+            del config["activity_regularizer"]
+        config |= {k: v for k, v in self._keras_keys.items() if k not in config}
         if not hasattr(
             type(self).__init__, "made"
         ):  # a hand-written __init__ may not take them all
@@ -715,3 +741,6 @@ def _map_shapes(function, shape):
 
 def _batch_size(x):
     return x.shape[0] if x.shape[0] is not None else active.shape(x)[0]
+
+
+Layer._call_spec = CallSpec(Layer, Layer)

@@ -1,7 +1,7 @@
 """Masks that travel with tensors: which timesteps of a batch are real.
 
-Frameworks' tensors cannot all carry an attribute, so masks are kept beside them, by identity, for as long
-as the tensor lives.
+Frameworks' tensors cannot all carry an attribute, so masks are kept beside them, by identity, for
+as long as the tensor lives.
 """
 
 import weakref

@@ -90,6 +90,17 @@ class Concatenate(_Merge):
     def call(self, inputs):
         return ops.concatenate(inputs, axis=self.axis)
 
+    def compute_mask(self, inputs, previous_mask):
+        if not any(m is not None for m in previous_mask or ()):
+            return None
+        masks = []
+        for x, mask in zip(inputs, previous_mask, strict=True):
+            mask = ops.ones_like(x, "bool") if mask is None else mask
+            while len(mask.shape) < len(x.shape):
+                mask = ops.expand_dims(mask, -1)
+            masks.append(ops.broadcast_to(mask, ops.shape(x)))
+        return ops.any(ops.concatenate(masks, axis=self.axis), axis=-1)
+
 
 def _functional(cls):
     def merge(inputs, **kwargs):

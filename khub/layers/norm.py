@@ -15,6 +15,8 @@ class LayerNormalization(Layer):
     Weights: gamma and beta, in the shape of the normalized axes
     """
 
+    _keras_keys = {"rms_scaling": False}
+
     axis: object = -1
     epsilon: float = 1e-3
     center: bool = True
@@ -53,22 +55,29 @@ class RMSNormalization(Layer):
 
     axis: int = -1
     epsilon: float = 1e-6
-    scale_initializer: Initializer = "ones"
     supports_masking = True
 
     def build(self, input_shape):
-        self.scale = self.add_weight([input_shape[a] for a in _axes(self.axis)], name="scale")
+        axes = sorted(a % len(input_shape) for a in _axes(self.axis))
+        self.scale = self.add_weight([input_shape[a] for a in axes], "ones", name="scale")
+        last = axes == list(range(len(input_shape) - len(axes), len(input_shape)))
+        self._shape = None if last else [n if a in axes else 1 for a, n in enumerate(input_shape)]
 
     def call(self, inputs):
-        return ops.rms_normalization(inputs, self.scale, self.axis, self.epsilon)
+        scale = self.scale if self._shape is None else ops.reshape(self.scale, self._shape)
+        return ops.rms_normalization(inputs, scale, self.axis, self.epsilon)
 
 
 class BatchNormalization(Layer):
-    """Normalizes by the batch's mean and variance in training, by their running averages else.  arXiv:1502.03167
+    """Normalizes by the batch's mean and variance in training, else by running averages.
+
+    arXiv:1502.03167
 
     axis: the features'; momentum: of the running averages.
     Weights: gamma, beta, moving_mean, moving_variance (n,)
     """
+
+    _keras_keys = {"renorm": False, "renorm_clipping": None, "renorm_momentum": 0.99}
 
     axis: int = -1
     momentum: Rate = 0.99
@@ -175,7 +184,7 @@ class GroupNormalization(Layer):
         grouped = ops.reshape(inputs, parts)
         reduced = [a for a in range(1, len(parts)) if a != axis]
         mean, variance = ops.moments(grouped, reduced, keepdims=True)
-        y = ops.reshape((grouped - mean) * ops.rsqrt(variance + self.epsilon), shape)
+        y = ops.reshape((grouped - mean) * ops.rsqrt(ops.add(variance, self.epsilon)), shape)
         wide = [1] * len(shape)
         wide[axis] = shape[axis]
         y = y if self.gamma is None else y * ops.reshape(self.gamma, wide)

@@ -2,6 +2,7 @@
 
 from khub import ops
 from khub.backend import windows
+from khub.fields import DataFormat
 from khub.layers.layer import InputSpec, Layer
 
 
@@ -13,13 +14,12 @@ class _Pool(Layer):
     pool_size: object = 2
     strides: object = None
     padding: str = "valid"
-    data_format: str = None
+    data_format: DataFormat = None
 
     def setup(self):
         self.pool_size = windows.per_axis(self.pool_size, self._space, "pool_size")
         strides = self.pool_size if self.strides is None else self.strides
         self.strides = windows.per_axis(strides, self._space, "strides")
-        windows.channels_first(self.data_format)
         self.input_spec = InputSpec(ndim=self._space + 2)
 
     def call(self, inputs):
@@ -31,7 +31,7 @@ class _GlobalPool(Layer):
 
     _space = 2
 
-    data_format: str = None
+    data_format: DataFormat = None
     keepdims: bool = False
 
     def setup(self):
@@ -44,7 +44,7 @@ class _GlobalPool(Layer):
 
 
 class GlobalAveragePooling1D(_GlobalPool):
-    """The mean over time; steps that the mask hides do not count.  (batch, time, n) -> (batch, n)"""
+    """The mean over time of the steps that no mask hides.  (batch, time, n) -> (batch, n)"""
 
     _space = 1
     supports_masking = True

@@ -62,5 +62,10 @@ class ActivityRegularization(Layer):
 
         self.activity_regularizer = L1L2(self.l1, self.l2)
 
+    def get_config(self):
+        config = super().get_config()
+        del config["activity_regularizer"]  # made of l1 and l2
+        return config
+
     def call(self, inputs):
         return inputs

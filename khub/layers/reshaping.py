@@ -2,14 +2,14 @@
 
 from khub import ops
 from khub.backend import windows
-from khub.fields import PositiveInt
+from khub.fields import DataFormat, PositiveInt
 from khub.layers.layer import InputSpec, Layer
 
 
 class Flatten(Layer):
     """(batch, ...) -> (batch, n)"""
 
-    data_format: str = None
+    data_format: DataFormat = None
     supports_masking = False
 
     def call(self, inputs):

@@ -1,8 +1,12 @@
 """Functional models: a graph of symbolic tensors, compiled once into a flat list of steps."""
 
+from functools import partial
+
 from khub import tree
 from khub.layers.core import InputLayer
 from khub.layers.layer import Layer
+from khub.layers.masks import get_mask, set_mask
+from khub.models.configuration import functional_config, functional_from_config
 from khub.models.model import Model
 from khub.ops.symbolic import KerasTensor, is_symbolic
 
@@ -28,6 +32,14 @@ def _sorted_nodes(outputs, inputs):
         done.add(id(node))
         order.append(node)
     return order
+
+
+def _fill(structure, leaves, places, values):
+    """Return the arguments of a step, with values in the places of symbols."""
+    filled = list(leaves)
+    for i, slot in places:
+        filled[i] = values[slot]
+    return tree.pack_sequence_as(structure, filled)
 
 
 class _Program:
@@ -64,7 +76,8 @@ class _Program:
     def _check(x, slots, inputs):
         if id(x) not in slots:
             raise ValueError(
-                f"{x!r} is not connected to the model's inputs {[i.name for i in inputs]}; add the Input "
+                f"{x!r} is not connected to the model's inputs "
+                f"{[i.name for i in inputs]}; add the Input "
                 "it comes from to `inputs`."
             )
 
@@ -74,15 +87,7 @@ class _Program:
             if is_symbolic(x):
                 self._check(x, slots, inputs)
         places = [(i, slots[id(x)]) for i, x in enumerate(leaves) if is_symbolic(x)]
-        structure = (node.args, node.kwargs)
-
-        def fill(values):
-            filled = list(leaves)
-            for i, slot in places:
-                filled[i] = values[slot]
-            return tree.pack_sequence_as(structure, filled)
-
-        return fill
+        return partial(_fill, (node.args, node.kwargs), leaves, places)
 
     def run(self, inputs):
         """Return the values of the outputs for these values of the inputs."""
@@ -103,6 +108,8 @@ class _Program:
 
 class Functional(Model):
     """A model between symbolic tensors, each a tensor or a list, tuple or dict of them."""
+
+    _module = "keras.src.models.functional"
 
     def __init__(self, inputs=None, outputs=None, name=None, **kwargs):
         if inputs is None or outputs is None:
@@ -129,9 +136,11 @@ class Functional(Model):
             layer = getattr(x, "input_layer", None)
             self._input_layers.append(layer or InputLayer(input_tensor=x, name=x.name))
         self.built = True
+        if not self._trainable:
+            self.trainable = False  # reaches the layers
         self._prepare()
-        # nothing below needs masks, training or hooks at this level: the steps' own calls look after them
-        self._quick = self._single and not self._hooked
+        # nothing below needs masks, training or hooks here: the steps' own calls look after them
+        self._quick = self._single and not self._hooked and not self._reports()
 
     @property
     def input(self):
@@ -173,10 +182,26 @@ class Functional(Model):
 
     def call(self, inputs, training=None, mask=None):
         """Run the graph; layers take `training` from the call around them."""
+        if mask is not None:
+            return self._call_with_masks(inputs, mask)
         if self._single and type(inputs) not in (list, tuple, dict):
             return self._program.run((inputs,))[0]
         results = self._program.run(self._arrange(inputs))
         return tree.pack_sequence_as(self._outputs_structure, results)
+
+    def _call_with_masks(self, inputs, mask):
+        marked = [
+            (x, given)
+            for x, given in zip(tree.flatten(inputs), tree.flatten(mask), strict=False)
+            if given is not None and get_mask(x) is None
+        ]
+        try:
+            for x, given in marked:
+                set_mask(x, given)
+            return self.call(inputs)
+        finally:
+            for x, _ in marked:  # the caller's tensors are as they were
+                set_mask(x, None)
 
     def _arrange(self, inputs):
         """Put the given inputs in the order of the model's; dicts go by name."""
@@ -195,6 +220,20 @@ class Functional(Model):
         if len(flat) != len(self.inputs):
             raise ValueError(f"{self.name} takes {len(self.inputs)} inputs, got {len(flat)}.")
         return flat
+
+    def get_config(self):
+        if (
+            type(self) is not Functional
+        ):  # a subclass is described by its own constructor's arguments
+            return super().get_config()
+        return functional_config(self)
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        """Build a model from `get_config()`'s result."""
+        if "input_layers" not in config:
+            return cls(**config)
+        return functional_from_config(cls, config, custom_objects)
 
     def get_layer(self, name=None, index=None):
         """Return a layer by name or index.  Raises ValueError when there is none."""

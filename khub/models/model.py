@@ -3,6 +3,7 @@
 from khub import tree
 from khub.layers.layer import Layer
 from khub.ops.symbolic import KerasTensor
+from khub.saving import registry
 from khub.training.trainer import Trainer
 
 
@@ -12,9 +13,10 @@ def _is_functional(args, kwargs):
 
 
 class Model(Trainer, Layer):
-    """Groups layers. Either `Model(inputs, outputs)` over symbolic tensors, or a subclass with a `call`."""
+    """Groups layers: `Model(inputs, outputs)` of symbolic tensors, or a subclass with a `call`."""
 
     _kind = "models"
+    _nests_configs = True  # `from_config` builds the layers inside by itself
 
     def __new__(cls, *args, **kwargs):
         if cls is Model and _is_functional(args, kwargs):
@@ -51,6 +53,12 @@ class Model(Trainer, Layer):
             f"{self.name} has no layer {name!r}; it has {[x.name for x in self.layers]}."
         )
 
+    def to_json(self, **kwargs):
+        """Return the config as JSON text, for `model_from_json`; kwargs: for `json.dumps`"""
+        import json
+
+        return json.dumps(registry.serialize(self), **kwargs)
+
     def summary(
         self,
         line_length=None,
@@ -65,3 +73,10 @@ class Model(Trainer, Layer):
 
         text = summary_text(self, line_length, expand_nested, show_trainable, layer_range)
         (print_fn or print)(text)
+
+
+def model_from_json(json_string, custom_objects=None):
+    """Build the model that `to_json` described."""
+    import json
+
+    return registry.deserialize(json.loads(json_string), custom_objects, "models")

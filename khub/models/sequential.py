@@ -1,9 +1,14 @@
 """Sequential: layers one after the other."""
 
+from contextlib import nullcontext
+
+from khub import dtype_policies
+from khub.backend.variable import name_scope
 from khub.layers.core import Input, InputLayer
 from khub.layers.layer import Layer
 from khub.models.functional import Functional
 from khub.models.model import Model
+from khub.saving import registry
 
 
 class Sequential(Model):
@@ -11,6 +16,8 @@ class Sequential(Model):
 
     layers: list of layers, the first one may be an Input
     """
+
+    _module = "keras"
 
     def __init__(self, layers=None, trainable=True, name=None):
         super().__init__(trainable=trainable, name=name)
@@ -72,12 +79,13 @@ class Sequential(Model):
         if self._input is None or not self._layers:
             return
         x = self._input
-        for layer in self._layers:
-            x = layer(x)
+        with nullcontext() if self._building else name_scope(self.name):
+            for layer in self._layers:
+                x = layer(x)
         self._graph = Functional(self._input, x, name=self.name)
         self.built = True
         self._prepare()
-        self._quick = self._graph._single and not self._hooked
+        self._quick = self._graph._quick and not self._hooked
 
     def call(self, inputs, training=None, mask=None):
         """Run the layers in order."""
@@ -131,3 +139,30 @@ class Sequential(Model):
         return self._graph
 
     get_layer = Functional.get_layer
+
+    def get_build_config(self):
+        return None if self._input is None else {"input_shape": self._input.shape}
+
+    def get_config(self):
+        if (
+            type(self) is not Sequential
+        ):  # a subclass is described by its own constructor's arguments
+            return super().get_config()
+        config = {"name": self.name, "trainable": self.trainable}
+        config["dtype"] = dtype_policies.serialize(self.dtype_policy)
+        first = [] if self._input is None else [self._input.input_layer]
+        config["layers"] = [registry.serialize(layer) for layer in (*first, *self._layers)]
+        if self._input is not None:
+            config["build_input_shape"] = self._input.shape
+        return config
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        """Build a model from `get_config()`'s result."""
+        if not isinstance(config.get("layers"), list):
+            return cls(**config)
+        layers = [registry.deserialize(c, custom_objects, "layers") for c in config["layers"]]
+        model = cls(layers, config.get("trainable", True), config.get("name"))
+        if model._input is None and config.get("build_input_shape"):
+            model.build(config["build_input_shape"])
+        return model

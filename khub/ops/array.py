@@ -10,7 +10,7 @@ from khub.ops.symbolic import KerasTensor
 
 @primitive(operands=0)
 def arange(start, stop=None, step=None, dtype=None):
-    """Evenly spaced numbers from `start` (0 if only one is given) up to `stop`; int32 for Python ints."""
+    """Evenly spaced numbers from `start` (else 0) up to `stop`; int32 for Python ints."""
 
 
 @primitive(operands=0)
@@ -65,7 +65,7 @@ def transpose(x, axes=None):
 
 @primitive()
 def view(x, dtype=None):
-    """The bytes of `x` read as another dtype; its last axis shrinks or grows with the size of one element."""
+    """The bytes of `x` read as another dtype; the last axis shrinks or grows with the element size."""
 
 
 @primitive()
@@ -128,7 +128,7 @@ def split(x, indices_or_sections, axis=0):
 
 @primitive(operands=2)
 def take(x, indices, axis=None):
-    """Elements of `x` at integer `indices` (negative from the end) along `axis`, of the flat `x` if None."""
+    """Elements of `x` at `indices` (negative: from the end) along `axis`; None: of the flat `x`."""
 
 
 @primitive(operands=2)
@@ -174,7 +174,7 @@ def nonzero(x):
 
 @primitive(operands=3)
 def slice_update(inputs, start_indices, updates):
-    """`inputs` with `updates` written at `start_indices` (one int an axis, Python numbers or a tensor)."""
+    """`inputs` with `updates` written at `start_indices`: one int an axis, numbers or a tensor."""
 
 
 @primitive()
@@ -301,7 +301,7 @@ def fliplr(x):
 
 @op()
 def rot90(array, k=1, axes=(0, 1)):
-    """`array` turned by `k` quarters in the plane of two axes, from the first towards the second."""
+    """`array` turned by `k` quarters in the plane of two axes, from the first to the second."""
     k %= 4
     if k == 2:
         return flip(array, tuple(axes))
@@ -336,7 +336,7 @@ def diagonal(x, offset=0, axis1=0, axis2=1):
 
 @op()
 def diag(x, k=0):
-    """The `k`-th diagonal of a matrix, or the matrix with this diagonal.  (n, m) -> (k,), (n,) -> (n, n)"""
+    """The `k`-th diagonal of a matrix, or the matrix with this one.  (n, m) -> (k,), (n,) -> (n, n)"""
     if len(x.shape) == 2:
         return diagonal(x, k)
     rows = expand_dims(pad(x, [(-k, 0) if k < 0 else (0, k)]), -1)

@@ -2,6 +2,7 @@
 
 from khub import dtypes, tree
 from khub.backend import active
+from khub.backend.scope import Scope
 from khub.backend.variable import Variable
 from khub.ops.op import OPS, dtype_of, op, primitive, promote, value_of
 from khub.ops.symbolic import KerasTensor, any_symbolic, record
@@ -45,7 +46,7 @@ def dtype(x):
 
 
 def shape(x):
-    """Return the shape as a tuple; an unknown size is None (symbolic) or a scalar tensor (traced)."""
+    """Return the shape as a tuple; an unknown size is None, or a scalar tensor in a trace."""
     return tuple(x.shape) if isinstance(x, (KerasTensor, Variable)) else active.shape(x)
 
 
@@ -73,10 +74,10 @@ def _select(condition, x1, x2):
 
 
 def where(condition, x1=None, x2=None):
-    """Elements of `x1` where `condition` holds, else of `x2`; with `condition` alone, the true indices."""
+    """Elements of `x1` where `condition` holds, else of `x2`; without them, the true indices."""
     if x1 is None and x2 is None:
         return active.nonzero(convert_to_tensor(condition))
-    tensors = active.TENSORS
+    tensors, x1, x2 = active.TENSORS, value_of(x1), value_of(x2)
     if not (type(x1) in tensors and type(x2) in tensors and x1.dtype is x2.dtype):
         result = promote(dtype_of(x1), dtype_of(x2))
         x1, x2 = convert_to_tensor(x1, result), convert_to_tensor(x2, result)
@@ -87,10 +88,9 @@ def einsum(subscripts, *operands, **kwargs):
     """The sum of products that `subscripts` describes: "bij,bjk->bik"."""
     if any_symbolic(operands):
         return record(einsum, (subscripts, *operands), {})
+    operands = [value_of(x) for x in operands]
     result = promote(*[dtype_of(x) for x in operands])
-    return active._einsum(
-        subscripts, [active.convert_to_tensor(value_of(x), result) for x in operands]
-    )
+    return active._einsum(subscripts, [active.convert_to_tensor(x, result) for x in operands])
 
 
 # --- control flow and transforms: functions that may read and assign Variables -------------------
@@ -102,7 +102,7 @@ def cond(pred, true_fn, false_fn):
 
 
 def while_loop(cond, body, loop_vars, maximum_iterations=None):
-    """Apply `body` to `loop_vars` while `cond(*loop_vars)` holds; shapes and dtypes stay the same."""
+    """Apply `body` to `loop_vars` while `cond(*loop_vars)` holds; shapes and dtypes stay."""
     if any_symbolic(loop_vars):
         return record(while_loop, (cond, body, loop_vars, maximum_iterations), {})
     single = not isinstance(loop_vars, (tuple, list))
@@ -131,7 +131,7 @@ def fori_loop(lower, upper, body_fun, init_val):
 
 
 def scan(f, init, xs=None, length=None, reverse=False, unroll=1):
-    """Return the last carry and the stacked outputs of `carry, y = f(carry, x)` over the first axis of `xs`."""
+    """Return the last carry and the stacked `y` of `carry, y = f(carry, x)` for each x of `xs`."""
     if any_symbolic((init, xs)):
         return record(scan, (f, init, xs, length, reverse, unroll), {})
     init, xs = _tensors(init), None if xs is None else _tensors(xs)
@@ -151,11 +151,28 @@ def vectorized_map(function, elements):
 
 def vmap(function, in_axes=0, out_axes=0):
     """Return `function` mapped over an axis of its arguments; it must not assign Variables."""
-    return active.vmap(function, in_axes, out_axes)
+
+    def mapped(*args):
+        with Scope() as scope:
+            result = function(*args)
+        if scope.written:
+            names = ", ".join(v.path for v in scope.written)
+            raise ValueError(
+                f"A function under vmap must not assign Variables, it assigned {names}."
+            )
+        return result
+
+    run = active.vmap(mapped, in_axes, out_axes)
+
+    def call(*args):
+        axes = (in_axes,) * len(args) if isinstance(in_axes, int) else in_axes
+        return run(*(x if a is None else _tensors(x) for x, a in zip(args, axes, strict=True)))
+
+    return call
 
 
 def checkpoint(function):
-    """Return `function` that keeps no intermediate values for its gradient but computes them again."""
+    """Return `function`, which for its gradient computes intermediate values again."""
     return active.checkpoint(function)
 
 
@@ -170,13 +187,25 @@ def jit(function):
 def value_and_grad(function, variables=None, has_aux=False):
     """Return a function that gives `function`'s value and its gradient.
 
-    variables: a list of Variables to differentiate by, in whose order the gradients come; None means the
-    first argument.  has_aux: `function` returns (loss, anything), and the value is that pair.
-    A Variable the loss does not depend on has the gradient 0.
+    variables: a list of Variables to differentiate by, in whose order the gradients come; None
+    means the first argument.  has_aux: `function` returns (loss, anything), and the value is that
+    pair.  A Variable the loss does not depend on has the gradient 0. What the function assigns to a
+    Variable is a constant to the gradient.  Raises ValueError unless the loss is a scalar.
     """
     if variables is not None:
         variables = list(variables)
-    return active.value_and_grad(function, variables, has_aux)
+
+    def checked(*args, **kwargs):
+        result = function(*args, **kwargs)
+        shape = getattr(result[0] if has_aux else result, "shape", ())
+        if len(shape):
+            raise ValueError(
+                f"A gradient needs a scalar loss, got one of shape {tuple(shape)}: take its mean "
+                "or sum."
+            )
+        return result
+
+    return active.value_and_grad(checked, variables, has_aux)
 
 
 def grad(function, variables=None, has_aux=False):

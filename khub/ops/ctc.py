@@ -13,7 +13,7 @@ _NEVER = -1e30  # the logarithm of a probability of 0 that has gradients
 
 
 def _frames(output, lengths):
-    """(batch, time, classes), (batch,)  ->  log probabilities (time, batch, classes), valid (time, batch)"""
+    """(batch, time, classes), (batch,) -> log probabilities and validity, the time axis first"""
     name = dtypes.standardize(output.dtype)
     wide = name if name == "float64" else "float32"
     valid = math.less(expand_dims(arange(shape(output)[1]), 1), cast(lengths, "int32"))
@@ -27,9 +27,9 @@ def _total(*logarithms):
 
 @op(operands=("target", "output", "target_length", "output_length"))
 def ctc_loss(target, output, target_length, output_length, mask_index=0):
-    """-log p(target | output) over all alignments; infinite where the target is too long for the output.
+    """-log p(target | output) over all alignments; infinite where the target is too long.
 
-    target: int (batch, length), output: logits (batch, time, classes), lengths: (batch,)  ->  (batch,)
+    target: int (batch, length), output: logits (batch, time, classes), lengths: (batch,) -> same
     mask_index: the class that stands for no label (blank).
     """
     frames, valid = _frames(output, output_length)
@@ -71,7 +71,9 @@ def ctc_decode(
     merge_repeated=True,
     mask_index=0,
 ):
-    """The most likely labels, padded with -1, and their scores.  inputs: logits (batch, time, classes)
+    """The most likely labels, padded with -1, and their scores.
+
+    inputs: logits (batch, time, classes)
 
     strategy: "greedy" -> int32 (1, batch, time), and minus the sum of the largest logits (batch, 1)
     "beam_search" -> int32 (top_paths, batch, time), and log probabilities (batch, top_paths)
@@ -105,7 +107,7 @@ def _greedy(inputs, lengths, merge_repeated, mask_index):
 
 
 def _beam_search(inputs, lengths, width, top_paths, merge_repeated, mask_index):
-    """Keep the `width` likeliest prefixes.  Each has the log probabilities of ending in a blank or not."""
+    """Keep the `width` likeliest prefixes, each with log probabilities of ending in a blank or not."""
     frames, valid = _frames(inputs, lengths)
     time, batch, classes = shape(frames)
     places = arange(time)

@@ -266,7 +266,7 @@ def nan_to_num(x, nan=0.0, posinf=None, neginf=None):
 
 @op(operands=0)
 def in_top_k(targets, predictions, k):
-    """Whether each target class is among the `k` largest predictions.  (n,), (n, classes) -> (n,) bool"""
+    """Whether targets are among the `k` largest predictions.  (n,), (n, classes) -> (n,) bool"""
     chosen = take_along_axis(predictions, expand_dims(cast(targets, "int32"), -1), axis=-1)
     return less(sum(cast(greater(predictions, chosen), "int32"), axis=-1), k)
 

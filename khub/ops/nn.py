@@ -1,6 +1,6 @@
 """Neural-network functions: activations, losses, normalization, attention, convolution, pooling.
 
-Images and sequences are channels-last (batch, *space, channels) unless `data_format` says otherwise.
+Images and sequences are (batch, *space, channels) unless `data_format` says otherwise.
 """
 
 import math as _math
@@ -230,7 +230,7 @@ def multi_hot(inputs, num_classes=None, axis=-1, dtype=None, sparse=False, **kwa
 
 @op(operands=2, dtype=promote_float)
 def psnr(x1, x2, max_val):
-    """The peak signal-to-noise ratio of two signals whose largest possible value is `max_val`, decibels."""
+    """The peak signal-to-noise ratio in decibels; `max_val`: the largest value possible."""
     noise = math.mean(math.square(x1 - x2))
     return 20 * _math.log10(max_val) - 10 * math.log10(noise)
 
@@ -359,10 +359,10 @@ def dot_product_attention(
 ):
     """softmax(query key^T * scale + bias) value for every head.  arXiv:1706.03762
 
-    query: (batch, time, heads, width), key and value: (batch, source, key heads, width), heads a multiple
-    of key heads.  mask: bool, true where attended, broadcastable to (batch, heads, time, source).
+    query: (batch, time, heads, width), key and value: (batch, source, key heads, width), heads a
+    multiple of key heads.  mask: bool, true where attended, like (batch, heads, time, source).
     A query whose mask is false everywhere attends to every key equally.
-    flash_attention: True demands the framework's flash kernel, False forbids it, None leaves it the choice.
+    flash_attention: True demands the framework's flash kernel, False forbids it, None: either.
     """
     if flash_attention:
         raise ValueError(
@@ -398,7 +398,7 @@ def dot_product_attention(
 def conv(inputs, kernel, strides=1, padding="valid", data_format=None, dilation_rate=1):
     """Convolution (correlation); channels that divide the inputs' make groups.
 
-    inputs: (batch, *space, n), kernel: (*window, n / groups, filters)  ->  (batch, *space', filters)
+    inputs: (batch, *space, n), kernel: (*window, n / groups, filters) -> (batch, *space', filters)
     padding: "valid" or "same" (the odd pixel goes after, as TensorFlow has it)
     """
 
@@ -418,7 +418,10 @@ def conv_transpose(
 
 @op(operands=2, dtype=promote)
 def depthwise_conv(inputs, kernel, strides=1, padding="valid", data_format=None, dilation_rate=1):
-    """Each channel convolved by itself.  kernel: (*window, n, multiplier)  ->  (batch, *space', n * multiplier)"""
+    """Each channel convolved by itself.
+
+    kernel: (*window, n, multiplier)  ->  (batch, *space', n * multiplier)
+    """
     *window, channels, multiplier = kernel.shape
     kernel = reshape(kernel, (*window, 1, channels * multiplier))
     return conv(inputs, kernel, strides, padding, data_format, dilation_rate)
@@ -450,7 +453,7 @@ def average_pool(inputs, pool_size, strides=None, padding="valid", data_format=N
 
 
 def _adaptive(inputs, output_size, data_format, reduce):
-    """Replace each space axis by `reduce(windows, axis, their lengths)`; short windows repeat their end."""
+    """Replace each space axis by `reduce(windows, axis, lengths)`; short windows repeat their end."""
     axis = 2 if windows.channels_first(data_format) else 1
     count = len(inputs.shape) - 2
     for out in windows.per_axis(output_size, count, "output_size"):
@@ -464,7 +467,7 @@ def _adaptive(inputs, output_size, data_format, reduce):
 
 @op(dtype=promote_float)
 def adaptive_average_pool(inputs, output_size, data_format=None):
-    """The means of windows that divide each space axis into `output_size` parts.  -> (batch, *output, n)"""
+    """The means of windows dividing each space axis into `output_size`.  -> (batch, *output, n)"""
     name = dtypes.standardize(inputs.dtype)
 
     def mean(x, axis, lengths):
@@ -482,7 +485,7 @@ def adaptive_max_pool(inputs, output_size, data_format=None):
 
 
 def _blocks(x, block_size, first, there):
-    """Move blocks of pixels into channels or back; channels-first images keep their channels outermost."""
+    """Move blocks of pixels into channels or back; channels-first images keep channels outermost."""
     batch, *sizes = shape(x)
     height, width, depth = (*sizes[1:], sizes[0]) if first else sizes
     b = block_size
@@ -502,7 +505,7 @@ def _blocks(x, block_size, first, there):
 
 @op()
 def space_to_depth(x, block_size, data_format="channels_last"):
-    """Blocks of pixels as channels.  (batch, height, width, n) -> (batch, height / b, width / b, n b b)"""
+    """Blocks of pixels as channels.  (batch, height, width, n) -> (.., height / b, width / b, n b b)"""
     return _blocks(x, block_size, windows.channels_first(data_format), True)
 
 
@@ -540,7 +543,7 @@ def unfold(x, kernel_size, dilation=1, padding=0, stride=1):
 
 @op()
 def fold(x, output_size, kernel_size, dilation=1, padding=0, stride=1):
-    """The sum of overlapping patches.  (batch, n * window, patches)  ->  (batch, n, *output_size)"""
+    """The sum of overlapping patches.  (batch, n * window, patches) -> (batch, n, *output_size)"""
     name, batch = dtypes.standardize(x.dtype), shape(x)[0]
     sizes = windows.per_axis(output_size, 2, "output_size")
     borders, (rows, columns) = _patches(sizes, kernel_size, dilation, padding, stride)

@@ -161,7 +161,7 @@ def argpartition(x, kth, axis=-1):
 
 @op(operands=2, dtype=promote)
 def searchsorted(sorted_sequence, values, side="left"):
-    """The int32 places in a sorted vector at which `values` keep it sorted, before or after equals."""
+    """The int32 places in a sorted vector where `values` keep it so, before or after equals."""
     if side not in ("left", "right"):
         raise ValueError(f'searchsorted: side must be "left" or "right", got {side!r}.')
     below = math.less if side == "left" else math.less_equal
@@ -170,7 +170,7 @@ def searchsorted(sorted_sequence, values, side="left"):
 
 @op(operands=2, dtype=promote)
 def digitize(x, bins):
-    """The int32 number of the bin that each element lies in, 0 below all.  bins: increasing edges"""
+    """The int32 number of the bin of each element, 0 below all.  bins: increasing edges"""
     return searchsorted(bins, x, "right")
 
 
@@ -197,9 +197,11 @@ def _count_spec(x, weights=None, minlength=0, sparse=False):
 
 @op(operands=("x", "weights"), spec=_count_spec)
 def bincount(x, weights=None, minlength=0, sparse=False):
-    """How often each of 0, 1, 2, ... is in `x`, or the sum of its weights.  (n,) or (rows, n)  ->  (..., length)
+    """How often each of 0, 1, 2, ... is in `x`, or the sum of its weights.
 
-    The length is the largest number plus one, at least `minlength`.  A `jit` on JAX takes `minlength`.
+    (n,) or (rows, n) -> (..., length)
+
+    The length is the largest number plus one, at least `minlength`; `jit` on JAX takes the latter.
     """
     length = minlength
     if 0 not in x.shape:
@@ -254,9 +256,9 @@ def unique(
     size=None,
     fill_value=None,
 ):
-    """The different elements (along `axis`: slices) of `x`, sorted, and if asked int32 indices and counts.
+    """The different elements (along `axis`: slices) of `x`, sorted; int32 indices and counts.
 
-    size: the length of the result, cut or filled with `fill_value` (0); compiled code on JAX needs it.
+    size: the length of the result, cut or filled with `fill_value` (0); `jit` on JAX needs it.
     """
     name = dtypes.standardize(x.dtype)
     items = ravel(x) if axis is None else moveaxis(x, axis, 0)
@@ -311,7 +313,7 @@ def kaiser(x, beta):
 
 # --- functions -----------------------------------------------------------------------------------
 def vectorize(pyfunc, *, excluded=None, signature=None):
-    """Return `pyfunc`, a function of scalars, applied to every element, its arguments broadcast together.
+    """Return `pyfunc`, a function of scalars, applied to every element of broadcast arguments.
 
     excluded: positions of arguments passed as they are.
     signature: the axes that `pyfunc` itself takes and returns, "(n),(m)->()".

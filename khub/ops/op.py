@@ -1,12 +1,13 @@
-"""Declaring operations: `@primitive` (every backend has it) and `@op` (a reference body, replaceable).
+"""Declaring operations: `@primitive` (every backend has it), `@op` (a replaceable reference body).
 
-A call on native tensors of agreeing dtypes is two or three type checks and the backend's function. All
-else (Python numbers, NumPy arrays, Variables, mixed dtypes, symbolic tensors) takes the slow path once.
-The wrapper is written out as source text because packing `*args` costs more than the checks.
+A call on native tensors of agreeing dtypes is two or three type checks and the backend's function.
+All else (Python numbers, NumPy arrays, Variables, mixed dtypes, symbolic tensors) takes the slow
+path once. The wrapper is written out as source text because packing `*args` costs more than the
+checks.
 """
 
 import inspect
-from functools import lru_cache, update_wrapper
+from functools import cache, update_wrapper
 
 from khub import dtypes
 from khub.backend import active
@@ -18,6 +19,8 @@ PRIMITIVES = {}  # name -> the declared signature, checked against every backend
 
 _TENSORS = active.TENSORS
 _SCALARS = (bool, int, float, complex)
+_TAKE_NUMBERS = {"add", "subtract", "multiply", "divide", "power", "floor_divide", "mod"}
+_TAKE_NUMBERS |= {"equal", "not_equal", "greater", "greater_equal", "less", "less_equal"}
 
 
 # --- dtype rules: dtypes of the operands -> the dtype they are cast to (None: as they are) -------
@@ -49,7 +52,7 @@ def boolean(*names):
     return "bool"
 
 
-_FAST_TEST = {  # rule -> the extra test of the fast path; the backend may promote by the same lattice itself
+_FAST_TEST = {  # rule -> the extra test of the fast path; the backend may promote as we do
     promote: lambda names: " and ".join(f"{n}.dtype is {names[0]}.dtype" for n in names[1:]),
     promote_float: lambda names: " and ".join(
         [f"{names[0]}.dtype in FLOATS"] + [f"{n}.dtype is {names[0]}.dtype" for n in names[1:]]
@@ -95,8 +98,16 @@ def _slow(call, run, places, rule, args):
     return run(*args)
 
 
+def _agree(operands):
+    """Whether they are tensors of one dtype."""
+    dtypes_ = {x.dtype for x in operands if type(x) in _TENSORS}
+    return len(dtypes_) == 1 and all(type(x) in _TENSORS for x in operands)
+
+
 def _slow_list(call, run, rule, args):
     """The first argument is a list of operands (concatenate, stack, ...)."""
+    if type(args[0]) in (list, tuple) and _agree(args[0]):
+        return run(*args)
     if any_symbolic(args):
         return record(call, args, {})
     operands = [value_of(x) for x in args[0]]
@@ -104,24 +115,35 @@ def _slow_list(call, run, rule, args):
     return run([active.convert_to_tensor(x, dtype) for x in operands], *args[1:])
 
 
+@cache
+def _compiled(source):  # ops of the same parameters share it: compiling is most of their cost
+    return compile(source, "<khub op>", "exec")
+
+
 def _wrap(declared, run, operands, rule):
-    everyone = inspect.signature(declared).parameters.values()
-    parameters = [p for p in everyone if p.kind is not p.VAR_KEYWORD]
+    parameters = [
+        p for p in inspect.signature(declared).parameters.values() if p.kind is not p.VAR_KEYWORD
+    ]
     names = [p.name for p in parameters]
     space = {"TENSORS": _TENSORS, "Variable": Variable, "run": run}
     space |= {"slow": _slow, "rule": rule, "slow_list": _slow_list}
-    space |= {"FLOATS": active.FLOATS, "WIDE": active.WIDE, "BOOL": active.BOOL}
+    space |= {
+        "NUMBERS": (int, float),
+        "FLOATS": active.FLOATS,
+        "WIDE": active.WIDE,
+        "BOOL": active.BOOL,
+    }
     heads = []
     for p in parameters:
         if p.default is not p.empty:
             space[f"default_{p.name}"] = p.default
         heads.append(p.name if p.default is p.empty else f"{p.name}=default_{p.name}")
-    if len(parameters) < len(everyone):
+    if len(parameters) < len(inspect.signature(declared).parameters):
         heads.append("**kwargs")  # accepted for Keras' sake, without effect
     everything = ", ".join(names)
     name = declared.__name__
     if operands == "list":
-        body = f"    return slow_list(_op, run, rule, ({everything},))"
+        body = f"    return slow_list(call, run, rule, ({everything},))"
     else:
         tensors = names[:operands] if isinstance(operands, int) else list(operands)
         required = [
@@ -134,20 +156,26 @@ def _wrap(declared, run, operands, rule):
         if rule is not None:
             tests += [text for text in [_FAST_TEST[rule](required)] if text]
         places = tuple(names.index(n) for n in tensors)
-        unwrap = "".join(f"    if type({n}) is Variable: {n} = {n}.value\n" for n in tensors[1:])
-        body = (
-            f"{unwrap}    if {' and '.join(tests)}:\n        return run({everything})\n"
-            f"    return slow(_op, run, {places}, rule, ({everything},))"
+        number = ""
+        if active.WEAK_NUMBERS and name in _TAKE_NUMBERS:
+            one, two = tensors
+            number = (
+                f"    if type({two}) in NUMBERS and type({one}) in TENSORS and "
+                f"{one}.dtype in FLOATS:\n"
+                f"        return run({everything})\n"
+            )
+        unwrap = "".join(  # beside a symbol a Variable stays one: it may change between calls
+            f"    if type({n}) is Variable and type({names[0]}) in TENSORS: {n} = {n}.value\n"
+            for n in tensors[1:]
         )
-    exec(_compiled(f"def _op({', '.join(heads)}):\n{body}"), space)
-    call = update_wrapper(space["_op"], declared)
-    call.__code__ = call.__code__.replace(co_name=name, co_qualname=name)
+        body = (
+            f"{unwrap}    if {' and '.join(tests)}:\n        return run({everything})\n{number}"
+            f"    return slow(call, run, {places}, rule, ({everything},))"
+        )
+    exec(_compiled(f"def call({', '.join(heads)}):\n{body}"), space)
+    call = update_wrapper(space["call"], declared)
+    call.__signature__ = inspect.signature(declared)
     return call
-
-
-@lru_cache(None)
-def _compiled(source):  # most ops share their wrapper's text
-    return compile(source, "<khub op>", "exec")
 
 
 def _anywhere(function):
@@ -169,6 +197,8 @@ def _declare(function, run, operands, rule, spec=None):
     else:
         call = update_wrapper(lambda *args, **kwargs: run(*args, **kwargs), function)
     call.run, call.spec = run, spec
+    count = 1 if isinstance(operands, str) else operands
+    call.operands = count if isinstance(count, int) else len(count)
     OPS[function.__name__] = call
     return call
 
@@ -176,8 +206,8 @@ def _declare(function, run, operands, rule, spec=None):
 def primitive(operands=1, dtype=None):
     """Declare an operation that every backend implements; the decorated function is its signature.
 
-    operands: how many leading parameters are tensors, or which by name ("list": the first one is a list of
-    them, "any": anywhere, 0: none)
+    operands: how many leading parameters are tensors, or which by name ("list": the first one is a
+    list of them, "any": anywhere, 0: none)
     dtype: the rule that says which dtype the operands are cast to
     """
 
@@ -193,17 +223,20 @@ def primitive(operands=1, dtype=None):
     return decorate
 
 
+# what the backend does to the reference bodies that it runs
+_body = getattr(active, "body", lambda function: function)
+
+
 def op(operands=1, dtype=None, spec=None):
-    """Declare an operation whose body is written with other ops; a backend's function of its name wins.
+    """Declare an op whose body is written with other ops; a backend's function of its name wins.
 
     spec: gives the symbolic results where their shapes depend on values, which tracing cannot tell.
     A backend's function returns NotImplemented for arguments that it leaves to the body.
     """
 
     def decorate(function):
-        native = run = getattr(active, function.__name__, function)
-        if native is function and operands and hasattr(active, "keep_half"):
-            run = active.keep_half(function)
+        native = getattr(active, function.__name__, None)
+        run = native or (_body(function) if operands else function)
         if function.__name__ in getattr(active, "PARTIAL", ()):
 
             def run(*args):
@@ -211,7 +244,7 @@ def op(operands=1, dtype=None, spec=None):
                 return function(*args) if result is NotImplemented else result
 
         call = _declare(function, run, operands, dtype, spec)
-        call.reference = function
+        call.reference, call.run = function, run if native else function
         return call
 
     return decorate

@@ -1,4 +1,4 @@
-"""Statistics: averages, quantiles, and reductions that leave out NaN (NumPy's meaning, Keras' signatures)."""
+"""Statistics: averages, quantiles, and reductions that leave out NaN."""
 
 from khub import dtypes
 from khub.ops import math
@@ -59,7 +59,7 @@ def corrcoef(x):
 
 # --- quantiles -----------------------------------------------------------------------------------
 def _quantile(x, q, axis, method, keepdims, without_nan=False):
-    """The values below which the shares `q` of x lie; NaN where there is one, or nothing but NaN."""
+    """The values below which the shares `q` of x lie; NaN where there is one, or only NaN."""
     if method not in METHODS:
         raise ValueError(f"quantile: method must be one of {', '.join(METHODS)}, got {method!r}.")
     rank, sizes = len(x.shape), shape(x)
@@ -90,7 +90,7 @@ def _quantile(x, q, axis, method, keepdims, without_nan=False):
 
 @op(dtype=promote_float)
 def quantile(x, q, axis=None, method="linear", keepdims=False):
-    """The values below which the shares `q` (0 to 1) of `x` lie, over `axis`.  ->  (*q.shape, ...)"""
+    """The values below which the shares `q` (0 to 1) of `x` lie, over `axis`.  -> (*q.shape, ...)"""
     return _quantile(x, q, axis, method, keepdims)
 
 

@@ -1,4 +1,4 @@
-"""Symbolic tensors: what `Input` makes, and the nodes that ops and layers record when called on them."""
+"""Symbolic tensors: what `Input` makes, and the nodes of ops and layers that are called on them."""
 
 from khub import dtypes, tree
 from khub.backend import active
@@ -59,13 +59,13 @@ def any_symbolic(structure):
     return any(map(is_symbolic, tree.flatten(structure)))
 
 
-# A None axis is traced at two sizes; output axes that differ are None. Batch axes are small, other axes
-# large enough for a network that halves them five times.
+# A None axis is traced at two sizes; output axes that differ are None. Batch axes are small, other
+# axes large enough for a network that halves them five times.
 _BATCH_SIZES, _SIZES = (2, 3), (96, 160)
 
 
 def output_spec(function, args, kwargs):
-    """Return `function(*args, **kwargs)` with KerasTensors in place of tensors, computing nothing."""
+    """Return `function(*args, **kwargs)` with KerasTensors for tensors, computing nothing."""
     leaves = tree.flatten((args, kwargs))
     symbols = [i for i, leaf in enumerate(leaves) if is_symbolic(leaf)]
     unknown = any(None in leaves[i].shape for i in symbols)
@@ -105,7 +105,7 @@ def _symbol(one, two=None):
 
 
 def record(function, args, kwargs, outputs=None):
-    """Make the node of one call and return its outputs, worked out by abstract evaluation if not given."""
+    """Make the node of one call and return its outputs, by abstract evaluation if not given."""
     if outputs is None:
         outputs = output_spec(function, args, kwargs)
     node = Node(function, args, kwargs, outputs)

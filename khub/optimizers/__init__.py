@@ -2,16 +2,41 @@
 
 from khub.optimizers import schedules
 from khub.optimizers.loss_scale import LossScaleOptimizer
+from khub.optimizers.multi import MultiOptimizer, OptimizerMap
 from khub.optimizers.optimizer import Optimizer
-from khub.optimizers.rules import SGD, Adagrad, Adam, AdamW, Lion, RMSprop
+from khub.optimizers.rules import (
+    SGD,
+    Adadelta,
+    Adafactor,
+    Adagrad,
+    Adam,
+    Adamax,
+    AdamW,
+    Ftrl,
+    Lamb,
+    Lion,
+    Muon,
+    Nadam,
+    RMSprop,
+    ScheduleFreeAdamW,
+)
 from khub.saving import registry
 
 
 def get(identifier):
-    """Return an optimizer for a name ("adam"), a serialized optimizer, a class or an optimizer."""
+    """Return an optimizer for a name ("adam"), a serialized optimizer, a class or an optimizer.
+
+    A dict of path patterns and optimizers gives a MultiOptimizer.
+    """
+    if isinstance(identifier, dict) and "class_name" not in identifier:
+        parts = {pattern: get(optimizer) for pattern, optimizer in identifier.items()}
+        return MultiOptimizer(OptimizerMap(None, parts))
     if isinstance(identifier, str):
         identifier = identifier.lower()
-    return registry.get("optimizers", identifier)
+    found = registry.get("optimizers", identifier)
+    if not isinstance(found, Optimizer):
+        raise ValueError(f"Expected an optimizer or its name, got {identifier!r}.")
+    return found
 
 
 def serialize(optimizer):
@@ -26,13 +51,23 @@ def deserialize(config, custom_objects=None):
 
 __all__ = [
     "SGD",
+    "Adadelta",
+    "Adafactor",
     "Adagrad",
     "Adam",
     "AdamW",
+    "Adamax",
+    "Ftrl",
+    "Lamb",
     "Lion",
     "LossScaleOptimizer",
+    "MultiOptimizer",
+    "Muon",
+    "Nadam",
     "Optimizer",
+    "OptimizerMap",
     "RMSprop",
+    "ScheduleFreeAdamW",
     "deserialize",
     "get",
     "schedules",

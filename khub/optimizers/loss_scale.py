@@ -1,31 +1,31 @@
-"""Dynamic loss scaling for float16: gradients too small for it are scaled up, steps with infinities skipped."""
+"""Dynamic loss scaling: gradients too small for float16 are scaled up, infinite ones skipped."""
 
 from khub import ops
-from khub.backend.variable import Variable, unique_name
 from khub.optimizers.optimizer import Optimizer
+from khub.saving import registry
 
 
 class LossScaleOptimizer(Optimizer):
     """Wraps an optimizer with a loss scale that halves on overflow and doubles after quiet steps.
 
-    inner_optimizer: what applies the gradients; initial_scale; dynamic_growth_steps: finite steps before
-    the scale doubles.  Micikevicius et al., arXiv:1710.03740
+    inner_optimizer: what applies the gradients; initial_scale; dynamic_growth_steps: finite steps
+    before the scale doubles.  Micikevicius et al., arXiv:1710.03740
     """
+
+    _fields = ()  # none of the base class
 
     inner_optimizer: Optimizer
     initial_scale: float = 2.0**15
     dynamic_growth_steps: int = 2000
+    name: str = None
 
     def setup(self):
         if not isinstance(self.inner_optimizer, Optimizer):
             raise TypeError(f"LossScaleOptimizer wraps an optimizer, got {self.inner_optimizer!r}.")
-        self.name = self.name or unique_name("loss_scale_optimizer")
-        self.built, self._variables = False, []
-        self.iterations = self.inner_optimizer.iterations
-        self.scale = Variable(
-            self.initial_scale, dtype="float32", trainable=False, name="dynamic_scale"
-        )
-        self.quiet = Variable(0, dtype="int32", trainable=False, name="step_counter")
+        self._begin()
+        self.add_variable((), 0.0, "float32", name="learning_rate")  # has a place in Keras' files
+        self.quiet = self.add_variable((), 0, "int32", name="step_counter")
+        self.scale = self.add_variable((), self.initial_scale, "float32", name="dynamic_scale")
 
     @property
     def learning_rate(self):
@@ -37,29 +37,41 @@ class LossScaleOptimizer(Optimizer):
         self.inner_optimizer.learning_rate = value
 
     @property
+    def iterations(self):
+        """The wrapped optimizer's."""
+        return self.inner_optimizer.iterations
+
+    @property
+    def dynamic_scale(self):
+        """The Variable of the scale."""
+        return self.scale
+
+    @property
     def variables(self):
         """The scale's state, then the wrapped optimizer's."""
-        return [self.quiet, self.scale, *self.inner_optimizer.variables]
+        return [*self._state, *self.inner_optimizer.variables]
 
     def build(self, variables):
-        self._variables = list(variables)
-        self.inner_optimizer.build(variables)
-        self.built = True
+        if not self.built:
+            self._trainable = list(variables)
+            self._index = {id(v): i for i, v in enumerate(self._trainable)}
+            self.inner_optimizer.build(variables)
+            self.built = True
 
     def scale_loss(self, loss):
         return loss * ops.cast(self.scale.value, ops.dtype(loss))
 
-    def apply(self, grads, trainable_variables=None):
-        variables = (
-            list(trainable_variables) if trainable_variables is not None else self._variables
-        )
-        if not self.built:
-            self.build(variables)
-        scale = self.scale.value
-        grads = [ops.cast(g, v.dtype) / scale for g, v in zip(grads, variables, strict=True)]
+    def check_finite(self, grads):
+        """Return whether all gradients are finite, as a boolean tensor."""
         finite = True
         for g in grads:
             finite = ops.logical_and(finite, ops.all(ops.isfinite(g)))
+        return finite
+
+    def apply(self, grads, trainable_variables=None):
+        pairs = self._pairs(grads, trainable_variables)
+        scale, variables = self.scale.value, [v for _, v in pairs]
+        grads = [ops.cast(g, v.dtype) / ops.cast(scale, v.dtype) for g, v in pairs]
         quiet = self.quiet.value + 1
         grown = ops.greater_equal(quiet, self.dynamic_growth_steps)
 
@@ -69,20 +81,16 @@ class LossScaleOptimizer(Optimizer):
             self.quiet.assign(ops.where(grown, 0, quiet))
 
         def skip():
-            self.scale.assign(ops.maximum(scale / 2, 1.0))
+            self.scale.assign(scale / 2)
             self.quiet.assign(ops.zeros_like(quiet))
 
-        ops.cond(finite, step, skip)
+        ops.cond(self.check_finite(grads), step, skip)
 
     def finalize_variable_values(self, var_list):
         self.inner_optimizer.finalize_variable_values(var_list)
 
-    def get_config(self):
-        from khub.saving import registry
+    def exclude_from_weight_decay(self, var_list=None, var_names=None):
+        self.inner_optimizer.exclude_from_weight_decay(var_list, var_names)
 
-        return {
-            "inner_optimizer": registry.serialize(self.inner_optimizer),
-            "initial_scale": self.initial_scale,
-            "dynamic_growth_steps": self.dynamic_growth_steps,
-            "name": self.name,
-        }
+    def get_config(self):
+        return {name: registry.serialize(getattr(self, name)) for name, *_ in self._fields}

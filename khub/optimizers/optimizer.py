@@ -1,29 +1,50 @@
 """The optimizer's frame: slots, clipping, decay, averaging, accumulation; a rule says the rest.
 
-A rule is written once, for one tensor; a backend may run it fused over all of them (`active.fused`).
+A rule is written once, for one tensor; a backend may run it fused over all (`active.fused`).
 """
+
+import warnings
+
+import numpy as np
 
 from khub import fields, ops
 from khub.backend import active
 from khub.backend.scope import Scope, local
-from khub.backend.variable import Variable, unique_name
+from khub.backend.variable import Variable, name_scope, unique_name
 from khub.optimizers.schedules import LearningRateSchedule
 from khub.saving import registry
 
 
-class Optimizer(fields.Configurable):
-    """Updates Variables by their gradients.
+class _Known(fields.Configurable):
+    """Refuses arguments that are no fields."""
 
-    weight_decay: share of each weight taken off a step, times the learning rate; clipnorm, clipvalue,
-    global_clipnorm: limits of one gradient's norm, of its elements, of the norm of all; use_ema: keep an
-    average of the weights (momentum `ema_momentum`), written over them every `ema_overwrite_frequency`
-    steps; loss_scale_factor: the loss is multiplied by it; gradient_accumulation_steps: apply the mean
-    gradient of so many steps.
+    def __init__(self, **kwargs):
+        if kwargs:
+            known = ", ".join(name for name, *_ in self._fields)
+            raise ValueError(
+                f"{type(self).__name__} has no argument {', '.join(map(repr, kwargs))}; it takes "
+                f"{known}."
+            )
+
+
+class Optimizer(_Known):
+    """Updates Variables by gradients; a subclass defines `rule`, or `build` and `update_step`.
+
+    learning_rate: number, schedule or function without arguments
+    weight_decay: share of each weight taken off a step, times the learning rate
+    clipnorm, clipvalue, global_clipnorm: limits of one gradient's norm, of its elements, of the
+    norm of all
+    use_ema: keep an average of the weights (momentum `ema_momentum`), written over them every
+    `ema_overwrite_frequency` steps
+    loss_scale_factor: the loss is multiplied by it
+    gradient_accumulation_steps: apply the mean gradient of so many steps
     """
 
     _kind = "optimizers"
     slots = ()  # names of the tensors a rule keeps for each Variable
+    apart = ()  # those among them that come after the others of all Variables in `variables`
 
+    learning_rate: object
     weight_decay: float = None
     clipnorm: float = None
     clipvalue: float = None
@@ -35,95 +56,176 @@ class Optimizer(fields.Configurable):
     gradient_accumulation_steps: int = None
     name: str = None
 
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if not isinstance(cls.__dict__.get("learning_rate", _learning_rate), property):
+            del cls.learning_rate  # a default in the class would hide the property
+
     def setup(self):
         if sum(x is not None for x in (self.clipnorm, self.clipvalue, self.global_clipnorm)) > 1:
             raise ValueError("Only one of clipnorm, clipvalue and global_clipnorm may be set.")
+        for limit in ("clipnorm", "clipvalue", "global_clipnorm"):
+            value = getattr(self, limit)
+            if value is not None and value <= 0:
+                raise ValueError(f"{limit} must be positive, got {value!r}.")
         if self.use_ema and not 0 <= self.ema_momentum <= 1:
             raise ValueError(f"ema_momentum must lie between 0 and 1, got {self.ema_momentum!r}.")
+        every = self.ema_overwrite_frequency
+        if self.use_ema and every is not None and (not isinstance(every, int) or every < 1):
+            raise ValueError(f"ema_overwrite_frequency must be a positive integer, got {every!r}.")
         steps = self.gradient_accumulation_steps
-        if steps is not None and steps < 2:
-            raise ValueError(f"gradient_accumulation_steps must be at least 2, got {steps!r}.")
-        self.name = self.name or unique_name(registry.snake_case(type(self).__name__))
-        self.built = False
-        self.iterations = Variable(0, dtype="int32", trainable=False, name="iteration")
-        rate = (
-            registry.get("schedules", self.learning_rate)
-            if isinstance(self.learning_rate, dict)
-            else self.learning_rate
-        )
-        self._schedule = rate if isinstance(rate, LearningRateSchedule) or callable(rate) else None
-        self._rate = None
-        if self._schedule is None:
-            self._rate = Variable(
-                float(rate), dtype="float32", trainable=False, name="learning_rate"
+        if steps is not None and (not isinstance(steps, int) or steps < 2):
+            raise ValueError(
+                f"gradient_accumulation_steps must be an integer of at least 2, got {steps!r}."
             )
-        self.__dict__["learning_rate"] = self._schedule or self._rate
-        self._variables, self._slots, self._averages, self._accumulators = [], [], [], []
-        self._fused = (
-            active.fused.get(type(self).__name__)
-            if type(self).__module__.startswith("khub.")
-            else None
-        )
+        self._begin()
+        rate = self._given_rate
+        if isinstance(rate, dict):
+            rate = registry.get("schedules", rate)
+        if not callable(rate) and not hasattr(rate, "__float__"):
+            raise ValueError(
+                f"learning_rate must be a number, a schedule or a function, got {rate!r}."
+            )
+        self._schedule, self._rate = (rate, None) if callable(rate) else (None, float(rate))
+        if self._schedule is None:
+            self._rate = self.add_variable((), self._rate, "float32", name="learning_rate")
+        built_in = type(self).__module__.startswith("khub.")
+        self._fused = active.fused.get(type(self).__name__) if built_in else None
+        self._follows_rule = type(self).update_step is Optimizer.update_step
 
-    def __setattr__(self, name, value):
-        if name == "learning_rate" and self.__dict__.get("_rate") is not None:
-            if isinstance(value, LearningRateSchedule):
-                self._rate, self._schedule = None, value
-                self.__dict__["learning_rate"] = value
-            else:
-                self._rate.assign(value)
-            return
-        object.__setattr__(self, name, value)
+    def _begin(self):
+        """Find a name and make the state that every optimizer has."""
+        self.name = self.name or unique_name(registry.snake_case(type(self).__name__))
+        self.built, self._state, self._trainable = False, [], []
+        self._slots, self._averages, self._accumulators = [], [], []
+        self._exempt = (frozenset(), ())
+        self._iterations = self.add_variable((), 0, "int32", name="iteration")
 
-    def get_config(self):
-        config = super().get_config()
-        config["learning_rate"] = (
-            registry.serialize(self._schedule) if self._schedule else float(self._rate.numpy())
-        )
-        return config
+    def _constructor_values(self):
+        rate = self._schedule or float(self._rate.numpy())
+        return super()._constructor_values() | {"learning_rate": rate}
 
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        """Build an optimizer from `get_config()`'s result."""
+        return cls(**{k: _object(v, custom_objects) for k, v in config.items()})
+
+    # --- state -----------------------------------------------------------------------------------
     @property
     def variables(self):
-        """The state: iteration, learning rate, accumulators and averages, then the slots by Variable."""
-        rate = [] if self._rate is None else [self._rate]
-        slots = [slot for of_one in self._slots for slot in of_one]
-        return [self.iterations, *rate, *self._averages, *self._accumulators, *slots]
+        """The state: iteration, learning rate, averages and accumulators, then the slots."""
+        return list(self._state)
+
+    @property
+    def iterations(self):
+        """The number of updates made; a tensor where gradients are accumulated, else a Variable."""
+        return self.updates() if self.gradient_accumulation_steps else self._iterations
+
+    def updates(self):
+        """Return the number of updates made as a tensor."""
+        count, steps = self._iterations.value, self.gradient_accumulation_steps
+        return count if steps is None else count // steps
+
+    def add_variable(
+        self, shape, initializer="zeros", dtype=None, aggregation="none", layout=None, name=None
+    ):
+        """Make a Variable that belongs to the state."""
+        if not callable(initializer) and not isinstance(initializer, (str, dict)):
+            value, initializer = initializer, lambda *_, **__: np.asarray(value)
+        with name_scope(self.name):
+            variable = Variable(
+                initializer, tuple(shape), dtype, False, aggregation=aggregation, name=name
+            )
+        self._state.append(variable)
+        return variable
+
+    def add_variable_from_reference(self, reference_variable, name=None, initializer="zeros"):
+        """Make a Variable of another one's shape and dtype that belongs to the state."""
+        return self.add_variable(
+            reference_variable.shape,
+            initializer,
+            reference_variable.dtype,
+            name=f"{reference_variable.path.replace('/', '_')}_{name or 'slot'}",
+        )
+
+    def add_optimizer_variables(self, trainable_variables, name, initializer="zeros"):
+        """Make a Variable like each of these; several names or initializers give tuples."""
+        names, initializers = (
+            ((name,), (initializer,))
+            if isinstance(name, str)
+            else (name, [initializer] * len(name) if isinstance(initializer, str) else initializer)
+        )
+        rows = [
+            tuple(self.add_variable_from_reference(v, n, i) for n, i in zip(names, initializers))
+            for v in trainable_variables
+        ]
+        return [row[0] for row in rows] if isinstance(name, str) else list(zip(*rows))
 
     def build(self, variables):
         """Make the state for these Variables."""
-        self._variables = list(variables)
-        self._index = {id(v): i for i, v in enumerate(self._variables)}
-
-        def like(variable, name, initializer="zeros"):
-            return Variable(
-                initializer,
-                shape=variable.shape,
-                dtype=variable.dtype,
-                trainable=False,
-                name=f"{variable.path.replace('/', '_')}_{name}",
-            )
-
-        self._slots = [
-            [like(v, name, self.slot_initializer(name)) for name in self.slots] for v in variables
-        ]
+        if self.built:
+            return
+        self._trainable = list(variables)
+        self._index = {id(v): i for i, v in enumerate(self._trainable)}
         if self.use_ema:
-            self._averages = [
-                like(v, "average", lambda *_, v=v, **__: v.numpy()) for v in variables
-            ]
+            self._averages = self.add_optimizer_variables(variables, "average")
         if self.gradient_accumulation_steps:
-            self._accumulators = [like(v, "gradient_accumulator") for v in variables]
+            self._accumulators = self.add_optimizer_variables(variables, "gradient_accumulator")
+        made = {}
+        for group in ([n for n in self.slots if n not in self.apart], *([n] for n in self.apart)):
+            for variable in self._trainable:
+                for name in group:
+                    made[id(variable), name] = self.add_slot(variable, name)
+        rows = [[made[id(v), name] for name in self.slots] for v in self._trainable]
+        self._slots = [[slot for slot in row if slot is not None] for row in rows]
         self.built = True
 
-    def slot_initializer(self, name):
-        """Return the initializer of a slot."""
-        return "zeros"
+    def add_slot(self, variable, name):
+        """Make a rule's tensor for a Variable, None where it needs none."""
+        return self.add_variable_from_reference(variable, name)
 
+    def set_weights(self, weights):
+        """Set the state from arrays in the order of `variables`."""
+        weights = list(weights)
+        if len(weights) != len(self._all_state()):
+            raise ValueError(
+                f"{self.name} has {len(self._all_state())} variables, got {len(weights)} arrays; "
+                "build it for the model's variables first."
+            )
+        for variable, value in zip(self._all_state(), weights, strict=True):
+            variable.assign(value)
+
+    def _all_state(self):
+        return self.variables
+
+    def save_own_variables(self, store):
+        """Write the state into a mapping, under "0", "1", ..."""
+        for i, variable in enumerate(self._all_state()):
+            store[str(i)] = variable.numpy()
+
+    def load_own_variables(self, store):
+        """Read the state from a mapping that `save_own_variables` wrote."""
+        self.set_weights([store[str(i)] for i in range(len(store))])
+
+    def assign(self, variable, value):
+        """Set a Variable."""
+        variable.assign(value)
+
+    def assign_add(self, variable, value):
+        """Add to a Variable."""
+        variable.assign_add(value)
+
+    def assign_sub(self, variable, value):
+        """Subtract from a Variable."""
+        variable.assign_sub(value)
+
+    # --- the step --------------------------------------------------------------------------------
     def current_learning_rate(self):
         """Return the learning rate of this step as a scalar tensor."""
         if self._schedule is None:
             return self._rate.value
         if isinstance(self._schedule, LearningRateSchedule):
-            return ops.cast(self._schedule(self.iterations), "float32")
+            return ops.cast(self._schedule(self._iterations), "float32")
         return ops.convert_to_tensor(self._schedule(), "float32")
 
     def scale_loss(self, loss):
@@ -134,13 +236,25 @@ class Optimizer(fields.Configurable):
         """Apply (gradient, Variable) pairs and return the iteration."""
         gradients, variables = zip(*grads_and_vars, strict=True)
         self.apply(gradients, variables)
-        return self.iterations
+        return self._iterations
 
     def apply(self, grads, trainable_variables=None):
-        """Update the Variables by their gradients.  Raises ValueError for Variables it was not built for."""
-        variables = (
-            list(trainable_variables) if trainable_variables is not None else self._variables
-        )
+        """Update the Variables by their gradients.
+
+        Raises ValueError for Variables it was not built for.
+        """
+        pairs = self._pairs(grads, trainable_variables)
+        if self.loss_scale_factor is not None:
+            pairs = [(g / self.loss_scale_factor, v) for g, v in pairs]
+        if self.gradient_accumulation_steps:
+            self._accumulate(pairs)
+        else:
+            self._update(pairs)
+        self._iterations.assign_add(1)
+
+    def _pairs(self, grads, variables):
+        """Return the (gradient, Variable) pairs that have a gradient; build where needed."""
+        variables = list(variables) if variables is not None else self._trainable
         grads = list(grads)
         if len(grads) != len(variables):
             raise ValueError(f"Got {len(grads)} gradients for {len(variables)} variables.")
@@ -149,18 +263,15 @@ class Optimizer(fields.Configurable):
         pairs = [(g, v) for g, v in zip(grads, variables, strict=True) if g is not None]
         if not pairs:
             raise ValueError("No variable has a gradient; does the loss depend on them?")
+        if len(pairs) < len(grads):
+            without = [v.path for g, v in zip(grads, variables, strict=True) if g is None]
+            warnings.warn(f"{without} have no gradient and stay as they are.", stacklevel=3)
         unknown = [v.path for _, v in pairs if id(v) not in self._index]
         if unknown:
             raise ValueError(
                 f"The optimizer was built for other variables; it does not know {unknown}."
             )
-        if self.loss_scale_factor is not None:
-            pairs = [(g / self.loss_scale_factor, v) for g, v in pairs]
-        if self.gradient_accumulation_steps:
-            self._accumulate(pairs)
-        else:
-            self._update(pairs)
-            self.iterations.assign_add(1)
+        return pairs
 
     def _accumulate(self, pairs):
         """Keep the gradients, and apply their mean every `gradient_accumulation_steps` steps."""
@@ -178,50 +289,71 @@ class Optimizer(fields.Configurable):
             for s, (g, _) in zip(sums, pairs, strict=True):
                 s.assign_add(g)
 
-        ops.cond(ops.equal((self.iterations.value + 1) % steps, 0), apply, keep)
-        self.iterations.assign_add(1)
+        ops.cond(ops.equal((self._iterations.value + 1) % steps, 0), apply, keep)
 
     def _update(self, pairs):
         gradients = self._clip([g for g, _ in pairs])
         variables = [v for _, v in pairs]
-        slots = [self._slots[self._index[id(v)]] for v in variables]
         rate = self.current_learning_rate()
+        done = False
         if self._fused is not None and local.scope is None:
+            slots = [self._slots[self._index[id(v)]] for v in variables]
             done = self._fused(self, gradients, variables, slots, rate)
-        else:
-            done = False
         if not done:
-            for g, variable, own in zip(gradients, variables, slots, strict=True):
-                self._update_one(g, variable, own, rate)
+            for g, variable in zip(gradients, variables, strict=True):
+                if self._follows_rule:
+                    self._follow_rule(g, variable, rate, self.decay_of(variable))
+                    continue
+                if decay := self.decay_of(variable):
+                    variable.assign_sub(variable.value * (rate * decay))
+                self.update_step(g, variable, rate)
         for variable in variables:
             if variable.constraint is not None:
                 variable.assign(variable.constraint(variable.value))
         if self.use_ema:
-            self._average(variables)
+            self._average()
 
-    def _update_one(self, gradient, variable, slots, rate):
-        value = variable.value
-        rate = ops.cast(rate, variable.dtype)
-        gradient = ops.cast(gradient, variable.dtype)
-        if self.weight_decay and self.decays(variable):
-            value = value - value * (rate * self.weight_decay)
-        value, *new = self.rule(gradient, value, rate, *[s.value for s in slots])
+    def update_step(self, gradient, variable, learning_rate):
+        """Update one Variable by the rule; a subclass may update it in its own way instead."""
+        self._follow_rule(gradient, variable, learning_rate, None)
+
+    def _follow_rule(self, gradient, variable, rate, decay):
+        slots = self._slots[self._index[id(variable)]]
+        value, states = variable.value, [s.value for s in slots]
+        dtype = variable.dtype
+        if dtype in ("float16", "bfloat16"):  # there 0.999 is 1, and 1 - beta_2 nothing
+            dtype = "float32"
+            value, *states = (ops.cast(x, dtype) for x in (value, *states))
+        rate = ops.cast(rate, dtype)
+        gradient = ops.cast(gradient, dtype)
+        if decay:
+            value = value - value * (rate * decay)
+        value, *new = self.rule(gradient, value, rate, *states)
         variable.assign(value)
         for slot, state in zip(slots, new, strict=True):
             slot.assign(state)
 
     def rule(self, gradient, value, rate, *slots):
         """Return the new value and the new slots."""
-        raise NotImplementedError(f"{type(self).__name__} does not define rule().")
+        raise NotImplementedError(
+            f"{type(self).__name__} defines neither rule() nor update_step()."
+        )
 
+    # --- decay, clipping, averages ---------------------------------------------------------------
     def exclude_from_weight_decay(self, var_list=None, var_names=None):
         """Keep Variables from decay: given ones, and those whose path contains one of the names."""
-        self._no_decay = {id(v) for v in var_list or ()}, tuple(var_names or ())
+        if self.built:
+            raise ValueError("exclude_from_weight_decay() has to come before build().")
+        self._exempt = frozenset(map(id, var_list or ())), tuple(var_names or ())
 
     def decays(self, variable):
         """Say whether weight decay applies to a Variable."""
-        given, names = self.__dict__.get("_no_decay", ((), ()))
+        given, names = self._exempt
         return id(variable) not in given and not any(name in variable.path for name in names)
+
+    def decay_of(self, variable):
+        """Return the weight decay of a Variable, None where it has none."""
+        return self.weight_decay if self.weight_decay and self.decays(variable) else None
 
     def _clip(self, gradients):
         if self.clipvalue is not None:
@@ -233,24 +365,26 @@ class Optimizer(fields.Configurable):
             return [g * _shrink(norm, self.global_clipnorm, g) for g in gradients]
         return gradients
 
-    def _average(self, variables):
-        rest = 1 - self.ema_momentum
-        for variable in variables:
-            average = self._averages[self._index[id(variable)]]
-            average.assign_add((variable.value - average.value) * rest)
-            if self.ema_overwrite_frequency:
-                due = ops.equal((self.iterations.value + 1) % self.ema_overwrite_frequency, 0)
+    def _average(self):
+        """Move the averages towards the Variables; the first step sets them."""
+        done, every = self.updates(), self.ema_overwrite_frequency
+        rest = ops.where(ops.equal(done, 0), 1.0, 1 - self.ema_momentum)
+        for variable, average in zip(self._trainable, self._averages, strict=True):
+            share = ops.cast(rest, variable.dtype)
+            average.assign_add((variable.value - average.value) * share)
+            if every:
+                due = ops.equal((done + 1) % every, 0)
                 variable.assign(ops.where(due, average.value, variable.value))
 
     def finalize_variable_values(self, var_list):
         """Write the averages over the Variables at the end of training, where they are kept."""
-        if self.use_ema and self.built:
+        if self.use_ema and self.built and int(self._iterations) > 0:
             for variable in var_list:
                 variable.assign(self._averages[self._index[id(variable)]].value)
 
     def stateless_apply(self, optimizer_variables, grads, trainable_variables):
         """Return (new trainable values, new optimizer values) without changing any Variable."""
-        own = [*self._variables, *self.variables]
+        own = [*self._trainable, *self.variables]
         values = [*trainable_variables, *optimizer_variables]
         if len(own) != len(values):
             raise ValueError(
@@ -259,7 +393,38 @@ class Optimizer(fields.Configurable):
         with Scope(zip(own, [ops.convert_to_tensor(v) for v in values], strict=True)) as scope:
             self.apply(grads)
         new = [scope.values[v] for v in own]
-        return new[: len(self._variables)], new[len(self._variables) :]
+        return new[: len(self._trainable)], new[len(self._trainable) :]
+
+
+def _get_rate(self):
+    """The learning rate: its Variable, or what a schedule gives for this step."""
+    return self._rate if self._schedule is None else self.current_learning_rate()
+
+
+def _set_rate(self, value):
+    if "_schedule" not in self.__dict__:  # the constructor: `setup` makes the Variable
+        self._given_rate = value
+    elif callable(value) and not hasattr(value, "_storage"):
+        self._state = [v for v in self._state if v is not self._rate]
+        self._schedule, self._rate = value, None
+    elif self._schedule is None:
+        self._rate.assign(value)
+    else:
+        raise TypeError(
+            f"{self.name} follows a schedule, its learning rate cannot be set to {value!r}; make "
+            "the optimizer with a number, or set another schedule."
+        )
+
+
+_learning_rate = property(_get_rate, _set_rate)
+Optimizer.learning_rate = _learning_rate  # after the class, whose field of this name has no default
+
+
+def _object(value, custom_objects):
+    """Build what a configuration describes."""
+    if isinstance(value, dict) and "class_name" in value:
+        return registry.deserialize(value, custom_objects)
+    return value
 
 
 def _norm(gradients):

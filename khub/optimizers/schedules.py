@@ -10,6 +10,7 @@ class LearningRateSchedule(fields.Configurable):
     """Maps the step (a scalar tensor) to a learning rate."""
 
     _kind = "schedules"
+    _module = "keras.optimizers.schedules"
 
     def __call__(self, step):
         raise NotImplementedError(f"{type(self).__name__} does not define __call__().")
@@ -89,9 +90,9 @@ class PolynomialDecay(LearningRateSchedule):
 
 
 class CosineDecay(LearningRateSchedule):
-    """Half a cosine from the initial rate to alpha times it, after a linear warm-up.  arXiv:1608.03983
+    """Half a cosine from the initial rate to alpha times it, after warming up.  arXiv:1608.03983
 
-    With `warmup_target` the rate rises from the initial one to the target in `warmup_steps`, then decays.
+    With `warmup_target` the rate rises linearly to the target in `warmup_steps`, then decays.
     """
 
     initial_learning_rate: float
@@ -116,7 +117,7 @@ class CosineDecay(LearningRateSchedule):
 
 
 class CosineDecayRestarts(LearningRateSchedule):
-    """Cosine decay that starts again, each period `t_mul` times as long and `m_mul` as high.  arXiv:1608.03983"""
+    """Cosine decay that starts again, `t_mul` times as long, `m_mul` as high.  arXiv:1608.03983"""
 
     initial_learning_rate: float
     first_decay_steps: int

@@ -1,4 +1,4 @@
-"""Names of everything that may be built from a file or a string: an allowlist, nothing is imported by name.
+"""Names of all that may be built from a file or a string: a list; nothing is imported by name.
 
 A built-in class registers itself when it is defined (`khub.fields`); a user's class through
 `register_keras_serializable`. Serialized objects have Keras' shape:
@@ -8,7 +8,7 @@ A built-in class registers itself when it is defined (`khub.fields`); a user's c
 import difflib
 import re
 
-_BUILT_IN = {}  # (kind, name) -> class or function; kind is the public module, "layers", "losses", ...
+_BUILT_IN = {}  # (kind, name) -> class or function; kind: the public module, "layers", ...
 _CUSTOM = {}  # "package>Name" -> class or function
 
 
@@ -32,7 +32,7 @@ def registered(kind):
 
 
 def register_keras_serializable(package="Custom", name=None):
-    """Return a decorator that allows a user's class or function in saved files as `package>name`."""
+    """Return a decorator that allows a class or function in saved files as `package>name`."""
 
     def decorate(item):
         key = f"{package}>{name or item.__name__}"
@@ -71,7 +71,7 @@ def get(kind, identifier, custom_objects=None):
         found = found or _BUILT_IN.get((kind, identifier)) or _CUSTOM.get(identifier)
         found = found or _CUSTOM.get(f"Custom>{identifier}")
         if found is None:
-            near = difflib.get_close_matches(identifier, registered(kind), 3)
+            near = difflib.get_close_matches(identifier, registered(kind), 3, 0.5)
             hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
             raise ValueError(f"khub.{kind} has no {identifier!r}{hint}")
         return found() if isinstance(found, type) else found
@@ -93,7 +93,7 @@ def serialize(obj):
     if hasattr(obj, "get_config"):
         cls = type(obj)
         return {
-            "module": f"keras.{cls._kind}" if getattr(cls, "_kind", None) else None,
+            "module": _module(cls),
             "class_name": cls.__name__,
             "config": obj.get_config(),
             "registered_name": getattr(cls, "_registered_name", None),
@@ -108,6 +108,11 @@ def serialize(obj):
     raise TypeError(f"{type(obj).__name__} cannot be serialized: it has no get_config().")
 
 
+def _module(cls):
+    kind = getattr(cls, "_kind", None)
+    return getattr(cls, "_module", None) or (f"keras.{kind}" if kind else None)
+
+
 def deserialize(config, custom_objects=None, kind=None):
     """Build the object that `serialize` described; only registered classes are instantiated.
 
@@ -118,7 +123,8 @@ def deserialize(config, custom_objects=None, kind=None):
     name = config["class_name"]
     module = (config.get("module") or "").removeprefix("keras.")
     cls = (custom_objects or {}).get(name) or _CUSTOM.get(config.get("registered_name") or "")
-    cls = cls or _BUILT_IN.get((module, name)) or _BUILT_IN.get((kind, name))
+    for place in (module, *module.split("."), kind, "models"):  # "keras.src.models.functional"
+        cls = cls or _BUILT_IN.get((place, name))
     if cls is None:
         raise ValueError(
             f"{module or kind}.{name} is not a class that may be loaded: decorate it with "
@@ -126,6 +132,8 @@ def deserialize(config, custom_objects=None, kind=None):
         )
     if not isinstance(cls, type):
         return cls
+    if "layers" in config.get("config", {}) and hasattr(cls, "_nests_configs"):
+        return cls.from_config(config["config"], custom_objects)
     inner = {k: _revive(v, custom_objects) for k, v in config.get("config", {}).items()}
     return cls.from_config(inner) if hasattr(cls, "from_config") else cls(**inner)
 

@@ -192,8 +192,9 @@ class TerminateOnNaN(Callback):
 class EarlyStopping(Callback):
     """Stops when a quantity has not improved for `patience` epochs.
 
-    monitor: name in the logs; min_delta: what counts as better; mode: "min", "max" or "auto" (by the name);
-    baseline: value to beat; restore_best_weights: go back to the best epoch's; start_from_epoch: wait so long
+    monitor: name in the logs; min_delta: what counts as better; mode: "min", "max" or "auto" (by
+    the name); baseline: value to beat; restore_best_weights: go back to the best epoch's;
+    start_from_epoch: wait so long
     """
 
     def __init__(
@@ -252,12 +253,12 @@ class EarlyStopping(Callback):
 
 
 class ProgressBar(Callback):
-    """A bar that is redrawn at most ten times a second; one plain line an epoch where there is no terminal."""
+    """A bar, redrawn at most ten times a second; without a terminal one plain line an epoch."""
 
-    def __init__(self, verbose="auto", predicting=False):
+    def __init__(self, verbose="auto"):
         super().__init__()
-        self.verbose, self.predicting = verbose, predicting
-        self._bar = None
+        self.verbose, self._bar = verbose, None
+        self._fitting = False  # then evaluation is a part of an epoch
 
     def set_params(self, params):
         super().set_params(params)
@@ -307,6 +308,12 @@ class ProgressBar(Callback):
                 flush=True,
             )
 
+    def on_train_begin(self, logs=None):
+        self._fitting = True
+
+    def on_train_end(self, logs=None):
+        self._fitting = False
+
     def on_epoch_begin(self, epoch, logs=None):
         self._start(f"Epoch {epoch + 1}/{self.epochs}")
 
@@ -317,13 +324,16 @@ class ProgressBar(Callback):
         self._finish(logs)
 
     def on_test_begin(self, logs=None):
-        self._start("Evaluation")
+        if not self._fitting:
+            self._start("Evaluation")
 
     def on_test_batch_end(self, batch, logs=None):
-        self._advance(batch, logs)
+        if not self._fitting:
+            self._advance(batch, logs)
 
     def on_test_end(self, logs=None):
-        self._finish(logs)
+        if not self._fitting:
+            self._finish(logs)
 
     def on_predict_begin(self, logs=None):
         self._start("Prediction")

@@ -38,12 +38,13 @@ def as_metric(metric, y, y_pred):
         return registry.get("metrics", name).__class__(name=metric)
     found = registry.get("metrics", metric)
     if isinstance(found, metrics_module.Metric):
-        return found
-    return metrics_module.MeanMetricWrapper(found, name=getattr(found, "__name__", "metric"))
+        return type(found)(name=metric) if isinstance(metric, str) else found
+    name = metric if isinstance(metric, str) else getattr(found, "__name__", "metric")
+    return metrics_module.MeanMetricWrapper(found, name=name)
 
 
 def _by_output(given, names, count, what):
-    """Spread a user's loss or metrics over `count` outputs, by name, by position or all the same."""
+    """Spread a user's loss or metrics over `count` outputs: by name, by position or all alike."""
     if isinstance(given, dict):
         unknown = set(given) - set(names)
         if unknown:

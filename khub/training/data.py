@@ -1,9 +1,10 @@
 """Batches from whatever the user has: arrays, generators, data sets of any framework.
 
-Every source gives (x, y, sample_weight) tuples of host arrays; a thread prepares them ahead when there is
-real work to do (a preprocessor, a generator).
+Every source gives (x, y, sample_weight) tuples of host arrays; a thread prepares them ahead when
+there is real work to do (a preprocessor, a generator).
 """
 
+import itertools
 import math
 import queue
 import threading
@@ -65,7 +66,7 @@ def _is_array(x):
 
 
 def _as_array(x, where):
-    """Return one leaf as something to slice: an array of any framework stays, a list becomes NumPy."""
+    """Return one leaf as something to slice: any framework's array stays, a list becomes NumPy."""
     if x is None or _is_array(x):
         if type(x).__module__.startswith("pandas"):
             x = x.to_numpy()
@@ -78,12 +79,19 @@ def _as_array(x, where):
 
 
 def is_raw_texts(x):
-    """Say whether `x` is a list of strings (or a tuple of lists of them)."""
+    """Say whether `x` is an array or list of strings, a list of pairs, or a tuple of lists."""
     if isinstance(x, tuple):
         return bool(x) and all(map(is_raw_texts, x))
     if isinstance(x, np.ndarray):
         return x.dtype.kind in "OUS"
-    return isinstance(x, list) and bool(x) and isinstance(x[0], str)
+    first = x[0] if isinstance(x, list) and x else None
+    return isinstance(first, (str, bytes)) or (
+        isinstance(first, (tuple, list)) and len(first) == 2 and _all_strings(first)
+    )
+
+
+def _all_strings(x):
+    return isinstance(x, (tuple, list)) and bool(x) and all(isinstance(i, (str, bytes)) for i in x)
 
 
 def _take(x, index):
@@ -96,7 +104,7 @@ def _take(x, index):
 
 
 class ArraySource:
-    """Slices of arrays (or lists of raw texts), shuffled by permuting their indices once an epoch."""
+    """Slices of arrays (or lists of raw texts), shuffled by permuting indices once an epoch."""
 
     def __init__(self, x, y, sample_weight, batch_size, shuffle, seed, class_weight=None):
         self.raw = is_raw_texts(x)
@@ -194,7 +202,7 @@ def class_weights(weights, y, sample_weight=None):
 
 
 class IterableSource:
-    """Batches of any iterable: generators, `tf.data.Dataset`, torch's `DataLoader`, `PyDataset`, ..."""
+    """Batches of any iterable: generators, `PyDataset`, `tf.data.Dataset`, torch's `DataLoader`."""
 
     def __init__(self, data, steps=None, class_weight=None):
         self.data, self.class_weight, self.raw = data, class_weight, None
@@ -203,7 +211,7 @@ class IterableSource:
         self.num_batches = steps
         if steps is None and not self.once:
             try:
-                self.num_batches = data.num_batches if self.indexed else len(data)
+                self.num_batches = len(data)
             except TypeError:  # a data set of unknown length says so by raising it
                 self.num_batches = None
         self.batch_size = None
@@ -211,11 +219,14 @@ class IterableSource:
     def __iter__(self):
         if self.indexed:
             self.data.on_epoch_begin()
-            batches = (self.data[i] for i in range(len(self.data)))
+            numbers = itertools.count() if self.num_batches is None else range(self.num_batches)
+            batches = map(self.data.__getitem__, numbers)
         else:
             batches = iter(self.data)
         for data in batches:
             x, y, weight = unpack_x_y_sample_weight(data)
+            if isinstance(x, tuple) and _all_strings(x):  # so torch's DataLoader collates them
+                x = list(x)
             if not is_raw_texts(x):
                 x, y, weight = tree.map_structure(_host, (x, y, weight))
             if self.class_weight is not None:
@@ -226,7 +237,9 @@ class IterableSource:
 
 
 def _host(x):
-    """Tensors of another framework come in as NumPy; the backend's own stay where they are."""
+    """Tensors of another framework come in as NumPy, as do strings; the backend's own stay."""
+    if getattr(getattr(x, "dtype", None), "name", None) == "string" and hasattr(x, "numpy"):
+        return x.numpy()
     if x is None or active.is_tensor(x) or isinstance(x, (str, bytes)):
         return x
     if type(x).__module__.startswith("torch") and hasattr(x, "detach"):
@@ -246,6 +259,13 @@ def source(
     class_weight=None,
 ):
     """Return the source of batches for a user's data."""
+    if isinstance(x, (str, bytes)) or (isinstance(x, tuple) and _all_strings(x)):
+        raise ValueError(
+            f"x is {'one text' if isinstance(x, (str, bytes)) else 'a tuple of texts'}; expected a "
+            "list of texts, or of pairs of texts, or a tuple of two lists (first, second texts)."
+        )
+    if isinstance(x, list) and not x:
+        raise ValueError("The data is empty: x has no rows.")
     leaves = [leaf for leaf in tree.flatten(x) if leaf is not None]
     arrays = is_raw_texts(x) or (bool(leaves) and all(map(_is_array, leaves)))
     if isinstance(x, list) and leaves and isinstance(leaves[0], (int, float)):

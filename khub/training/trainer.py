@@ -1,6 +1,6 @@
 """compile, fit, evaluate, predict: one loop for every backend.
 
-A step is an ordinary function that reads and assigns Variables; `khub.jit` compiles it where that pays.
+A step is an ordinary function that reads and assigns Variables; `khub.jit` compiles it.
 State lives in plain objects (`Compiled`), functions are built once and kept across calls.
 """
 
@@ -10,13 +10,14 @@ import numpy as np
 
 from khub import dtypes, ops, tree
 from khub.backend import active
+from khub.layers.layer import Layer
 from khub.ops.core import jit, value_and_grad
 from khub.ops.symbolic import KerasTensor, output_spec
 from khub.random import next_initial_seed
 from khub.training import data as data_module
 from khub.training.callbacks import Callback, CallbackList, History, Logs, ProgressBar
 from khub.training.compiled import Compiled
-from khub.training.data import unpack_x_y_sample_weight
+from khub.training.data import pack_x_y_sample_weight, unpack_x_y_sample_weight
 
 _TENSORS = active.TENSORS
 
@@ -42,8 +43,9 @@ class Trainer:
     ):
         """Say how the model is trained.
 
-        optimizer, loss, metrics: names or objects, per output as lists or dicts; run_eagerly: no compilation;
-        steps_per_execution: batches in one dispatch; auto_scale_loss: mixed_float16 gets dynamic loss scaling
+        optimizer, loss, metrics: names or objects, per output as lists or dicts; run_eagerly: no
+        compilation; steps_per_execution: batches in one dispatch; auto_scale_loss: mixed_float16
+        gets dynamic loss scaling
         """
         from khub.optimizers import LossScaleOptimizer, get
 
@@ -87,15 +89,7 @@ class Trainer:
     @property
     def metrics(self):
         """The metrics of `compile` and those kept as attributes of the model and its layers."""
-        from khub.metrics import Metric
-
-        own = [
-            v
-            for layer in self.named_layers().values()
-            for v in vars(layer).values()
-            if isinstance(v, Metric)
-        ]
-        return [*(self._compiled.metrics if self._compiled is not None else ()), *own]
+        return [*(self._compiled.metrics if self._compiled is not None else ()), *super().metrics]
 
     @property
     def metrics_names(self):
@@ -194,16 +188,19 @@ class Trainer:
 
     # --- functions -------------------------------------------------------------------------------
     def _step_function(self, step, grouped=True):
-        """Return `step` over one batch, or over a list of them, ready to be called again and again."""
+        """Return `step` over one batch, or over a list of them, to be called again and again."""
         eager = self.run_eagerly or (
             self._compiled is not None
             and self._compiled.options["jit_compile"] is False
             and active.EAGER
         )
 
+        order = []
+
         def run(batches):
             for batch in batches:
-                logs = step(batch)
+                logs = step(pack_x_y_sample_weight(*batch))  # "x, y = data" in a user's step
+            order[:] = logs if isinstance(logs, dict) else ()
             return logs
 
         function = run if grouped else step
@@ -211,7 +208,10 @@ class Trainer:
 
         def call(argument):
             with active.no_gradient():
-                return compiled(argument)
+                result = compiled(argument)
+            if order and not active.EAGER:  # compilers sort the keys; the loss comes first
+                return {name: result[name] for name in order}
+            return result
 
         return call
 
@@ -238,11 +238,20 @@ class Trainer:
     def _prepare_training(self, batch):
         """Make every Variable of model and optimizer before the first step is traced."""
         x, _, _ = unpack_x_y_sample_weight(batch)
-        if not all(layer.built for layer in self.named_layers().values()):
+        if not self._is_ready():
             self._build_on(x)
         optimizer = self.optimizer
         if optimizer is not None and not optimizer.built:
             optimizer.build(self.trainable_variables)
+
+    def _is_ready(self):
+        """Whether all is built, or all but a model whose own step calls its parts (a GAN)."""
+        waiting = [layer for layer in self.named_layers().values() if not layer.built]
+        own_step = any(
+            getattr(type(self), name) is not getattr(Trainer, name)
+            for name in ("train_step", "test_step")
+        )
+        return not waiting or own_step and waiting == [self] and type(self).build is Layer.build
 
     def _build_on(self, x):
         """Build what is not built yet by calling the model on symbols shaped like a batch."""
@@ -276,8 +285,9 @@ class Trainer:
     ):
         """Train for a number of epochs and return the `History`.
 
-        x, y: arrays (nested too), or x an iterable of batches; validation_data: (x, y[, sample_weight]) or
-        an iterable; class_weight: class -> weight; steps_per_epoch: for iterables without an end
+        x, y: arrays (nested too), or x an iterable of batches; validation_data: an iterable or
+        (x, y[, sample_weight]); class_weight: class -> weight; steps_per_epoch: for iterables
+        without an end
         """
         self._require_compile("fit")
         seed = next_initial_seed() if shuffle else 0
@@ -314,6 +324,7 @@ class Trainer:
                     batch_size=validation_batch_size or batch_size,
                     steps=validation_steps,
                     verbose=0,
+                    callbacks=callbacks,
                     return_dict=True,
                 )
                 logs.update({f"val_{name}": value for name, value in results.items()})
@@ -331,7 +342,7 @@ class Trainer:
             return unpack_x_y_sample_weight(tuple(data))
         return (data,)
 
-    def _callbacks(self, given, verbose, *first, predicting=False, **params):
+    def _callbacks(self, given, verbose, *first, **params):
         if isinstance(given, CallbackList):
             return given
         given = [given] if isinstance(given, Callback) else list(given or ())
@@ -426,7 +437,8 @@ class Trainer:
         step = self.make_predict_function()
         plain = not verbose and callbacks is None and steps is None and type(x) is np.ndarray
         if plain and len(x) <= (batch_size or 32) and x.dtype.kind in "fiub" and x.itemsize < 8:
-            outputs = step(x)  # one row at a time is served without sources and callbacks
+            # one row at a time is served without sources and callbacks
+            outputs = step(active.convert_to_tensor(x) if active.EAGER else x)
             if type(outputs) in _TENSORS:
                 return active.convert_to_numpy(outputs)
             return tree.map_structure(active.convert_to_numpy, outputs)
@@ -456,18 +468,19 @@ class Trainer:
         source = data_module.ArraySource(x, y, sample_weight, None, False, 0)
         batch = next(iter(self._batches(_Whole(source))))
         self._prepare_training(batch)
+        self.reset_metrics()
         logs = dict(Logs(function([batch])).items())
         return self._results(logs, return_dict)
 
     def train_on_batch(self, x, y=None, sample_weight=None, class_weight=None, return_dict=False):
-        """Train on one batch and return the loss and metrics since the last `reset_metrics`."""
+        """Train on one batch and return its loss and metrics."""
         self._require_compile("train_on_batch")
         if class_weight is not None:
             sample_weight = data_module.class_weights(class_weight, y, sample_weight)
         return self._one_batch(self.make_train_function(), x, y, sample_weight, return_dict)
 
     def test_on_batch(self, x, y=None, sample_weight=None, return_dict=False):
-        """Evaluate one batch and return the loss and metrics since the last `reset_metrics`."""
+        """Evaluate one batch and return its loss and metrics."""
         self._require_compile("test_on_batch")
         return self._one_batch(self.make_test_function(), x, y, sample_weight, return_dict)
 

@@ -1,4 +1,4 @@
-"""The dtype of every NumPy-like op for every dtype of its operands: Keras' rules on JAX's lattice."""
+"""The dtype of every NumPy-like op for every dtype of operands: Keras' rules, JAX's lattice."""
 
 import numpy as np
 import pytest
@@ -14,9 +14,11 @@ narrow = (lambda n: NARROWED.get(n, n)) if backend.name == "jax" else lambda n: 
 
 UNARY = {  # what the dtype becomes -> ops
     dtypes.floating: """
-        angle arccos arccosh arcsin arcsinh arctan arctanh average cbrt ceil cos cosh deg2rad exp exp2
+        angle arccos arccosh arcsin arcsinh arctan arctanh average cbrt ceil cos cosh deg2rad exp
+        exp2
         expm1 fabs floor i0 log log10 log1p log2 mean median nanmean nanmedian nanstd nanvar rad2deg
-        reciprocal rsqrt sin sinc sinh sqrt std tan tanh trapezoid var softmax sigmoid squareplus""",
+        reciprocal rsqrt sin sinc sinh sqrt std tan tanh trapezoid var softmax sigmoid
+        squareplus""",
     lambda name: name: """
         absolute amax array conj copy diag diagflat diagonal diff empty_like flip fliplr flipud imag
         max min moveaxis nan_to_num nanmax nanmin ones_like ravel real roll rot90 round sort trunc

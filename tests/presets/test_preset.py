@@ -3,9 +3,14 @@
 import errno
 import json
 import os
+import pickle
 import re
 import resource
+import shutil
 import socket
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -91,7 +96,24 @@ def test_tokenizers_and_preprocessors(toys, saved, tmp_path):
     changed = toys.ToyPreprocessor.from_preset(saved, sequence_length=4)
     assert changed.sequence_length == 4
     changed.save_to_preset(tmp_path / "words")
-    assert content(tmp_path / "words") == {"vocab.txt": b"a\nb\nc\nd\ne"}
+    assert content(tmp_path / "words").keys() == {"config.json", "vocab.txt"}
+    for again in (
+        toys.ToyPreprocessor.from_preset(tmp_path / "words"),
+        presets.load(tmp_path / "words"),
+    ):
+        assert type(again) is toys.ToyPreprocessor and again.sequence_length == 4
+    assert toys.ToyTokenizer.from_preset(tmp_path / "words").words == list("abcde")
+
+
+def test_a_tokenizer_saved_into_a_preset_leaves_the_rest(toys, classifier, saved):
+    before = content(saved)
+    toys.ToyTokenizer(list("vwxyz")).save_to_preset(saved)
+    after = content(saved)
+    assert after.pop("vocab.txt") == b"v\nw\nx\ny\nz" and before.pop("vocab.txt")
+    assert after == before and same(presets.load(saved), classifier)
+    toys.ToyPreprocessor(toys.ToyTokenizer(["q"]), sequence_length=5).save_to_preset(saved)
+    assert presets.load(saved).preprocessor.sequence_length == 5
+    assert (saved / "model.safetensors").read_bytes() == before["model.safetensors"]
 
 
 def test_a_backbones_checkpoint_leaves_the_head_fresh_and_says_so(toys, toy, tmp_path, caplog):
@@ -221,6 +243,146 @@ def test_an_unknown_name(toys):
         ValueError, match="'bert_mikro_en_uncased'; did you mean bert_micro_en_uncas"
     ):
         toys.ToyClassifier.from_preset("bert_mikro_en_uncased")
+
+
+def write_config(folder, **changes):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+
+
+CONFIGS = {
+    "no JSON": (b"{", "config.json is not valid JSON"),
+    "no UTF-8": (b'{"model_type": "\xff"}', "config.json is not valid JSON"),
+    "a list": (b"[]", "config.json must be a JSON object, got list"),
+    "deeply nested": (b"[" * 100_000, "config.json is not valid JSON"),
+    "a name twice": (b'{"model_type": "toy", "model_type": "x"}', "names occur twice: model_type"),
+    "a model_type of numbers": (b'{"model_type": 3}', "config.json has no model_type"),
+    "too large": (b" " * 10_000_001, "config.json has 10,000,001 bytes; at most 10,000,000"),
+    "nothing else": (b'{"model_type": "toy"}', "config.json does not make a ToyBackbone: 'vocab_"),
+}
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+def test_damaged_configs(toys, saved, case):
+    data, message = CONFIGS[case]
+    (saved / "config.json").write_bytes(data)
+    with pytest.raises(ValueError, match=message) as caught:
+        toys.ToyClassifier.from_preset(saved)
+    assert str(saved) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "head, message",
+    [
+        ({"head": {"temprature": 2}}, "does not make a ToyClassifier: .*temprature"),
+        ({"preprocessor": {"sequence_length": 4, "shell": "rm"}}, None),  # unknown names are left
+        ({"preprocessor": {"tokenizer": "x"}}, None),
+        ({"head": 3, "preprocessor": [1]}, None),
+    ],
+)
+def test_what_khub_keeps_in_a_config_is_not_trusted(toys, saved, head, message):
+    write_config(saved, khub={"class": "ToyClassifier", **head})
+    if message is None:
+        assert toys.ToyClassifier.from_preset(saved).preprocessor.tokenizer.words == list("abcde")
+        return
+    with pytest.raises(ValueError, match=message):
+        toys.ToyClassifier.from_preset(saved)
+
+
+class Evil:
+    """Unpickled, it would make a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors"])
+def test_a_pickle_is_not_opened(toys, saved, name):
+    (saved / "model.safetensors").unlink()
+    (saved / name).write_bytes(pickle.dumps(Evil(saved / "pwned")))
+    message = {
+        "pytorch_model.bin": "has no weights: .* It has pytorch_model.bin, which this version does",
+        "model.safetensors": "model.safetensors claims a header of .* no safetensors file",
+    }[name]
+    with pytest.raises((FileNotFoundError, WeightsError), match=message):
+        toys.ToyClassifier.from_preset(saved)
+    assert not (saved / "pwned").exists()
+
+
+def test_a_shard_outside_the_folder_is_not_opened(toys, saved):
+    (saved / "model.safetensors").rename(saved.parent / "outside.safetensors")
+    for shard in ("../outside.safetensors", str(saved.parent / "outside.safetensors")):
+        index = {"weight_map": {"toy.encoder.scale": shard}}
+        (saved / "model.safetensors.index.json").write_text(json.dumps(index))
+        with pytest.raises(WeightsError, match="names the shard .*; expected a file beside the in"):
+            toys.ToyClassifier.from_preset(saved)
+
+
+def test_a_linked_file_is_read_as_in_the_hubs_cache(toys, classifier, saved):
+    blob = saved.parent / "blob"
+    (saved / "model.safetensors").rename(blob)
+    (saved / "model.safetensors").symlink_to(blob)
+    assert same(toys.ToyClassifier.from_preset(saved), classifier)
+    blob.unlink()
+    with pytest.raises(FileNotFoundError, match="saved has no weights"):
+        toys.ToyClassifier.from_preset(saved)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["pipe", "folder"])
+def test_weights_that_are_no_regular_file(toys, saved, make):
+    (saved / "model.safetensors").unlink()
+    make(saved / "model.safetensors")
+    with pytest.raises(WeightsError, match="model.safetensors is no regular file"):
+        toys.ToyClassifier.from_preset(saved)
+
+
+def test_a_file_where_a_folder_is_expected(toys, toy, saved):
+    with pytest.raises(NotADirectoryError, match="config.json is a file; a preset is the folder"):
+        toys.ToyClassifier.from_preset(saved / "config.json")
+    before = content(saved)
+    with pytest.raises(OSError, match="config.json"):
+        toy.save_to_preset(saved / "config.json" / "preset")
+    with pytest.raises(OSError, match="config.json"):
+        toys.ToyTokenizer(["a"]).save_to_preset(saved / "config.json")
+    assert content(saved) == before
+
+
+@pytest.fixture
+def read_only():
+    """A folder in which nobody may write, not even root; it takes a folder to copy into it."""
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o755)
+
+        @contextmanager
+        def closed(source):
+            target = Path(name, "closed", "preset")
+            shutil.copytree(source, target)
+            target.parent.chmod(0o555)
+            target.chmod(0o555)
+            root = os.geteuid() == 0
+            os.seteuid(65534) if root else None
+            try:
+                yield target
+            finally:
+                os.seteuid(0) if root else None
+                target.parent.chmod(0o755)
+                target.chmod(0o755)
+
+        yield closed
+
+
+def test_a_folder_that_cannot_be_written(toys, toy, saved, read_only):
+    toy.save_to_preset(saved)  # whatever is imported on the way is imported now
+    before = content(saved)
+    with read_only(saved) as target:
+        for item in (toy, toys.ToyTokenizer(["a"])):
+            with pytest.raises(PermissionError, match=f"{target} cannot be written: ") as caught:
+                item.save_to_preset(target)
+            assert caught.value.errno == errno.EACCES
+    assert content(target) == before and list(target.parent.iterdir()) == [target]
 
 
 def test_saving_over_a_preset_replaces_it_and_keeps_other_files(toys, toy, classifier, saved):

@@ -21,8 +21,9 @@ subtract tan tanh tril triu
 """  # functions of one name and meaning in jnp
 globals().update({name: getattr(jnp, name) for name in SAME.split()})
 
-TENSORS = {type(jnp.zeros(()))}  # tracers join as they are met
+TENSORS = set()  # arrays and tracers join as they are met: making one would start the devices
 BOOL = np.dtype(bool)
+WEAK_NUMBERS = True  # native functions take a Python number at the other operand's dtype
 FLOATS = frozenset(map(dtypes.numpy_dtype, (*dtypes.FLOATS, *dtypes.COMPLEX)))
 WIDE = frozenset(map(dtypes.numpy_dtype, dtypes.ALL)) - frozenset(
     map(np.dtype, ("bool", "int8", "int16", "uint8", "uint16"))

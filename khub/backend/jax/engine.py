@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.lax import stop_gradient
 
 from khub import tree
 from khub.backend.jax.arrays import _native
@@ -34,6 +35,10 @@ def set_trainable(storage, trainable):
     pass  # gradients are asked for by Variable
 
 
+def is_traced(x):
+    return False  # inside a trace there is always a scope
+
+
 def placeholder(shape, dtype):
     return jnp.zeros(shape, _native(dtype))
 
@@ -47,11 +52,12 @@ def no_gradient():
 
 
 # --- transforms: a function that reads and assigns Variables becomes a pure one ------------------
-def _pure(function, variables, written):
-    """Return `pure(values, *args) -> (result, new values of written)`; Variables not given are constants."""
+def _pure(function, variables, written, seal=None):
+    """Return `pure(values, *args) -> (result, new values)`; Variables not given are constants."""
+    seal = seal or getattr(local.scope, "seal", None)
 
     def pure(values, *args, **kwargs):
-        with Scope(zip(variables, values, strict=True)) as scope:
+        with Scope(zip(variables, values, strict=True), seal=seal) as scope:
             result = function(*args, **kwargs)
         for variable in scope.written:
             if variable not in written:
@@ -68,7 +74,7 @@ def _value(variable):
 
 
 def _tensors(result):
-    """Variables and numbers that a function returns, as arrays (a trace can return nothing else)."""
+    """Variables and numbers that a function returns, as arrays: a trace returns nothing else."""
     return tree.map_structure(lambda x: x.value if hasattr(x, "_storage") else x, result)
 
 
@@ -81,7 +87,7 @@ def _assign(variables, values):
 
 
 def _uses(function, *args, **kwargs):
-    """Return (read, written) Variables of `function`, found by tracing it once without compiling."""
+    """Return (read, written) Variables of `function`, found by one trace without compilation."""
     with Scope() as scope:
         jax.eval_shape(lambda *a, **k: _only_arrays(function(*a, **k)), *args, **kwargs)
     return scope.read, scope.written
@@ -92,7 +98,7 @@ def _only_arrays(result):
 
 
 class _Compiled:
-    """One compiled form of a function: its Variables, and the jitted pure function over their values."""
+    """A compiled form of a function: its Variables, the jitted pure function of their values."""
 
     def __init__(self, function, args):
         read, written = _uses(function, *args)
@@ -185,9 +191,9 @@ def value_and_grad(function, variables, has_aux):
 
         def loss_of(target, *rest):
             if variables is None:
-                pure, inputs = _pure(function, (), written), ((), target, *rest)
+                pure, inputs = _pure(function, (), written, stop_gradient), ((), target, *rest)
             else:
-                pure, inputs = _pure(function, variables, written), (target, *rest)
+                pure, inputs = _pure(function, variables, written, stop_gradient), (target, *rest)
             result, values = pure(*inputs, **kwargs)
             loss, aux = result if has_aux else (result, None)
             return loss, (aux, values)
@@ -214,17 +220,7 @@ def checkpoint(function):
 
 
 def vmap(function, in_axes, out_axes):
-    def mapped(*args):
-        with Scope() as scope:
-            result = function(*args)
-        if scope.written:
-            names = ", ".join(v.path for v in scope.written)
-            raise ValueError(
-                f"A function under vmap must not assign Variables; it assigned {names}."
-            )
-        return result
-
-    return jax.vmap(mapped, in_axes, out_axes)
+    return jax.vmap(function, in_axes, out_axes)
 
 
 def cond(pred, true_fn, false_fn):

@@ -12,10 +12,15 @@ from khub.backend import windows
 # ruff: noqa: A002, F401  (imported names are this backend's functions)
 
 SAME = """
-celu elu glu log_sigmoid log_softmax relu selu sigmoid silu softplus sparse_plus sparse_sigmoid
+celu elu glu log_sigmoid log_softmax selu sigmoid silu softplus sparse_plus sparse_sigmoid
 squareplus
 """  # functions of one name and meaning in jax.nn
 globals().update({name: getattr(jax.nn, name) for name in SAME.split()})
+
+
+@jax.jit
+def relu(x):  # jax.nn.relu, a custom_jvp, takes 0.2 ms for an eager call
+    return jnp.where(x <= 0, jnp.zeros((), x.dtype), x)
 
 
 def gelu(x, approximate=True):

@@ -1,4 +1,4 @@
-"""The NumPy backend: the reference the others are tested against. It does everything but gradients."""
+"""The NumPy backend: the reference for testing the others. It does everything but gradients."""
 
 from khub.backend.numpy.arrays import *  # noqa: F403
 from khub.backend.numpy.arrays import _complex, _complex_part, _einsum, _select  # noqa: F401

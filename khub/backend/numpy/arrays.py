@@ -23,6 +23,7 @@ TENSORS = {np.ndarray, *(np.dtype(n).type for n in dtypes.ALL if n[0] not in "bf
 TENSORS |= {dtypes.numpy_dtype(n).type for n in dtypes.ALL}
 FLOATS = frozenset(map(dtypes.numpy_dtype, (*dtypes.FLOATS, *dtypes.COMPLEX)))
 BOOL = np.dtype(bool)
+WEAK_NUMBERS = False  # ml_dtypes: bfloat16 and a Python float are float32
 NATIVE = {name: dtypes.numpy_dtype(name) for name in dtypes.ALL}
 WIDE = frozenset(map(dtypes.numpy_dtype, dtypes.ALL)) - frozenset(
     map(np.dtype, ("bool", "int8", "int16", "uint8", "uint16"))

@@ -30,6 +30,10 @@ def set_trainable(storage, trainable):
     pass  # a NumPy array has no such property
 
 
+def is_traced(x):
+    return False
+
+
 def placeholder(shape, dtype):
     return np.broadcast_to(np.zeros((), dtypes.numpy_dtype(dtype)), shape)
 
@@ -39,8 +43,8 @@ def abstract_eval(function, specs):
         return function(*[np.zeros(shape, dtypes.numpy_dtype(dtype)) for shape, dtype in specs])
 
 
-def keep_half(function):
-    """Bring float32 results of a body back: NumPy computes bfloat16 with Python floats in float32."""
+def body(function):
+    """Bring float32 results of a body back: bfloat16 beside Python floats is float32."""
 
     @wraps(function)
     def run(*args, **kwargs):
@@ -63,7 +67,8 @@ def jit(function):
 
 def value_and_grad(function, variables, has_aux):
     raise NotImplementedError(
-        "The numpy backend computes no gradients; set KHUB_BACKEND to jax, torch or tensorflow to train."
+        "The numpy backend computes no gradients; set KHUB_BACKEND to jax, torch or tensorflow "
+        "to train."
     )
 
 

@@ -16,6 +16,7 @@ from khub.backend.tensorflow.convert import (
     NATIVE,
     TENSORS,
     UNSIGNED,
+    WEAK_NUMBERS,
     WIDE,
     array_dtype,
     cast,

@@ -32,6 +32,7 @@ NATIVE = {name: tf.as_dtype(name) for name in (*dtypes.ALL, "string")}
 TENSORS = {type(tf.constant(0)), _symbolic_type()}
 FLOATS = frozenset(NATIVE[name] for name in (*dtypes.FLOATS, *dtypes.COMPLEX))
 BOOL = tf.bool
+WEAK_NUMBERS = True  # native functions take a Python number at the other operand's dtype
 HALVES = frozenset({tf.float16, tf.bfloat16})
 UNSIGNED = frozenset(NATIVE[name] for name in dtypes.UNSIGNED)
 NARROW = frozenset({tf.bool, tf.int8, tf.int16, tf.uint8, tf.uint16})

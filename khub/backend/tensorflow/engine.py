@@ -7,7 +7,7 @@ import optree
 import tensorflow as tf
 
 from khub import tree
-from khub.backend.scope import Scope, local
+from khub.backend.scope import Resumed, Scope, local
 from khub.backend.tensorflow.arrays import NATIVE, TENSORS, convert_to_tensor
 
 EAGER = False  # whether jit leaves functions as they are
@@ -34,6 +34,17 @@ class Base(tf.__internal__.tracking.Trackable):
         return self._trackable_children().get(name)
 
 
+class VariableBase:
+    """Lets a `tf.GradientTape` take khub's Variables: `tape.gradient(loss, variables)`."""
+
+    _should_act_as_resource_variable = True
+
+    @property
+    def handle(self):
+        """The handle of the `tf.Variable` that holds the value."""
+        return self.materialize().handle
+
+
 # --- Variables -----------------------------------------------------------------------------------
 def new_storage(value, trainable, name):
     with tf.init_scope():
@@ -53,6 +64,10 @@ def write(storage, value):
 
 def set_trainable(storage, trainable):
     pass  # gradients are asked for by Variable
+
+
+def is_traced(x):
+    return tf.is_tensor(x) and not tf.executing_eagerly() and hasattr(x, "graph")
 
 
 def placeholder(shape, dtype):
@@ -75,7 +90,7 @@ _SHAPES = 4  # so many shapes get a graph of their own; the next ones share one 
 
 
 def jit(function):
-    """Compiled to concrete functions of flat tensors, which cost half the call of a `tf.function`."""
+    """Compile to concrete functions of flat tensors: half the cost of calling a `tf.function`."""
     graphs, shapes_met = {}, {}
 
     def call(*args, **kwargs):
@@ -137,7 +152,7 @@ def value_and_grad(function, variables, has_aux):
                 args = (tree.pack_sequence_as(args[0], sources), *args[1:])
             elif local.scope is not None:
                 sources = [tf.identity(local.scope.get(v)) for v in variables]
-                scope = Scope(zip(variables, sources, strict=True))
+                scope = Scope(zip(variables, sources, strict=True), seal=tf.stop_gradient)
             else:
                 sources = [v.materialize() for v in variables]
             for source in sources:
@@ -164,14 +179,35 @@ def _within(scope, function, args, kwargs):
 
 
 def checkpoint(function):
-    def call(*args):
-        with Scope() as scope:  # finds the Variables: recompute_grad wants to see what is read
-            return_value = tf.recompute_grad(lambda *a: function(*a))(*args)
-        for variable in scope.written:
-            variable.assign(scope.values[variable])
-        return return_value
+    def call(*args, **kwargs):
+        outer, before, after, then = local.scope, {}, {}, Resumed()
+        # recompute_grad sees arguments and tf.Variables; what a scope holds becomes an argument
+        read = [] if outer is None else list(_probe(lambda: function(*args, **kwargs))[1].read)
+
+        first = [True]
+
+        def run(given, *args):
+            values = dict(zip(read, given, strict=True)) | before
+            again = nullcontext() if first else then  # with the state that the first run saw
+            with again, Scope(values) as scope:
+                result = function(*args, **kwargs)
+            if first:
+                first.clear()
+                for variable in scope.written:
+                    before[variable] = _outside(variable)
+                    after[variable] = scope.values[variable]
+            return result
+
+        result = tf.recompute_grad(run)([outer.get(v) for v in read], *args)
+        for variable, value in after.items():
+            variable.assign(value)
+        return result
 
     return call
+
+
+def _outside(variable):
+    return variable.storage_value() if local.scope is None else local.scope.get(variable)
 
 
 def vmap(function, in_axes, out_axes):
@@ -203,11 +239,75 @@ def _move(x, source, destination):
 def cond(pred, true_fn, false_fn):
     if tf.executing_eagerly():
         return true_fn() if pred else false_fn()
-    return tf.cond(tf.cast(pred, tf.bool), true_fn, false_fn)
+    written = _written(true_fn) | _written(false_fn)
+
+    def branch(function):
+        def run():
+            with _inner_scope() as scope:
+                return function(), [scope.get(v) for v in written]
+
+        return run
+
+    pred = tf.cast(pred, tf.bool)
+    if not written:
+        return tf.cond(pred, true_fn, false_fn)
+    result, values = tf.cond(pred, branch(true_fn), branch(false_fn))
+    _assign(written, values)
+    return result
+
+
+def _probe(function, *args):
+    """Run `function` in a graph that is thrown away; return its result and its Scope."""
+    with (
+        tf.__internal__.FuncGraph("probe").as_default(),
+        Scope(abstract=lambda v: tf.zeros(v.shape, NATIVE[v.dtype])) as scope,
+    ):
+        return function(*args), scope
+
+
+def _written(function, *args):
+    """The scope's Variables that a branch or body assigns: they leave its graph as results."""
+    if local.scope is None:
+        return {}
+    scope = _probe(function, *args)[1]
+    for variable in (*scope.read, *scope.written):
+        local.scope.get(
+            variable
+        )  # read out here, for a tensor of the branch's graph cannot leave it
+    return scope.written
+
+
+def _inner_scope(values=()):
+    return Scope(values, seal=local.scope.seal)
+
+
+def _assign(variables, values):
+    for variable, value in zip(variables, values, strict=True):
+        local.scope.set(variable, value)
 
 
 def while_loop(cond, body, loop_vars, maximum_iterations):
-    return tf.while_loop(cond, body, loop_vars, maximum_iterations=maximum_iterations)
+    if tf.executing_eagerly():
+        return tf.while_loop(cond, body, loop_vars, maximum_iterations=maximum_iterations)
+    written = _written(body, *loop_vars)
+    if not written:
+        return tf.while_loop(cond, body, loop_vars, maximum_iterations=maximum_iterations)
+
+    def proceed(values, *loop):
+        with _inner_scope(zip(written, values, strict=True)):
+            return cond(*loop)
+
+    def advance(values, *loop):
+        with _inner_scope(zip(written, values, strict=True)) as scope:
+            loop = body(*loop)
+        return [scope.values[v] for v in written], *loop
+
+    start = [local.scope.get(v) for v in written]
+    values, *loop_vars = tf.while_loop(
+        proceed, advance, (start, *loop_vars), maximum_iterations=maximum_iterations
+    )
+    _assign(written, values)
+    return tuple(loop_vars)
 
 
 def scan(function, init, xs, length, reverse):
@@ -224,21 +324,28 @@ def scan(function, init, xs, length, reverse):
             return carry, None
         return carry, tree.map_structure(lambda *ys: tf.stack(ys), *outputs)
     leaves = tree.flatten(init)
-    _, sample = function(init, at(0))
-    arrays = [tf.TensorArray(y.dtype, length, element_shape=y.shape) for y in tree.flatten(sample)]
+    (_, sample), scope = _probe(lambda: function(init, at(0)))
+    written = {} if local.scope is None else scope.written
+    for variable in scope.read if local.scope is not None else ():
+        local.scope.get(variable)
+    state = [local.scope.get(v) for v in written]
+    rows = [] if sample is None else tree.flatten(sample)
+    arrays = [tf.TensorArray(y.dtype, length, element_shape=y.shape) for y in rows]
 
-    def body(step, flat, arrays):
+    def body(step, flat, arrays, state):
         i = length - 1 - step if reverse else step
-        carry, y = function(tree.pack_sequence_as(init, flat), at(i))
+        with _inner_scope(zip(written, state, strict=True)) if written else nullcontext() as scope:
+            carry, y = function(tree.pack_sequence_as(init, flat), at(i))
         ys = [] if y is None else tree.flatten(y)
         arrays = [a.write(i, v) for a, v in zip(arrays, ys, strict=True)]
-        return step + 1, tree.flatten(carry), arrays
+        return step + 1, tree.flatten(carry), arrays, [scope.values[v] for v in written]
 
-    _, flat, arrays = tf.while_loop(
+    _, flat, arrays, state = tf.while_loop(
         lambda step, *_: step < length,
         body,
-        (tf.constant(0), leaves, arrays if sample is not None else []),
+        (tf.constant(0), leaves, arrays, state),
     )
+    _assign(written, state)
     ys = None if sample is None else tree.pack_sequence_as(sample, [a.stack() for a in arrays])
     return tree.pack_sequence_as(init, flat), ys
 

@@ -7,10 +7,10 @@ def adam(optimizer, gradients, variables, slots, rate):
     """Adam and AdamW."""
     if optimizer.amsgrad or any(v.dtype != "float32" for v in variables):
         return False
-    step = tf.cast(optimizer.iterations.value + 1, tf.float32)
+    step = tf.cast(optimizer.updates() + 1, tf.float32)
     powers = tf.pow(optimizer.beta_1, step), tf.pow(optimizer.beta_2, step)
     for gradient, variable, (m, v) in zip(gradients, variables, slots, strict=True):
-        storage = variable._storage
+        storage = variable.materialize()
         if optimizer.weight_decay and optimizer.decays(variable):
             storage.assign_sub(storage * (rate * optimizer.weight_decay))
         tf.raw_ops.ResourceApplyAdam(

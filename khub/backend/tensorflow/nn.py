@@ -284,6 +284,8 @@ def conv(inputs, kernel, strides=1, padding="valid", data_format=None, dilation_
 
 @_channels_last
 def _conv(x, kernel, strides, padding, dilations):
+    if (x.shape[-1] or 0) % kernel.shape[-2]:  # TensorFlow would end the process
+        raise ValueError(f"{x.shape[-1]} channels do not divide into groups of {kernel.shape[-2]}.")
     if len(strides) == 1:  # an image one pixel high
         x, kernel = raw.ExpandDims(x, 1), raw.ExpandDims(kernel, 0)
         return raw.Squeeze(_conv2d(x, kernel, strides * 2, padding, (1, *dilations)), [1])

@@ -27,6 +27,7 @@ TENSORS = {torch.Tensor, torch.nn.Parameter}
 NATIVE = {name: getattr(torch, name) for name in dtypes.ALL}
 FLOATS = frozenset(NATIVE[name] for name in (*dtypes.FLOATS, *dtypes.COMPLEX))
 BOOL = torch.bool
+WEAK_NUMBERS = True  # native functions take a Python number at the other operand's dtype
 WIDE = frozenset(
     NATIVE[n] for n in dtypes.ALL if n not in ("bool", "int8", "int16", "uint8", "uint16")
 )
@@ -36,6 +37,7 @@ _NUMBERS = (bool, int, float, complex)
 _UNSIGNED = frozenset((torch.uint16, torch.uint32, torch.uint64))
 # NumPy knows these from ml_dtypes, which torch does not accept: their bits pass as integers.
 _BITS = {"bfloat16": "uint16", "float8_e4m3fn": "uint8", "float8_e5m2": "uint8"}
+_AS_BITS = frozenset(map(dtypes.numpy_dtype, _BITS))
 
 
 # --- conversion ----------------------------------------------------------------------------------
@@ -92,7 +94,7 @@ def _from_numpy(x):
         not x.flags.writeable or builtins.min(x.strides, default=0) < 0
     ):  # torch shares memory, or refuses
         x = x.copy()
-    if x.dtype.name in _BITS:
+    if x.dtype in _AS_BITS:
         return torch.as_tensor(x.view(_BITS[x.dtype.name])).view(NATIVE[x.dtype.name])
     return torch.as_tensor(x)
 

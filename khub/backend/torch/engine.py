@@ -2,20 +2,23 @@
 
 import threading
 import weakref
+from functools import wraps
 from operator import itemgetter
 
+import numpy as np
 import torch
 from torch.nn import Parameter
 
 from khub import tree
-from khub.backend.scope import Scope, local
-from khub.backend.torch.arrays import NATIVE, convert_to_tensor
+from khub.backend.scope import Resumed, Scope, local
+from khub.backend.torch.arrays import NATIVE, TENSORS, convert_to_tensor
 
 EAGER = True  # whether jit leaves functions as they are
 
 
 class _Depth(threading.local):
     gradients = 0  # how many value_and_grad calls this one is inside of
+    maps = 0  # how many vmap calls
 
 
 _depth = _Depth()
@@ -53,6 +56,10 @@ def set_trainable(storage, trainable):
         storage.requires_grad_(trainable)
 
 
+def is_traced(x):
+    return False
+
+
 def placeholder(shape, dtype):
     return torch.empty(shape, dtype=NATIVE[dtype], device="meta")
 
@@ -68,18 +75,37 @@ def no_gradient():
 
 # --- transforms ----------------------------------------------------------------------------------
 def jit(function):
-    return function
+    @wraps(function)
+    def call(*args, **kwargs):
+        if kwargs or len(args) != 1 or type(args[0]) not in TENSORS:
+            args, kwargs = _tensors((args, kwargs))
+        return function(*args, **kwargs)
+
+    return call
+
+
+def _tensors(structure):
+    """Arrays of numbers as tensors: torch's own operators do not take them."""
+    return tree.map_structure(
+        lambda x: (
+            convert_to_tensor(x) if type(x) is np.ndarray and x.dtype.kind not in "OUSM" else x
+        ),
+        structure,
+    )
 
 
 def value_and_grad(function, variables, has_aux):
     def call(*args, **kwargs):
         scope, watched = None, []
+        args, kwargs = _tensors((args, kwargs))
+        if _depth.maps:
+            return _mapped_value_and_grad(function, variables, has_aux, args, kwargs)
         if variables is None:
-            leaves = [_leaf(x) for x in tree.flatten(args[0])]
+            leaves = [_leaf(convert_to_tensor(x)) for x in tree.flatten(args[0])]
             args = (tree.pack_sequence_as(args[0], leaves), *args[1:])
         elif local.scope is not None:
             leaves = [_leaf(local.scope.get(v)) for v in variables]
-            scope = Scope(zip(variables, leaves, strict=True))
+            scope = Scope(zip(variables, leaves, strict=True), seal=torch.Tensor.detach)
         else:
             leaves = [v._storage if v._storage is not None else v.materialize() for v in variables]
             watched = [x for x in leaves if not x.requires_grad]
@@ -113,6 +139,22 @@ def value_and_grad(function, variables, has_aux):
     return call
 
 
+def _mapped_value_and_grad(function, variables, has_aux, args, kwargs):
+    """Inside vmap, where autograd's own functions cannot be called."""
+
+    def run(target):
+        if variables is None:
+            result = function(target, *args[1:], **kwargs)
+        else:
+            with Scope(zip(variables, target, strict=True), seal=torch.Tensor.detach):
+                result = function(*args, **kwargs)
+        return (result[0] if has_aux else result), result
+
+    target = args[0] if variables is None else [v.value for v in variables]
+    gradients, (_, result) = torch.func.grad_and_value(run, has_aux=True)(target)
+    return result, gradients
+
+
 def _leaf(x):
     return x if x.requires_grad and _depth.gradients else x.detach().requires_grad_()
 
@@ -132,48 +174,68 @@ def checkpoint(function):
 
     def call(*args, **kwargs):
         states = [(g, g.get_state()) for g in _generators]
+        then, before, after = Resumed(), {}, {}
         first = True
 
         def run(*args, **kwargs):
             nonlocal first
             if first:
                 first = False
-                return function(*args, **kwargs)
-            now = [(g, g.get_state()) for g, _ in states]
-            for generator, state in states:  # the same dropout as in the first run
+                with Scope() as scope:
+                    result = function(*args, **kwargs)
+                for variable in scope.written:
+                    before[variable] = _outside(variable).detach().clone()
+                    after[variable] = scope.values[variable]
+                return result
+            now = [(g, g.get_state()) for g in _generators]
+            for generator in _generators:  # the same dropout as in the first run
+                generator.manual_seed(generator.initial_seed())
+            for generator, state in states:
                 generator.set_state(state)
-            with Scope():  # Variables were assigned by the first run
+            with then, Scope(before):  # and the same values of Variables
                 result = function(*args, **kwargs)
             for generator, state in now:
                 generator.set_state(state)
             return result
 
-        return recompute(run, *args, use_reentrant=False, preserve_rng_state=True, **kwargs)
+        result = recompute(run, *args, use_reentrant=False, preserve_rng_state=True, **kwargs)
+        for variable, value in after.items():
+            variable.assign(value)
+        return result
 
     return call
 
 
-def vmap(function, in_axes, out_axes):
-    def mapped(*args):
-        with Scope() as scope:
-            result = function(*args)
-        if scope.written:
-            names = ", ".join(v.path for v in scope.written)
-            raise ValueError(
-                f"A function under vmap must not assign Variables; it assigned {names}."
-            )
-        return result
+def _outside(variable):
+    return variable.storage_value() if local.scope is None else local.scope.get(variable)
 
-    return torch.vmap(mapped, in_dims=in_axes, out_dims=out_axes, randomness="different")
+
+def vmap(function, in_axes, out_axes):
+    mapped = torch.vmap(function, in_dims=in_axes, out_dims=out_axes, randomness="different")
+
+    def call(*args):
+        _depth.maps += 1
+        try:
+            return mapped(*args)
+        finally:
+            _depth.maps -= 1
+
+    return call
 
 
 def cond(pred, true_fn, false_fn):
-    return true_fn() if pred else false_fn()
+    return true_fn() if _holds(pred) else false_fn()
+
+
+def _holds(pred):
+    return getattr(pred, "is_meta", False) or bool(pred)  # shapes alone: any branch tells them
 
 
 def while_loop(cond, body, loop_vars, maximum_iterations):
     steps = 0
-    while (maximum_iterations is None or steps < maximum_iterations) and cond(*loop_vars):
+    if any(getattr(x, "is_meta", False) for x in tree.flatten(loop_vars)):
+        maximum_iterations = 1
+    while (maximum_iterations is None or steps < maximum_iterations) and _holds(cond(*loop_vars)):
         loop_vars = body(*loop_vars)
         steps += 1
     return loop_vars

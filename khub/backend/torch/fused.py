@@ -7,7 +7,7 @@ from torch.nn import Parameter
 
 
 def _operands(variables, slots, gradients):
-    """Return (parameters, slots by kind, gradients) of one memory layout, None when the kernels do not fit."""
+    """Return (parameters, slots by kind, gradients) of one memory layout, None where none fits."""
     parameters = [v._storage for v in variables]
     if not all(type(p) is Parameter and p.dtype is torch.float32 for p in parameters):
         return None
@@ -33,7 +33,7 @@ def adam(optimizer, gradients, variables, slots, rate):
     if decay:
         decayed = [p for p, x in zip(parameters, variables, strict=True) if optimizer.decays(x)]
         torch._foreach_mul_(decayed, 1 - float(rate) * decay)
-    step = int(optimizer.iterations.value) + 1
+    step = int(optimizer.updates()) + 1
     torch._fused_adam_(
         parameters,
         gradients,

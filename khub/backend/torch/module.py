@@ -1,6 +1,6 @@
-"""What makes a khub Layer an `nn.Module`: its parameters, buffers and children are views of khub's own.
+"""What makes a Layer an `nn.Module`: its parameters, buffers and children are views of khub's.
 
-Nothing is kept twice. A Layer finds its Variables and sub-layers by looking at its attributes; the three
+Nothing is kept twice. A Layer finds its Variables and sub-layers in its attributes; the three
 dictionaries that nn.Module's methods walk through are made from that whenever they are asked for.
 """
 
@@ -20,6 +20,13 @@ class _View(dict):
         self.variables[name]._storage = tensor
 
 
+def _group(modules, path):
+    """The modules below `path`; what holds a list or dict of layers becomes a plain nn.Module."""
+    for name in path:
+        modules = modules.setdefault(name, nn.Module())._modules
+    return modules
+
+
 class Base(nn.Module):
     """An nn.Module whose state is khub's."""
 
@@ -37,30 +44,46 @@ class Base(nn.Module):
         pass  # done in __new__, before a subclass sets its first attribute
 
     def __getattr__(self, name):
+        described = getattr(type(self), name, None)
+        if isinstance(described, property):  # it raised an AttributeError: say what it said
+            return described.fget(self)
         raise AttributeError(f"{type(self).__name__} object has no attribute {name!r}")
 
-    def _split(self):
-        parameters, buffers = {}, {}
-        for name, variable in self._own_variables().items():
-            kind = parameters if isinstance(variable.materialize(), nn.Parameter) else buffers
-            kind[name] = variable
-        return parameters, buffers
+    def _tensors(self, head, kind):
+        """Return name -> tensor of own Variables below the attribute `head` ("": right here)."""
+        found = {}
+        for path, variable in self._own_variables().items():
+            first, _, name = path.rpartition(".")
+            if first == head and isinstance(variable.materialize(), nn.Parameter) is kind:
+                found[name] = variable
+        return _View(found)
 
     @property
     def _parameters(self):
-        native = {k: v for k, v in vars(self).items() if isinstance(v, nn.Parameter)}
-        view = _View(self._split()[0])
-        view.update(native)
+        view = self._tensors("", True)
+        view.update((k, v) for k, v in vars(self).items() if isinstance(v, nn.Parameter))
         return view
 
     @property
     def _buffers(self):
-        return _View(self._split()[1])
+        return self._tensors("", False)
 
     @property
     def _modules(self):
-        native = {k: v for k, v in vars(self).items() if isinstance(v, nn.Module)}
-        return native | dict(self._children())
+        modules = {
+            k: v
+            for k, v in vars(self).items()
+            if isinstance(v, nn.Module) and not isinstance(v, Base)
+        }
+        for path, layer in self._children():
+            *groups, name = path.split(".")
+            _group(modules, groups)[name] = layer
+        for head in {path.rpartition(".")[0] for path in self._own_variables()} - {""}:
+            *groups, name = head.split(".")
+            inside = _group(modules, groups).setdefault(name, nn.Module())
+            vars(inside)["_parameters"] = self._tensors(head, True)
+            vars(inside)["_buffers"] = self._tensors(head, False)
+        return modules
 
     @_parameters.setter
     def _parameters(self, value):

@@ -288,9 +288,16 @@ def max_pool(inputs, pool_size, strides=None, padding="valid", data_format=None)
     return back(run(x, *settings))
 
 
+def _average_pool3d(x, *args, **kwargs):
+    wide = (
+        x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+    )  # torch lacks it on the CPU
+    return functional.avg_pool3d(wide, *args, **kwargs).to(x.dtype)
+
+
 def average_pool(inputs, pool_size, strides=None, padding="valid", data_format=None):
     x, back, *settings = _pool(inputs, pool_size, strides, padding, data_format, 0.0)
-    run = functional.avg_pool2d if x.dim() == 4 else functional.avg_pool3d
+    run = functional.avg_pool2d if x.dim() == 4 else _average_pool3d
     if settings[-1] != 0:
         return back(run(x, *settings, count_include_pad=False))
     ones = _pool(torch.ones_like(inputs[:1]), pool_size, strides, padding, data_format, 0.0)[0]

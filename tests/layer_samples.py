@@ -1,0 +1,296 @@
+"""Every layer: arguments, inputs, and the shape that must come out. Used here and against Keras."""
+
+import numpy as np
+
+
+class Int(tuple):
+    """The shape of an integer input."""
+
+
+class Tokens(tuple):
+    """The shape of an integer input from 0 to 4."""
+
+
+def array(shape, seed=0):
+    random = np.random.RandomState(seed)
+    if isinstance(shape, Tokens):
+        return random.randint(0, 5, shape).astype("int32")
+    if isinstance(shape, Int):
+        return random.randint(0, 100, shape).astype("int32")
+    return random.randn(*shape).astype("float32")
+
+
+def inputs(shapes, seed=0):
+    """Arrays of these shapes: one, or a list of them."""
+    if isinstance(shapes, list):
+        return [array(shape, seed + i) for i, shape in enumerate(shapes)]
+    return array(shapes, seed)
+
+
+def merge(**options):
+    return [
+        (options, [(2, 3), (2, 3)], (2, 3)),
+        (options, [(2, 4, 3), (2, 1, 3)], (2, 4, 3)),
+        (options, [(2, 3, 3), (2, 3)], (2, 3, 3)),
+    ]
+
+
+def pools(count):
+    space = (7, 6, 5)[:count]
+    return [
+        (dict(pool_size=2), (2, *space, 3), (2, *[n // 2 for n in space], 3)),
+        (
+            dict(pool_size=3, strides=2, padding="same"),
+            (2, *space, 3),
+            (2, *[-(-n // 2) for n in space], 3),
+        ),
+        (
+            dict(pool_size=(3, 2, 2)[:count], strides=1, data_format="channels_first"),
+            (2, 3, *space),
+            (2, 3, *[n - k + 1 for n, k in zip(space, (3, 2, 2))]),
+        ),
+    ]
+
+
+def wholes(count):
+    space = (4, 3, 2)[:count]
+    return [
+        ({}, (2, *space, 3), (2, 3)),
+        (dict(keepdims=True), (2, *space, 3), (2, *[1] * count, 3)),
+        (dict(data_format="channels_first"), (2, 3, *space), (2, 3)),
+    ]
+
+
+SAMPLES = {  # class -> (arguments, shape or shapes of the inputs, shape of the output)
+    "Dense": [
+        (dict(units=3), (2, 4), (2, 3)),
+        (dict(units=3, activation="gelu", use_bias=False), (2, 5, 4), (2, 5, 3)),
+        (
+            dict(
+                units=2,
+                activation="softmax",
+                kernel_initializer="he_normal",
+                bias_initializer="ones",
+                kernel_regularizer="l2",
+                bias_regularizer="l1",
+                activity_regularizer="l2",
+                kernel_constraint="max_norm",
+                bias_constraint="non_neg",
+            ),
+            (3, 4),
+            (3, 2),
+        ),
+    ],
+    "EinsumDense": [
+        (dict(equation="ab,bc->ac", output_shape=3), (2, 4), (2, 3)),
+        (
+            dict(equation="abc,cde->abde", output_shape=(None, 2, 3), bias_axes="de"),
+            (2, 5, 4),
+            (2, 5, 2, 3),
+        ),
+        (
+            dict(
+                equation="abcd,cde->abe", output_shape=(None, 6), bias_axes="e", activation="relu"
+            ),
+            (2, 3, 4, 5),
+            (2, 3, 6),
+        ),
+        (
+            dict(equation="...x,xy->...y", output_shape=7, bias_axes="y"),
+            (2, 3, 5, 4),
+            (2, 3, 5, 7),
+        ),
+        (dict(equation="abc,cd->abd", output_shape=(5, 3), bias_axes="bd"), (2, 5, 4), (2, 5, 3)),
+    ],
+    "Embedding": [
+        (dict(input_dim=5, output_dim=3), Tokens((2, 4)), (2, 4, 3)),
+        (
+            dict(input_dim=6, output_dim=2, mask_zero=True, embeddings_initializer="normal"),
+            Tokens((3,)),
+            (3, 2),
+        ),
+        (
+            dict(
+                input_dim=5,
+                output_dim=2,
+                embeddings_regularizer="l2",
+                embeddings_constraint="unit_norm",
+            ),
+            Tokens((2, 2, 2)),
+            (2, 2, 2, 2),
+        ),
+    ],
+    "Activation": [
+        (dict(activation="relu"), (2, 3), (2, 3)),
+        (dict(activation="softmax"), (2, 3, 4), (2, 3, 4)),
+        (dict(activation="gelu"), (5,), (5,)),
+    ],
+    "ReLU": [
+        ({}, (2, 3), (2, 3)),
+        (dict(max_value=1.0, negative_slope=0.2, threshold=0.3), (4, 5), (4, 5)),
+        (dict(negative_slope=0.1), (4, 5), (4, 5)),
+    ],
+    "LeakyReLU": [({}, (2, 3), (2, 3)), (dict(negative_slope=0.05), (2, 3, 2), (2, 3, 2))],
+    "ELU": [({}, (2, 3), (2, 3)), (dict(alpha=0.5), (2, 3), (2, 3))],
+    "PReLU": [
+        ({}, (2, 3), (2, 3)),
+        (
+            dict(alpha_initializer="uniform", shared_axes=(1, 2), alpha_regularizer="l1"),
+            (2, 4, 5, 3),
+            (2, 4, 5, 3),
+        ),
+        (dict(alpha_initializer="ones", alpha_constraint="non_neg"), (2, 4, 3), (2, 4, 3)),
+    ],
+    "Softmax": [
+        ({}, (2, 3), (2, 3)),
+        (dict(axis=1), (2, 3, 4), (2, 3, 4)),
+        (dict(axis=(1, 2)), (2, 3, 4), (2, 3, 4)),
+    ],
+    "Identity": [({}, (2, 3), (2, 3)), ({}, Int((2,)), (2,))],
+    "Masking": [({}, (2, 3, 4), (2, 3, 4)), (dict(mask_value=2.0), (2, 3, 4), (2, 3, 4))],
+    "Lambda": [(dict(function="tanh"), (2, 3), (2, 3))],
+    "Dropout": [
+        (dict(rate=0.5), (2, 3), (2, 3)),
+        (dict(rate=0.2, noise_shape=(None, 1, 4), seed=3), (2, 3, 4), (2, 3, 4)),
+        (dict(rate=0.0), (2,), (2,)),
+    ],
+    "GaussianNoise": [(dict(stddev=0.5), (2, 3), (2, 3)), (dict(stddev=0.1, seed=1), (4,), (4,))],
+    "ActivityRegularization": [
+        ({}, (2, 3), (2, 3)),
+        (dict(l1=0.1, l2=0.2), (2, 3, 2), (2, 3, 2)),
+    ],
+    "LayerNormalization": [
+        ({}, (2, 4), (2, 4)),
+        (dict(axis=(1, 2), epsilon=1e-5), (2, 3, 4), (2, 3, 4)),
+        (dict(axis=1, center=False, gamma_initializer="uniform"), (2, 3, 4), (2, 3, 4)),
+        (dict(scale=False, beta_initializer="normal", beta_regularizer="l2"), (2, 3, 4), (2, 3, 4)),
+        (dict(axis=[3, 1], gamma_constraint="non_neg"), (2, 3, 4, 5), (2, 3, 4, 5)),
+    ],
+    "RMSNormalization": [
+        ({}, (2, 4), (2, 4)),
+        (dict(epsilon=1e-3), (2, 3, 4), (2, 3, 4)),
+        (dict(axis=1), (2, 3, 4), (2, 3, 4)),
+        (dict(axis=(1, 2)), (2, 3, 4), (2, 3, 4)),
+    ],
+    "BatchNormalization": [
+        ({}, (6, 4), (6, 4)),
+        (dict(axis=1, momentum=0.5, epsilon=1e-2), (2, 3, 4, 2), (2, 3, 4, 2)),
+        (
+            dict(
+                center=False,
+                gamma_initializer="uniform",
+                moving_mean_initializer="normal",
+                momentum=0.9,
+            ),
+            (2, 3, 4),
+            (2, 3, 4),
+        ),
+        (dict(scale=False, beta_initializer="normal"), (2, 3, 4), (2, 3, 4)),
+    ],
+    "GroupNormalization": [
+        (dict(groups=2), (2, 3, 4), (2, 3, 4)),
+        (dict(groups=-1, axis=1), (2, 3, 4), (2, 3, 4)),
+        (dict(groups=1, center=False, epsilon=1e-5), (2, 3, 3, 4), (2, 3, 3, 4)),
+        (dict(groups=3, axis=-2, scale=False, beta_initializer="normal"), (2, 6, 4), (2, 6, 4)),
+    ],
+    "UnitNormalization": [
+        ({}, (2, 4), (2, 4)),
+        (dict(axis=(1, 2)), (2, 3, 4), (2, 3, 4)),
+        (dict(axis=1), (2, 3, 4), (2, 3, 4)),
+    ],
+    "Conv1D": [
+        (dict(filters=4, kernel_size=3), (2, 7, 3), (2, 5, 4)),
+        (
+            dict(filters=4, kernel_size=3, strides=2, padding="same", activation="relu"),
+            (2, 7, 3),
+            (2, 4, 4),
+        ),
+        (dict(filters=2, kernel_size=3, padding="causal", dilation_rate=2), (2, 7, 3), (2, 7, 2)),
+        (
+            dict(filters=4, kernel_size=2, data_format="channels_first", groups=2, use_bias=False),
+            (2, 6, 5),
+            (2, 4, 4),
+        ),
+    ],
+    "Conv2D": [
+        (dict(filters=4, kernel_size=3), (2, 6, 5, 3), (2, 4, 3, 4)),
+        (
+            dict(
+                filters=4,
+                kernel_size=(3, 2),
+                strides=(2, 1),
+                padding="same",
+                kernel_regularizer="l2",
+            ),
+            (2, 6, 5, 3),
+            (2, 3, 5, 4),
+        ),
+        (
+            dict(filters=6, kernel_size=2, groups=3, dilation_rate=2, activation="tanh"),
+            (2, 6, 5, 3),
+            (2, 4, 3, 6),
+        ),
+        (dict(filters=2, kernel_size=3, data_format="channels_first"), (2, 3, 5, 6), (2, 2, 3, 4)),
+        (
+            dict(filters=2, kernel_size=2, bias_initializer="ones", activity_regularizer="l2"),
+            (1, 3, 3, 2),
+            (1, 2, 2, 2),
+        ),
+    ],
+    "Conv3D": [
+        (dict(filters=2, kernel_size=2), (2, 4, 3, 3, 2), (2, 3, 2, 2, 2)),
+        (
+            dict(filters=2, kernel_size=(3, 1, 2), strides=2, padding="same", use_bias=False),
+            (2, 4, 3, 3, 2),
+            (2, 2, 2, 2, 2),
+        ),
+    ],
+    "MaxPooling1D": pools(1),
+    "MaxPooling2D": pools(2),
+    "MaxPooling3D": pools(3),
+    "AveragePooling1D": pools(1),
+    "AveragePooling2D": pools(2),
+    "AveragePooling3D": pools(3),
+    "GlobalMaxPooling1D": wholes(1),
+    "GlobalMaxPooling2D": wholes(2),
+    "GlobalMaxPooling3D": wholes(3),
+    "GlobalAveragePooling1D": wholes(1),
+    "GlobalAveragePooling2D": wholes(2),
+    "GlobalAveragePooling3D": wholes(3),
+    "Flatten": [
+        ({}, (2, 3, 4), (2, 12)),
+        (dict(data_format="channels_first"), (2, 3, 4, 2), (2, 24)),
+        ({}, (2,), (2, 1)),
+    ],
+    "Reshape": [
+        (dict(target_shape=(4, 3)), (2, 12), (2, 4, 3)),
+        (dict(target_shape=(-1, 2)), (2, 3, 4), (2, 6, 2)),
+    ],
+    "Permute": [
+        (dict(dims=(2, 1)), (2, 3, 4), (2, 4, 3)),
+        (dict(dims=(3, 1, 2)), (2, 3, 4, 5), (2, 5, 3, 4)),
+    ],
+    "RepeatVector": [(dict(n=3), (2, 4), (2, 3, 4))],
+    "Add": merge(),
+    "Subtract": merge(),
+    "Multiply": merge(),
+    "Average": merge() + [({}, [(2, 3)] * 3, (2, 3))],
+    "Maximum": merge() + [({}, [(2, 3)] * 3, (2, 3))],
+    "Minimum": merge(),
+    "Concatenate": [
+        ({}, [(2, 3), (2, 4)], (2, 7)),
+        (dict(axis=1), [(2, 3, 2), (2, 1, 2), (2, 2, 2)], (2, 6, 2)),
+    ],
+}
+CASES = [(name, *sample) for name, samples in SAMPLES.items() for sample in samples]
+IDS = [f"{name}-{i}" for name, samples in SAMPLES.items() for i in range(len(samples))]
+# What a table of calls on tensors cannot hold.
+ELSEWHERE = {"Layer", "InputLayer"}
+
+
+def core_layers():
+    """The names of all layers of khub.layers (not those that models define for themselves)."""
+    from khub.saving import registry
+
+    classes = [c for c in registry.registered("layers").values() if isinstance(c, type)]
+    return {c.__name__ for c in classes if c.__module__.startswith("khub.layers.")}

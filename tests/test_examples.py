@@ -1,0 +1,107 @@
+"""The programs in examples/ run, learn what they say, and stay short."""
+
+import gzip
+import re
+import runpy
+import sys
+
+import numpy as np
+import pytest
+from sources import ROOT
+
+import khub
+
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+NATIVE = {"torch_loop": "torch", "jax_loop": "jax", "tf_loop": "tensorflow"}
+NO_GRADIENTS = {"text_embeddings"}  # what the NumPy backend can run
+HERE = [
+    path.stem
+    for path in EXAMPLES
+    if NATIVE.get(path.stem, khub.backend.name) == khub.backend.name
+    and (khub.backend.name != "numpy" or path.stem in NO_GRADIENTS)
+]
+
+
+def write_digits(folder):
+    """400 pictures of ten kinds, a bright row each: the labels packed, the images not."""
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 10, 400).astype("uint8")
+    images = random.integers(0, 60, (400, 28, 28)).astype("uint8")
+    images[np.arange(400), 2 * labels + 4] = 255
+    for name, array in (("images-idx3-ubyte", images), ("labels-idx1-ubyte", labels)):
+        sizes = np.array(array.shape, ">u4").tobytes()
+        data = bytes([0, 0, 8, array.ndim]) + sizes + array.tobytes()
+        (folder / f"t10k-{name}").write_bytes(data)
+    labels_file = folder / "t10k-labels-idx1-ubyte"
+    (folder / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(labels_file.read_bytes()))
+    images_file = folder / "t10k-images-idx3-ubyte"
+    images_file.with_suffix(".gz").write_bytes(gzip.compress(images_file.read_bytes()))
+    labels_file.unlink(), images_file.unlink()
+    return [str(folder), "--epochs", "8"]
+
+
+ARGUMENTS = {
+    "fine_tune_bert": lambda folder: [
+        "--rows",
+        "96",
+        "--epochs",
+        "2",
+        "--output",
+        f"{folder}/bert",
+    ],
+    "custom_train_step": lambda folder: ["--epochs", "20"],
+    "mnist_cnn": write_digits,
+    "text_embeddings": lambda folder: ["--rows", "240", "The food was cold.", "--count", "3"],
+}
+
+
+def number(pattern, text):
+    return float(re.search(pattern, text)[1])
+
+
+def falls(text):
+    first, last = number(r"step 0: loss ([0-9.]+)", text), number(r"final loss ([0-9.]+)", text)
+    assert last < 0.4 * first
+
+
+def tuned(text):
+    assert 45 < number(r"accuracy ([0-9.]+)%", text) <= 100
+    assert len(re.findall(r"^(?:negative|positive) +[TI]", text, re.M)) == 2
+
+
+def close_to_the_circle(text):
+    assert 0.6 < number(r"mean radius of generated points: ([0-9.]+)", text) < 1.4
+
+
+def digits(text):
+    answers, truth = re.search(r"digits: (.*), true: (.*)", text).groups()
+    assert sum(a == b for a, b in zip(answers, truth)) > 0.7 * len(truth)
+
+
+def nearest(text):
+    scores = [float(line.split()[0]) for line in text.splitlines()[-3:]]
+    assert scores == sorted(scores, reverse=True) and scores[0] > 0
+
+
+CHECKS = {
+    "fine_tune_bert": tuned,
+    "custom_train_step": close_to_the_circle,
+    "mnist_cnn": digits,
+    "text_embeddings": nearest,
+    **dict.fromkeys(NATIVE, falls),
+}
+
+
+@pytest.mark.parametrize("name", HERE)
+def test_examples(name, tmp_path, monkeypatch, capsys):
+    arguments = ARGUMENTS.get(name, lambda folder: ["--steps", "60"])(tmp_path)
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(ROOT / "examples" / f"{name}.py"), run_name="__main__")
+    CHECKS[name](capsys.readouterr().out)
+
+
+@pytest.mark.once
+def test_every_example_is_checked_and_short():
+    assert {path.stem for path in EXAMPLES} == CHECKS.keys()
+    assert [p.name for p in EXAMPLES if len(p.read_text().splitlines()) >= 60] == []

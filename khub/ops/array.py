@@ -65,7 +65,7 @@ def transpose(x, axes=None):
 
 @primitive()
 def view(x, dtype=None):
-    """The bytes of `x` read as another dtype; the last axis shrinks or grows with the element size."""
+    """The bytes of `x` as another dtype; the last axis shrinks or grows with the element size."""
 
 
 @primitive()
@@ -336,7 +336,7 @@ def diagonal(x, offset=0, axis1=0, axis2=1):
 
 @op()
 def diag(x, k=0):
-    """The `k`-th diagonal of a matrix, or the matrix with this one.  (n, m) -> (k,), (n,) -> (n, n)"""
+    """The `k`-th diagonal of a matrix, or a matrix with this one.  (n, m) -> (k,) -> (n, n)"""
     if len(x.shape) == 2:
         return diagonal(x, k)
     rows = expand_dims(pad(x, [(-k, 0) if k < 0 else (0, k)]), -1)

@@ -107,7 +107,7 @@ def _greedy(inputs, lengths, merge_repeated, mask_index):
 
 
 def _beam_search(inputs, lengths, width, top_paths, merge_repeated, mask_index):
-    """Keep the `width` likeliest prefixes, each with log probabilities of ending in a blank or not."""
+    """Keep the `width` likeliest prefixes, with log probabilities of a blank end or none."""
     frames, valid = _frames(inputs, lengths)
     time, batch, classes = shape(frames)
     places = arange(time)

@@ -453,7 +453,7 @@ def average_pool(inputs, pool_size, strides=None, padding="valid", data_format=N
 
 
 def _adaptive(inputs, output_size, data_format, reduce):
-    """Replace each space axis by `reduce(windows, axis, lengths)`; short windows repeat their end."""
+    """Replace each space axis by `reduce(windows, axis, lengths)`; windows repeat their end."""
     axis = 2 if windows.channels_first(data_format) else 1
     count = len(inputs.shape) - 2
     for out in windows.per_axis(output_size, count, "output_size"):
@@ -485,7 +485,7 @@ def adaptive_max_pool(inputs, output_size, data_format=None):
 
 
 def _blocks(x, block_size, first, there):
-    """Move blocks of pixels into channels or back; channels-first images keep channels outermost."""
+    """Move blocks of pixels into channels or back; channels outermost where they are first."""
     batch, *sizes = shape(x)
     height, width, depth = (*sizes[1:], sizes[0]) if first else sizes
     b = block_size
@@ -505,7 +505,7 @@ def _blocks(x, block_size, first, there):
 
 @op()
 def space_to_depth(x, block_size, data_format="channels_last"):
-    """Blocks of pixels as channels.  (batch, height, width, n) -> (.., height / b, width / b, n b b)"""
+    """Blocks of pixels as channels.  (batch, h, w, n) -> (batch, h / b, w / b, n b b)"""
     return _blocks(x, block_size, windows.channels_first(data_format), True)
 
 

@@ -90,7 +90,7 @@ def _quantile(x, q, axis, method, keepdims, without_nan=False):
 
 @op(dtype=promote_float)
 def quantile(x, q, axis=None, method="linear", keepdims=False):
-    """The values below which the shares `q` (0 to 1) of `x` lie, over `axis`.  -> (*q.shape, ...)"""
+    """The values below which the shares `q` (0 to 1) of `x` lie.  -> (*q.shape, ...)"""
     return _quantile(x, q, axis, method, keepdims)
 
 

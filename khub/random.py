@@ -107,6 +107,33 @@ def randint(shape, minval, maxval, dtype="int32", seed=None):
     )
 
 
+def gamma(shape, alpha, dtype=None, seed=None):
+    """Numbers from gamma distributions of rate 1; alpha: their shape parameters, broadcast."""
+    dtype = dtypes.standardize(dtype)
+    alpha = ops.broadcast_to(ops.convert_to_tensor(alpha, "float32"), tuple(shape))
+    return ops.cast(active.random_gamma(alpha, _seed(seed)), dtype)
+
+
+def beta(shape, alpha, beta, dtype=None, seed=None):
+    """Numbers from beta distributions: X / (X + Y) of two gamma distributions."""
+    both = ops.stack(
+        [ops.broadcast_to(ops.cast(a, "float32"), tuple(shape)) for a in (alpha, beta)]
+    )
+    x, y = ops.unstack(gamma(both.shape, both, "float32", seed))
+    return ops.cast(x / (x + y), dtypes.standardize(dtype))
+
+
+def binomial(shape, counts, probabilities, dtype=None, seed=None):
+    """How many of `counts` trials succeed, each with the given probability."""
+    shape = tuple(shape)
+    counts, probabilities = (
+        ops.broadcast_to(ops.convert_to_tensor(x, "float32"), shape)
+        for x in (counts, probabilities)
+    )
+    found = active.random_binomial(counts, probabilities, _seed(seed))
+    return ops.cast(found, dtypes.standardize(dtype))
+
+
 def categorical(logits, num_samples, dtype="int32", seed=None):
     """Class indices drawn with probabilities softmax(logits).
 

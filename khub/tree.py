@@ -53,18 +53,22 @@ def map_structure_up_to(shallow_structure, func, *structures):
     return optree.tree_unflatten(specification, [func(*row) for row in zip(*columns, strict=True)])
 
 
-def assert_same_structure(a, b):
-    """Raise ValueError unless `a` and `b` have the same containers."""
-    first, second = (optree.tree_structure(s, none_is_leaf=True) for s in (a, b))
-    if first != second:
-        raise ValueError(f"The structures differ: {first} and {second}.")
+def assert_same_structure(a, b, check_types=None):
+    """Raise ValueError unless `a` and `b` are nested alike in the same containers."""
+    found = [optree.tree_structure(s, none_is_leaf=True) for s in (a, b)]
+    if found[0] != found[1]:
+        raise ValueError(f"The structures differ: {found[0]} and {found[1]}.")
 
 
-def assert_same_paths(a, b):
-    """Raise ValueError unless `a` and `b` have the same paths, whatever the container types."""
-    first, second = ({path for path, _ in flatten_with_path(s)} for s in (a, b))
-    if first != second:
-        raise ValueError(f"The paths differ: {sorted(map(str, first ^ second))}.")
+def map_shape_structure(func, structure):
+    """Apply `func` to every shape of a structure; a shape is a tuple or list of sizes or None."""
+
+    def is_shape(node):
+        return isinstance(node, (tuple, list)) and all(
+            isinstance(n, (int, type(None))) for n in node
+        )
+
+    return optree.tree_map(func, structure, is_leaf=is_shape, none_is_leaf=True)
 
 
 def lists_to_tuples(structure):

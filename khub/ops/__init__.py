@@ -1,13 +1,16 @@
 """Operations on tensors: NumPy-like, neural-network, control flow."""
 
-from khub.ops import core, ctc, math, nn
+from khub.ops import core, ctc, image, linalg, math, nn
 from khub.ops.array import *  # noqa: F403
 from khub.ops.core import *  # noqa: F403
 from khub.ops.ctc import ctc_decode, ctc_loss
+from khub.ops.linalg import *  # noqa: F403
+from khub.ops.linalg import logdet
 from khub.ops.math import *  # noqa: F403
 from khub.ops.nn import *  # noqa: F403
 from khub.ops.numeric import *  # noqa: F403
 from khub.ops.op import OPS
+from khub.ops.signal import *  # noqa: F403
 from khub.ops.statistics import *  # noqa: F403
 
 abs = math.absolute  # noqa: A001
@@ -21,7 +24,7 @@ __all__ = sorted(
     for name, item in vars().items()
     if not name.startswith("_")
     and (getattr(item, "__name__", "") in OPS or getattr(item, "__module__", "") == core.__name__)
-    or name in ("vectorize", "numpy", "math", "nn")
+    or name in ("vectorize", "numpy", "math", "nn", "linalg", "image")
 )
 
 from khub.ops import numpy  # noqa: E402  (it lists what is above)

@@ -142,6 +142,80 @@ def scan(f, init, xs=None, length=None, reverse=False, unroll=1):
     return active.scan(f, init, xs, length, reverse)
 
 
+def map(f, xs):  # noqa: A001  (Keras' name)
+    """Apply `f` to each slice of `xs` along the first axis, one after the other, and stack."""
+    start = convert_to_tensor(0, "int32")
+    return scan(lambda count, x: (count, f(x)), start, xs)[1]
+
+
+def switch(index, branches, *operands):
+    """Return `branches[index](*operands)`, the first or last one for an index out of range."""
+
+    def chosen(place):
+        if place == len(branches) - 1:
+            return branches[place](*operands)
+        first = OPS["less_equal"](index, place)
+        return cond(first, lambda: branches[place](*operands), lambda: chosen(place + 1))
+
+    return chosen(0)
+
+
+def associative_scan(f, elems, reverse=False, axis=0):
+    """Return the running results of an associative `f(a, b)` along an axis, in log2(n) rounds.
+
+    elems: a tensor or a structure of them; `f` takes and gives such structures.  Blelloch 1990
+    """
+    elems = tree.map_structure(lambda x: OPS["moveaxis"](_tensors(x), axis, 0), elems)
+    if reverse:
+        elems = tree.map_structure(lambda x: OPS["flip"](x, 0), elems)
+    result = _running(f, elems)
+    if reverse:
+        result = tree.map_structure(lambda x: OPS["flip"](x, 0), result)
+    return tree.map_structure(lambda x: OPS["moveaxis"](x, 0, axis), result)
+
+
+def _running(f, elems):
+    count = tree.flatten(elems)[0].shape[0]
+    if count < 2:
+        return elems
+
+    def part(x, start, stop=None, step=2):
+        return tree.map_structure(lambda leaf: leaf[start:stop:step], x)
+
+    odd = _running(f, f(part(elems, 0, -1), part(elems, 1)))
+    before = odd if count % 2 else part(odd, 0, -1, 1)
+    later = f(before, part(elems, 2)) if count > 2 else part(elems, 0, 0)
+    even = tree.map_structure(lambda a, b: OPS["concatenate"]([a, b], 0), part(elems, 0, 1), later)
+
+    def woven(a, b):
+        pairs = OPS["stack"]([a[: count // 2], b], 1)
+        flat = OPS["reshape"](pairs, (count // 2 * 2, *a.shape[1:]))
+        return OPS["concatenate"]([flat, a[count // 2 :]], 0) if count % 2 else flat
+
+    return tree.map_structure(woven, even, odd)
+
+
+def custom_gradient(f):
+    """Return `f` without its second result, a function that gives its gradient instead.
+
+    f: arguments -> (outputs, gradient function: upstream gradients -> one gradient an argument)
+    """
+
+    def call(*args):
+        if any_symbolic(args):
+            return record(call, args, {})
+        return run(*_tensors(list(args)))
+
+    run = active.custom_gradient(f)
+    return call
+
+
+def jvp(fun, primals, tangents, has_aux=False):
+    """Return `fun(*primals)`, its derivative in the direction `tangents`, and aux if it has it."""
+    primals, tangents = (tuple(_tensors(list(x))) for x in (primals, tangents))
+    return active.jvp(fun, primals, tangents, has_aux)
+
+
 def vectorized_map(function, elements):
     """Apply `function` to each slice of `elements` along the first axis, as one computation."""
     if any_symbolic(elements):

@@ -33,3 +33,11 @@ def random_normal(shape, mean, stddev, dtype, seed):
 
 def random_integers(shape, minval, maxval, dtype, seed):
     return jax.random.randint(seed, shape, minval, maxval, _native(dtype))
+
+
+def random_gamma(alpha, seed):
+    return jax.random.gamma(seed, alpha)
+
+
+def random_binomial(counts, probabilities, seed):
+    return jax.random.binomial(seed, counts, probabilities)

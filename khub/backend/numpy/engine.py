@@ -7,6 +7,7 @@ from operator import itemgetter
 import numpy as np
 
 from khub import dtypes, tree
+from khub.backend.numpy.arrays import FLOATS
 
 EAGER = True  # whether jit leaves functions as they are
 fused = {}  # optimizer class name -> its update of all Variables in one go
@@ -40,7 +41,14 @@ def placeholder(shape, dtype):
 
 def abstract_eval(function, specs):
     with np.errstate(all="ignore"):
-        return function(*[np.zeros(shape, dtypes.numpy_dtype(dtype)) for shape, dtype in specs])
+        return function(*[_sample(shape, dtypes.numpy_dtype(dtype)) for shape, dtype in specs])
+
+
+def _sample(shape, dtype):
+    """Values that every operation takes: zeros, or matrices that can be inverted."""
+    if len(shape) < 2 or dtype not in FLOATS:
+        return np.zeros(shape, dtype)
+    return np.broadcast_to(np.eye(*shape[-2:], dtype=dtype), shape)
 
 
 def body(function):
@@ -70,6 +78,14 @@ def value_and_grad(function, variables, has_aux):
         "The numpy backend computes no gradients; set KHUB_BACKEND to jax, torch or tensorflow "
         "to train."
     )
+
+
+def custom_gradient(function):
+    return lambda *args: function(*args)[0]
+
+
+def jvp(function, primals, tangents, has_aux):
+    return value_and_grad(function, None, has_aux)  # says that there are no derivatives
 
 
 def checkpoint(function):

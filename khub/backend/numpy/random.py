@@ -27,3 +27,11 @@ def random_normal(shape, mean, stddev, dtype, seed):
 
 def random_integers(shape, minval, maxval, dtype, seed):
     return cast(seed.integers(minval, maxval, shape), dtype)
+
+
+def random_gamma(alpha, seed):
+    return seed.standard_gamma(alpha).astype("float32")
+
+
+def random_binomial(counts, probabilities, seed):
+    return seed.binomial(counts.astype("int64"), probabilities).astype("float32")

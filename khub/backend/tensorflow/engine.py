@@ -178,6 +178,20 @@ def _within(scope, function, args, kwargs):
     return result
 
 
+def custom_gradient(function):
+    return tf.custom_gradient(function)
+
+
+def jvp(function, primals, tangents, has_aux):
+    with tf.autodiff.ForwardAccumulator(list(primals), list(tangents)) as accumulator:
+        result = function(*primals)
+    outputs, *aux = result if has_aux else (result,)
+    derivative = tree.map_structure(
+        lambda x: accumulator.jvp(x, tf.UnconnectedGradients.ZERO), outputs
+    )
+    return (outputs, derivative, *aux)
+
+
 def checkpoint(function):
     def call(*args, **kwargs):
         outer, before, after, then = local.scope, {}, {}, Resumed()
@@ -375,6 +389,14 @@ def random_uniform(shape, minval, maxval, dtype, seed):
 
 def random_normal(shape, mean, stddev, dtype, seed):
     return tf.random.stateless_normal(shape, seed, mean, stddev, NATIVE[dtype])
+
+
+def random_gamma(alpha, seed):
+    return tf.random.stateless_gamma(tf.shape(alpha), seed, alpha)
+
+
+def random_binomial(counts, probabilities, seed):
+    return tf.random.stateless_binomial(tf.shape(counts), seed, counts, probabilities, tf.float32)
 
 
 def random_integers(shape, minval, maxval, dtype, seed):

@@ -169,6 +169,35 @@ def _within(scope, function, args, kwargs):
     return result
 
 
+def custom_gradient(function):
+    def call(*args):
+        return tree.pack_sequence_as(*_apply(args))
+
+    def _apply(args):
+        kept = {}
+
+        class Custom(torch.autograd.Function):
+            @staticmethod
+            def forward(context, *tensors):
+                outputs, kept["gradient"] = function(*tensors)
+                kept["outputs"] = outputs
+                return tuple(tree.flatten(outputs))
+
+            @staticmethod
+            def backward(context, *upstream):
+                gradients = kept["gradient"](*upstream)
+                return tuple(gradients) if isinstance(gradients, (tuple, list)) else gradients
+
+        flat = Custom.apply(*args)
+        return kept["outputs"], list(flat)
+
+    return call
+
+
+def jvp(function, primals, tangents, has_aux):
+    return torch.func.jvp(function, primals, tangents, has_aux=has_aux)
+
+
 def checkpoint(function):
     from torch.utils.checkpoint import checkpoint as recompute
 
@@ -283,6 +312,14 @@ def random_integers(shape, minval, maxval, dtype, seed):
         .random_(minval, maxval, generator=seed)
         .to(NATIVE[dtype])
     )
+
+
+def random_gamma(alpha, seed):
+    return torch._standard_gamma(alpha, generator=seed)
+
+
+def random_binomial(counts, probabilities, seed):
+    return torch.binomial(counts, probabilities, generator=seed)
 
 
 def random_dropout(inputs, rate, noise_shape, seed):

@@ -1,6 +1,7 @@
 """All layers."""
 
 from khub.layers.activation import ELU, LeakyReLU, PReLU, ReLU, Softmax
+from khub.layers.attention import *  # noqa: F403
 from khub.layers.convolution import *  # noqa: F403
 from khub.layers.core import (
     Activation,
@@ -23,5 +24,30 @@ from khub.layers.norm import (
     UnitNormalization,
 )
 from khub.layers.pooling import *  # noqa: F403
-from khub.layers.regularization import ActivityRegularization, Dropout, GaussianNoise
-from khub.layers.reshaping import Flatten, Permute, RepeatVector, Reshape
+from khub.layers.recurrent import *  # noqa: F403
+from khub.layers.regularization import (
+    ActivityRegularization,
+    AlphaDropout,
+    Dropout,
+    GaussianDropout,
+    GaussianNoise,
+    SpatialDropout1D,
+    SpatialDropout2D,
+    SpatialDropout3D,
+)
+from khub.layers.reshaping import (
+    Cropping1D,
+    Cropping2D,
+    Cropping3D,
+    Flatten,
+    Permute,
+    RepeatVector,
+    Reshape,
+    UpSampling1D,
+    UpSampling2D,
+    UpSampling3D,
+    ZeroPadding1D,
+    ZeroPadding2D,
+    ZeroPadding3D,
+)
+from khub.layers.wrappers import *  # noqa: F403

@@ -6,16 +6,65 @@ from khub.fields import Constraint, Initializer, PositiveInt, Regularizer
 from khub.layers.layer import InputSpec, Layer
 
 
-class _Conv(Layer):
+class _Convolution(Layer):
+    """What all kinds share: windows, the bias, the activation."""
+
+    _space = 2
+    _keras_keys = {"activity_regularizer": None}
+    _paddings = ("valid", "same")
+
+    def setup(self):
+        for name in ("kernel_size", "strides", "dilation_rate"):
+            setattr(self, name, windows.per_axis(getattr(self, name), self._space, name))
+        self._first = windows.channels_first(self.data_format)
+        self.padding = self.padding.lower()
+        if self.padding not in self._paddings:
+            raise ValueError(f"{type(self).__name__}: unknown padding {self.padding!r}.")
+        if max(self.strides) > 1 and max(self.dilation_rate) > 1:
+            raise ValueError(
+                f"{type(self).__name__}: strides {self.strides} and dilation_rate "
+                f"{self.dilation_rate} cannot both be above 1."
+            )
+        self.input_spec = InputSpec(ndim=self._space + 2)
+        self._linear = self.activation.__name__ == "linear"
+
+    def build(self, input_shape):
+        axis = 1 if self._first else -1
+        channels = self._width = input_shape[axis]
+        if channels is None:
+            raise ValueError(
+                f"{type(self).__name__} {self.name!r} needs a known number of channels, got "
+                f"{tuple(input_shape)}."
+            )
+        outputs = self._add_kernels(channels)
+        self.bias = self.add_weight((outputs,), name="bias") if self.use_bias else None
+        self.input_spec = InputSpec(ndim=self._space + 2, axes={axis: channels})
+
+    def call(self, inputs):
+        if inputs.shape[1 if self._first else -1] != self._width:  # or it would pass for groups
+            raise ValueError(f"{self.name} was built for {self._width} channels.")
+        y = self._convolve(inputs)
+        if self.bias is not None:
+            bias = self.bias
+            y = y + (ops.reshape(bias, (1, -1, *[1] * self._space)) if self._first else bias.value)
+        return y if self._linear else self.activation(y)
+
+    def _causal(self, inputs):
+        """Pad in front what a causal window sees, and return the padding that is left to do."""
+        if self.padding != "causal":
+            return inputs, self.padding
+        reach = (self.kernel_size[0] - 1) * self.dilation_rate[0]
+        border = [(0, 0), (0, 0), (reach, 0)] if self._first else [(0, 0), (reach, 0), (0, 0)]
+        return ops.pad(inputs, border), "valid"
+
+
+class _Conv(_Convolution):
     """y = activation(conv(x, kernel) + bias)
 
     x: (batch, *space, n)  ->  y: (batch, *space', filters); channels_first: (batch, n, *space)
     padding: "valid", "same", or "causal" (1D: sees no later step).
     Weights: kernel (*kernel_size, n / groups, filters), bias (filters,)
     """
-
-    _space = 2
-    _keras_keys = {"activity_regularizer": None}
 
     filters: PositiveInt
     kernel_size: object
@@ -35,82 +84,196 @@ class _Conv(Layer):
     bias_constraint: Constraint = None
 
     def setup(self):
-        for name in ("kernel_size", "strides", "dilation_rate"):
-            setattr(self, name, windows.per_axis(getattr(self, name), self._space, name))
-        self._first = windows.channels_first(self.data_format)
-        self.padding = self.padding.lower()
-        if self.padding not in (
-            ("valid", "same", "causal") if self._space == 1 else ("valid", "same")
-        ):
-            raise ValueError(f"{type(self).__name__}: unknown padding {self.padding!r}.")
-        if max(self.strides) > 1 and max(self.dilation_rate) > 1:
-            raise ValueError(
-                f"{type(self).__name__}: strides {self.strides} and dilation_rate "
-                f"{self.dilation_rate} "
-                "cannot both be above 1."
-            )
+        super().setup()
         if self.filters % self.groups:
             raise ValueError(f"{self.filters} filters do not divide into {self.groups} groups.")
-        self.input_spec = InputSpec(ndim=self._space + 2)
-        self._linear = self.activation.__name__ == "linear"
 
-    def _channels(self, input_shape):
-        channels = input_shape[1 if self._first else -1]
-        if channels is None or channels % self.groups:
+    def _add_kernels(self, channels):
+        if channels % self.groups:
             raise ValueError(
-                f"{type(self).__name__} {self.name!r}: {channels} input channels "
-                f"(shape {tuple(input_shape)}) "
-                f"do not divide into {self.groups} groups."
+                f"{type(self).__name__} {self.name!r}: {channels} input channels do not divide "
+                f"into {self.groups} groups."
             )
-        return channels
+        shape = (*self.kernel_size, channels // self.groups, self.filters)
+        self.kernel = self.add_weight(shape, name="kernel")
+        return self.filters
 
-    def build(self, input_shape):
-        channels = self._width = self._channels(input_shape)
-        self.kernel = self.add_weight(
-            (*self.kernel_size, channels // self.groups, self.filters), name="kernel"
-        )
-        self.bias = self.add_weight((self.filters,), name="bias") if self.use_bias else None
-        self.input_spec = InputSpec(ndim=self._space + 2, axes={1 if self._first else -1: channels})
-
-    def call(self, inputs):
-        padding = self.padding
-        if (
-            inputs.shape[1 if self._first else -1] != self._width
-        ):  # else it would pass for more groups
-            raise ValueError(f"{self.name} was built for {self._width} channels.")
-        if padding == "causal":
-            reach = (self.kernel_size[0] - 1) * self.dilation_rate[0]
-            border = [(0, 0), (0, 0), (reach, 0)] if self._first else [(0, 0), (reach, 0), (0, 0)]
-            inputs, padding = ops.pad(inputs, border), "valid"
-        y = ops.conv(
+    def _convolve(self, inputs):
+        inputs, padding = self._causal(inputs)
+        return ops.conv(
             inputs, self.kernel, self.strides, padding, self.data_format, self.dilation_rate
         )
-        return self._finish(y)
-
-    def _finish(self, y):
-        if self.bias is not None:
-            bias = self.bias
-            y = y + (ops.reshape(bias, (1, -1, *[1] * self._space)) if self._first else bias.value)
-        return y if self._linear else self.activation(y)
 
 
-class Conv1D(_Conv):
-    __doc__ = _Conv.__doc__
-    _space = 1
+class _ConvTranspose(_Convolution):
+    """The gradient of a convolution as a layer: it makes images larger.  arXiv:1603.07285
+
+    x: (batch, *space, n)  ->  y: (batch, *space', filters); channels_first: (batch, n, *space)
+    output_padding: rows and columns added at the end of the output, fewer than `strides`.
+    Weights: kernel (*kernel_size, filters, n), bias (filters,)
+    """
+
+    filters: PositiveInt
+    kernel_size: object
+    strides: object = 1
+    padding: str = "valid"
+    output_padding: object = None
+    data_format: fields.DataFormat = None
+    dilation_rate: object = 1
+    activation: fields.Activation = None
+    use_bias: bool = True
+    kernel_initializer: Initializer = "glorot_uniform"
+    bias_initializer: Initializer = "zeros"
+    kernel_regularizer: Regularizer = None
+    bias_regularizer: Regularizer = None
+    activity_regularizer: Regularizer = None
+    kernel_constraint: Constraint = None
+    bias_constraint: Constraint = None
+
+    def setup(self):
+        super().setup()
+        if self.output_padding is not None:
+            self.output_padding = windows.per_axis(
+                self.output_padding, self._space, "output_padding"
+            )
+
+    def _add_kernels(self, channels):
+        shape = (*self.kernel_size, self.filters, channels)
+        self.kernel = self.add_weight(shape, name="kernel")
+        return self.filters
+
+    def _convolve(self, inputs):
+        return ops.conv_transpose(
+            inputs,
+            self.kernel,
+            self.strides,
+            self.padding,
+            self.output_padding,
+            self.data_format,
+            self.dilation_rate,
+        )
 
 
-class Conv2D(_Conv):
-    __doc__ = _Conv.__doc__
-    strides = (1, 1)
-    dilation_rate = (1, 1)
+class _DepthwiseConv(_Convolution):
+    """Each channel convolved by itself, `depth_multiplier` times.
+
+    x: (batch, *space, n)  ->  y: (batch, *space', n * depth_multiplier)
+    Weights: kernel (*kernel_size, n, depth_multiplier), bias (n * depth_multiplier,)
+    """
+
+    kernel_size: object
+    strides: object = 1
+    padding: str = "valid"
+    depth_multiplier: PositiveInt = 1
+    data_format: fields.DataFormat = None
+    dilation_rate: object = 1
+    activation: fields.Activation = None
+    use_bias: bool = True
+    depthwise_initializer: Initializer = "glorot_uniform"
+    bias_initializer: Initializer = "zeros"
+    depthwise_regularizer: Regularizer = None
+    bias_regularizer: Regularizer = None
+    activity_regularizer: Regularizer = None
+    depthwise_constraint: Constraint = None
+    bias_constraint: Constraint = None
+
+    def _add_kernels(self, channels):
+        self.kernel = self.add_weight(
+            (*self.kernel_size, channels, self.depth_multiplier),
+            self.depthwise_initializer,
+            regularizer=self.depthwise_regularizer,
+            constraint=self.depthwise_constraint,
+            name="kernel",
+        )
+        return channels * self.depth_multiplier
+
+    def _convolve(self, inputs):
+        inputs, padding = self._causal(inputs)
+        return ops.depthwise_conv(
+            inputs, self.kernel, self.strides, padding, self.data_format, self.dilation_rate
+        )
 
 
-class Conv3D(_Conv):
-    __doc__ = _Conv.__doc__
-    _space = 3
-    strides = (1, 1, 1)
-    dilation_rate = (1, 1, 1)
+class _SeparableConv(_Convolution):
+    """A depthwise convolution, then one of width 1 that mixes the channels.  arXiv:1610.02357
+
+    x: (batch, *space, n)  ->  y: (batch, *space', filters)
+    Weights: depthwise_kernel (*kernel_size, n, depth_multiplier),
+    pointwise_kernel (1, ..., n * depth_multiplier, filters), bias (filters,)
+    """
+
+    filters: PositiveInt
+    kernel_size: object
+    strides: object = 1
+    padding: str = "valid"
+    data_format: fields.DataFormat = None
+    dilation_rate: object = 1
+    depth_multiplier: PositiveInt = 1
+    activation: fields.Activation = None
+    use_bias: bool = True
+    depthwise_initializer: Initializer = "glorot_uniform"
+    pointwise_initializer: Initializer = "glorot_uniform"
+    bias_initializer: Initializer = "zeros"
+    depthwise_regularizer: Regularizer = None
+    pointwise_regularizer: Regularizer = None
+    bias_regularizer: Regularizer = None
+    activity_regularizer: Regularizer = None
+    depthwise_constraint: Constraint = None
+    pointwise_constraint: Constraint = None
+    bias_constraint: Constraint = None
+
+    def _add_kernels(self, channels):
+        deep = channels * self.depth_multiplier
+        for part, shape in (
+            ("depthwise", (*self.kernel_size, channels, self.depth_multiplier)),
+            ("pointwise", (*[1] * self._space, deep, self.filters)),
+        ):
+            kernel = self.add_weight(
+                shape,
+                getattr(self, f"{part}_initializer"),
+                regularizer=getattr(self, f"{part}_regularizer"),
+                constraint=getattr(self, f"{part}_constraint"),
+                name=f"{part}_kernel",
+            )
+            setattr(self, f"{part}_kernel", kernel)
+        return self.filters
+
+    def _convolve(self, inputs):
+        inputs, padding = self._causal(inputs)
+        return ops.separable_conv(
+            inputs,
+            self.depthwise_kernel,
+            self.pointwise_kernel,
+            self.strides,
+            padding,
+            self.data_format,
+            self.dilation_rate,
+        )
 
 
-Convolution1D, Convolution2D, Convolution3D = Conv1D, Conv2D, Conv3D
-__all__ = ["Conv1D", "Conv2D", "Conv3D", "Convolution1D", "Convolution2D", "Convolution3D"]
+__all__ = []
+for _base, _name, _spaces in (
+    (_Conv, "Conv{}D", (1, 2, 3)),
+    (_ConvTranspose, "Conv{}DTranspose", (1, 2, 3)),
+    (_DepthwiseConv, "DepthwiseConv{}D", (1, 2)),
+    (_SeparableConv, "SeparableConv{}D", (1, 2)),
+):
+    for _space in _spaces:
+        _members = {"_space": _space, "__doc__": _base.__doc__, "__module__": __name__}
+        if _space == 1:
+            _causal = () if _base is _ConvTranspose else ("causal",)
+            _members["_paddings"] = ("valid", "same", *_causal)
+        else:
+            _members |= {"strides": (1,) * _space, "dilation_rate": (1,) * _space}
+        if _base is _ConvTranspose and _space == 3:  # Keras has these two the other way round here
+            _order = ("filters", "kernel_size", "strides", "padding", "data_format")
+            _order = (*_order, "output_padding")
+            _members["__annotations__"] = {n: _base.__annotations__[n] for n in _order}
+            _members |= {"padding": "valid", "data_format": None, "output_padding": None}
+        _layer = type(_name.format(_space), (_base,), _members)
+        globals()[_layer.__name__] = _layer
+        __all__.append(_layer.__name__)
+        if _base is not _DepthwiseConv:
+            _alias = _layer.__name__.replace("Conv", "Convolution")
+            globals()[_alias] = _layer
+            __all__.append(_alias)

@@ -40,6 +40,7 @@ _INTERNAL = frozenset(
         "optimizer",
         "preprocessor",
         "_training_state",
+        "_state_variables",
     ]
 )
 

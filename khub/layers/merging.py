@@ -102,6 +102,35 @@ class Concatenate(_Merge):
         return ops.any(ops.concatenate(masks, axis=self.axis), axis=-1)
 
 
+class Dot(_Merge):
+    """The inner products of two inputs over an axis of each.
+
+    axes: an axis of both, or one of each; the batch axis stays outside.
+    normalize: whether both are scaled to length 1 first (cosine similarity).
+    """
+
+    axes: object
+    normalize: bool = False
+
+    def call(self, inputs):
+        if len(inputs) != 2:
+            raise ValueError(f"Dot takes two inputs, got {len(inputs)}.")
+        axes = (self.axes,) * 2 if isinstance(self.axes, int) else tuple(self.axes)
+        axes = [a % len(x.shape) for a, x in zip(axes, inputs, strict=True)]
+        if 0 in axes:
+            raise ValueError(f"Dot: axes {self.axes} name the batch axis, which is not summed.")
+        if self.normalize:
+            inputs = [ops.normalize(x, a) for a, x in zip(axes, inputs, strict=True)]
+        x, y = (ops.moveaxis(x, a, -1) for a, x in zip(axes, inputs, strict=True))
+        left = "bcdef"[: len(x.shape) - 1]
+        right = "bghij"[: len(y.shape) - 1]
+        y = ops.einsum(f"{left}k,{right}k->{left}{right[1:]}", x, y)
+        return ops.expand_dims(y, -1) if len(y.shape) == 1 else y
+
+    def compute_mask(self, inputs, previous_mask):
+        return None
+
+
 def _functional(cls):
     def merge(inputs, **kwargs):
         return cls(**kwargs)(inputs)
@@ -115,6 +144,11 @@ add, multiply, maximum, minimum = map(_functional, (Add, Multiply, Maximum, Mini
 average, subtract = map(_functional, (Average, Subtract))
 
 
+def dot(inputs, axes=-1, **kwargs):
+    """The inner products of two tensors over an axis of each."""
+    return Dot(axes, **kwargs)(inputs)
+
+
 def concatenate(inputs, axis=-1, **kwargs):
     """The inputs joined along `axis`."""
     return Concatenate(axis, **kwargs)(inputs)
@@ -124,6 +158,7 @@ __all__ = [
     "Add",
     "Average",
     "Concatenate",
+    "Dot",
     "Maximum",
     "Minimum",
     "Multiply",
@@ -131,6 +166,7 @@ __all__ = [
     "add",
     "average",
     "concatenate",
+    "dot",
     "maximum",
     "minimum",
     "multiply",

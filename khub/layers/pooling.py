@@ -11,7 +11,7 @@ class _Pool(Layer):
 
     _space = 2
 
-    pool_size: object = 2
+    pool_size: object
     strides: object = None
     padding: str = "valid"
     data_format: DataFormat = None
@@ -43,6 +43,25 @@ class _GlobalPool(Layer):
         return self._reduce(inputs, axis=self._axes, keepdims=self.keepdims)
 
 
+class _AdaptivePool(Layer):
+    """Pools windows that divide each space axis into `output_size` parts.
+
+    (batch, *space, n)  ->  (batch, *output_size, n); channels_first: (batch, n, *space)
+    """
+
+    _space = 2
+
+    output_size: object
+    data_format: DataFormat = None
+
+    def setup(self):
+        self.output_size = windows.per_axis(self.output_size, self._space, "output_size")
+        self.input_spec = InputSpec(ndim=self._space + 2)
+
+    def call(self, inputs):
+        return self._pool(inputs, self.output_size, self.data_format)
+
+
 class GlobalAveragePooling1D(_GlobalPool):
     """The mean over time of the steps that no mask hides.  (batch, time, n) -> (batch, n)"""
 
@@ -61,23 +80,28 @@ class GlobalAveragePooling1D(_GlobalPool):
         return None
 
 
-def _make(base, name, space, **members):
-    cls = type(
-        name, (base,), {"_space": space, "__doc__": base.__doc__, "__module__": __name__, **members}
-    )
-    globals()[name] = cls
-    return cls
+__all__ = ["GlobalAveragePooling1D", "GlobalAvgPool1D"]
+GlobalAvgPool1D = GlobalAveragePooling1D
 
 
-__all__ = ["GlobalAveragePooling1D"]
+def _make(base, name, alias, space, **members):
+    members |= {"_space": space, "__doc__": base.__doc__, "__module__": __name__}
+    globals()[name] = globals()[alias] = type(name, (base,), members)
+    __all__.extend(dict.fromkeys([name, alias]))
+
+
 for _space in (1, 2, 3):
-    for _kind, _operation in (("Max", "max_pool"), ("Average", "average_pool")):
-        _function = staticmethod(getattr(ops, _operation))
-        _size = 2 if _space == 1 else (2,) * _space
-        _make(_Pool, f"{_kind}Pooling{_space}D", _space, _pool=_function, pool_size=_size)
-        __all__.append(f"{_kind}Pooling{_space}D")
-    _make(_GlobalPool, f"GlobalMaxPooling{_space}D", _space, _reduce=staticmethod(ops.max))
-    __all__.append(f"GlobalMaxPooling{_space}D")
-    if _space > 1:
-        _make(_GlobalPool, f"GlobalAveragePooling{_space}D", _space, _reduce=staticmethod(ops.mean))
-        __all__.append(f"GlobalAveragePooling{_space}D")
+    for _kind, _short, _pool, _adaptive, _reduce in (
+        ("Max", "Max", ops.max_pool, ops.adaptive_max_pool, ops.max),
+        ("Average", "Avg", ops.average_pool, ops.adaptive_average_pool, ops.mean),
+    ):
+        _name = f"{_kind}Pooling{_space}D"
+        _own = {"_pool": staticmethod(_pool)}
+        if _kind == "Max":  # an average needs its size said
+            _own["pool_size"] = 2 if _space == 1 else (2,) * _space
+        _make(_Pool, _name, f"{_short}Pool{_space}D", _space, **_own)
+        _own = {"_pool": staticmethod(_adaptive)}
+        _make(_AdaptivePool, f"Adaptive{_name}", f"Adaptive{_name}", _space, **_own)
+        if (_kind, _space) != ("Average", 1):
+            _own = {"_reduce": staticmethod(_reduce)}
+            _make(_GlobalPool, f"Global{_name}", f"Global{_short}Pool{_space}D", _space, **_own)

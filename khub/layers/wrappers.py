@@ -1,0 +1,200 @@
+"""Layers that hold another layer."""
+
+from khub import ops, tree
+from khub.fields import PositiveInt
+from khub.layers.layer import InputSpec, Layer
+from khub.layers.recurrent import _as_states
+from khub.saving import registry
+
+
+class Wrapper(Layer):
+    """Base of layers that hold one other layer, as `layer`."""
+
+    layer: object
+
+    def setup(self):
+        if not isinstance(self.layer, Layer):
+            raise ValueError(f"{type(self).__name__} wraps a layer, got {self.layer!r}.")
+
+    def build(self, input_shape=None):
+        if not self.layer.built:
+            self.layer.build(input_shape)
+
+
+class TimeDistributed(Wrapper):
+    """Applies a layer to every step by itself.  (batch, time, ...) -> (batch, time, ...)"""
+
+    supports_masking = True
+
+    def build(self, input_shape):
+        if len(input_shape) < 3:
+            raise ValueError(
+                f"TimeDistributed needs (batch, time, ...), got shape {tuple(input_shape)}."
+            )
+        super().build((input_shape[0], *input_shape[2:]))
+
+    def call(self, inputs, training=None, mask=None):
+        batch, time = ops.shape(inputs)[:2]
+        spec, options = self.layer._call_spec, {}
+        if spec.training:
+            options["training"] = training
+        if mask is not None and "mask" in spec.names:
+            options["mask"] = ops.reshape(mask, (-1, *ops.shape(mask)[2:]))
+        flat = ops.reshape(inputs, (-1, *ops.shape(inputs)[2:]))
+        outputs = self.layer(flat, **options)
+
+        def unfold(y):
+            shape = ops.shape(y)[1:]
+            known = isinstance(batch, int)
+            return ops.reshape(y, (batch if known else -1, time, *shape))
+
+        return tree.map_structure(unfold, outputs)
+
+
+class SpectralNormalization(Wrapper):
+    """Divides the layer's kernel by its largest singular value in training.  arXiv:1802.05957
+
+    power_iterations: steps of the power method a call.  Weights: vector_u (1, units)
+    """
+
+    power_iterations: PositiveInt = 1
+
+    def build(self, input_shape):
+        super().build(input_shape)
+        self.input_spec = InputSpec(shape=[None, *input_shape[1:]])
+        self.kernel = getattr(self.layer, "kernel", None)
+        if self.kernel is None:
+            self.kernel = getattr(self.layer, "embeddings", None)
+        if self.kernel is None:
+            raise ValueError(f"{self.name}: {self.layer.name} has neither kernel nor embeddings.")
+        self.vector_u = self.add_weight(
+            (1, self.kernel.shape[-1]), "truncated_normal", trainable=False, name="vector_u"
+        )
+
+    def call(self, inputs, training=False):
+        if training:
+            kernel = self.kernel.value
+            matrix, u = ops.reshape(kernel, (-1, kernel.shape[-1])), self.vector_u.value
+            for _ in range(self.power_iterations):
+                v = ops.normalize(ops.matmul(u, ops.transpose(matrix)), axis=None)
+                u = ops.normalize(ops.matmul(v, matrix), axis=None)
+            u, v = ops.stop_gradient(u), ops.stop_gradient(v)
+            sigma = ops.matmul(ops.matmul(v, matrix), ops.transpose(u))
+            self.vector_u.assign(u)
+            self.kernel.assign(kernel / ops.reshape(sigma, ()))
+        return self.layer(inputs)
+
+
+class Bidirectional(Layer):
+    """Runs a recurrent layer forwards and another backwards, and merges their outputs.
+
+    layer: a recurrent layer; backward_layer: the other one, a copy that goes backwards if None
+    merge_mode: "concat", "sum", "mul", "ave", or None for a list of both
+    """
+
+    supports_masking = True
+    _modes = {
+        "concat": lambda a, b: ops.concatenate([a, b], axis=-1),
+        "sum": ops.add,
+        "mul": ops.multiply,
+        "ave": lambda a, b: (a + b) / 2,
+    }
+
+    def __init__(self, layer, merge_mode="concat", weights=None, backward_layer=None, **kwargs):
+        super().__init__(**kwargs)
+        if not isinstance(layer, Layer) or not hasattr(layer, "go_backwards"):
+            raise ValueError(f"Bidirectional takes a recurrent layer, got {layer!r}.")
+        if merge_mode is not None and merge_mode not in self._modes:
+            raise ValueError(
+                f"merge_mode must be one of {[*self._modes, None]}, got {merge_mode!r}."
+            )
+        self.merge_mode = merge_mode
+
+        def copy(other, direction, backwards):
+            config = other.get_config() | {"name": f"{direction}_{layer.name}"}
+            if backwards is not None:
+                config["go_backwards"] = backwards
+            data = registry.serialize(other) | {"config": config}
+            return registry.deserialize(data) if _known(other) else type(other).from_config(config)
+
+        self.forward_layer = copy(layer, "forward", None)
+        backwards = not layer.go_backwards
+        self.backward_layer = (
+            copy(layer, "backward", backwards)
+            if backward_layer is None
+            else copy(backward_layer, "backward", None)
+        )
+        if self.backward_layer.go_backwards == self.forward_layer.go_backwards:
+            raise ValueError("forward and backward layer must differ in go_backwards.")
+        for name in ("return_sequences", "return_state", "stateful"):
+            if getattr(self.forward_layer, name) != getattr(self.backward_layer, name):
+                raise ValueError(f"forward and backward layer must agree in {name}.")
+        self.return_sequences = layer.return_sequences
+        self.return_state = layer.return_state
+        self.stateful = layer.stateful
+        self._given_weights = weights
+
+    @property
+    def layer(self):
+        """The layer that runs forwards."""
+        return self.forward_layer
+
+    def build(self, sequences_shape, initial_state_shape=None):
+        for layer in (self.forward_layer, self.backward_layer):
+            if not layer.built:
+                layer.build(sequences_shape)
+        if self._given_weights is not None:
+            half = len(self._given_weights) // 2
+            self.forward_layer.set_weights(self._given_weights[:half])
+            self.backward_layer.set_weights(self._given_weights[half:])
+
+    def call(self, sequences, initial_state=None, mask=None, training=None):
+        states = None if initial_state is None else _as_states(initial_state)
+        half = 0 if states is None else len(states) // 2
+        found = []
+        for layer, own in zip(
+            (self.forward_layer, self.backward_layer),
+            (None, None) if states is None else (states[:half], states[half:]),
+            strict=True,
+        ):
+            y = layer(sequences, initial_state=own, mask=mask, training=training)
+            found.append(y if self.return_state else (y,))
+        (y, *forward), (z, *backward) = found
+        if self.return_sequences:
+            z = ops.flip(z, 1)
+        merged = [y, z] if self.merge_mode is None else self._modes[self.merge_mode](y, z)
+        if not self.return_state:
+            return merged
+        return (*(merged if self.merge_mode is None else [merged]), *forward, *backward)
+
+    def reset_state(self):
+        """Set the states that stateful layers keep to zero."""
+        self.forward_layer.reset_state()
+        self.backward_layer.reset_state()
+
+    reset_states = reset_state
+
+    def compute_mask(self, inputs, previous_mask):
+        mask = tree.flatten(previous_mask)[0] if previous_mask is not None else None
+        mask = mask if self.return_sequences else None
+        outputs = [mask] * (2 if self.merge_mode is None else 1)
+        if self.return_state:
+            states = len(tree.flatten(self.forward_layer.cell.state_size))
+            return [*outputs, *[None] * 2 * states]
+        return outputs if self.merge_mode is None else mask
+
+    def get_config(self):
+        config = super().get_config()
+        del config["weights"]
+        config["layer"] = registry.serialize(self.forward_layer)
+        config["layer"]["config"]["name"] = self.forward_layer.name.removeprefix("forward_")
+        if config["backward_layer"] is None:
+            del config["backward_layer"]
+        return config
+
+
+def _known(layer):
+    return (layer._kind, type(layer).__name__) in registry._BUILT_IN
+
+
+__all__ = ["Bidirectional", "SpectralNormalization", "TimeDistributed", "Wrapper"]

@@ -23,7 +23,7 @@ def array(shape, seed=0):
 def inputs(shapes, seed=0):
     """Arrays of these shapes: one, or a list of them."""
     if isinstance(shapes, list):
-        return [array(shape, seed + i) for i, shape in enumerate(shapes)]
+        return type(shapes)(array(shape, seed + i) for i, shape in enumerate(shapes))
     return array(shapes, seed)
 
 
@@ -58,6 +58,30 @@ def wholes(count):
         ({}, (2, *space, 3), (2, 3)),
         (dict(keepdims=True), (2, *space, 3), (2, *[1] * count, 3)),
         (dict(data_format="channels_first"), (2, 3, *space), (2, 3)),
+    ]
+
+
+class Several(list):
+    """Inputs that go to `call` as arguments of their own."""
+
+
+def several(*shapes):
+    return Several(shapes)
+
+
+def adaptive(count):
+    space, out = (7, 6, 5)[:count], (3, 6, 2)[:count]
+    return [
+        (dict(output_size=2), (2, *space, 3), (2, *[2] * count, 3)),
+        (dict(output_size=out, data_format="channels_first"), (2, 3, *space), (2, 3, *out)),
+    ]
+
+
+def sequences():
+    return [
+        (dict(units=3), (2, 5, 4), (2, 3)),
+        (dict(units=3, return_sequences=True, go_backwards=True), (2, 5, 4), (2, 5, 3)),
+        (dict(units=2, unroll=True, stateful=True, bias_initializer="ones"), (2, 5, 4), (2, 2)),
     ]
 
 
@@ -281,11 +305,234 @@ SAMPLES = {  # class -> (arguments, shape or shapes of the inputs, shape of the 
         ({}, [(2, 3), (2, 4)], (2, 7)),
         (dict(axis=1), [(2, 3, 2), (2, 1, 2), (2, 2, 2)], (2, 6, 2)),
     ],
+    "Dot": [
+        (dict(axes=1), [(2, 3), (2, 3)], (2, 1)),
+        (dict(axes=(1, 2), normalize=True), [(2, 3, 4), (2, 5, 3)], (2, 4, 5)),
+        (dict(axes=-1), [(2, 5, 3), (2, 3)], (2, 5)),
+    ],
+    "Conv1DTranspose": [
+        (dict(filters=4, kernel_size=3), (2, 5, 3), (2, 7, 4)),
+        (
+            dict(filters=2, kernel_size=3, strides=2, padding="same", kernel_regularizer="l2"),
+            (2, 5, 3),
+            (2, 10, 2),
+        ),
+        (dict(filters=2, kernel_size=4, strides=3, output_padding=1), (2, 4, 3), (2, 14, 2)),
+    ],
+    "Conv2DTranspose": [
+        (dict(filters=4, kernel_size=(3, 2)), (2, 4, 3, 3), (2, 6, 4, 4)),
+        (
+            dict(filters=2, kernel_size=3, strides=(2, 1), padding="same", activation="relu"),
+            (2, 4, 3, 3),
+            (2, 8, 3, 2),
+        ),
+        (
+            dict(filters=2, kernel_size=2, strides=2, data_format="channels_first", use_bias=False),
+            (2, 3, 4, 3),
+            (2, 2, 8, 6),
+        ),
+    ],
+    "Conv3DTranspose": [
+        (dict(filters=2, kernel_size=2, strides=2), (1, 2, 3, 2, 2), (1, 4, 6, 4, 2))
+    ],
+    "DepthwiseConv1D": [
+        (dict(kernel_size=3), (2, 6, 3), (2, 4, 3)),
+        (
+            dict(kernel_size=2, strides=2, padding="same", depth_multiplier=2, activation="tanh"),
+            (2, 6, 3),
+            (2, 3, 6),
+        ),
+    ],
+    "DepthwiseConv2D": [
+        (dict(kernel_size=3, depthwise_regularizer="l2"), (2, 5, 4, 3), (2, 3, 2, 3)),
+        (
+            dict(kernel_size=2, depth_multiplier=2, data_format="channels_first", use_bias=False),
+            (2, 3, 5, 4),
+            (2, 6, 4, 3),
+        ),
+    ],
+    "SeparableConv1D": [
+        (dict(filters=4, kernel_size=3), (2, 6, 3), (2, 4, 4)),
+        (dict(filters=4, kernel_size=2, padding="same", depth_multiplier=2), (2, 6, 3), (2, 6, 4)),
+    ],
+    "SeparableConv2D": [
+        (dict(filters=4, kernel_size=3, strides=2, padding="same"), (2, 5, 4, 3), (2, 3, 2, 4)),
+        (
+            dict(
+                filters=2,
+                kernel_size=2,
+                depth_multiplier=2,
+                depthwise_constraint="non_neg",
+                pointwise_regularizer="l1",
+                activation="relu",
+            ),
+            (2, 5, 4, 3),
+            (2, 4, 3, 2),
+        ),
+    ],
+    "AdaptiveMaxPooling1D": adaptive(1),
+    "AdaptiveMaxPooling2D": adaptive(2),
+    "AdaptiveMaxPooling3D": adaptive(3),
+    "AdaptiveAveragePooling1D": adaptive(1),
+    "AdaptiveAveragePooling2D": adaptive(2),
+    "AdaptiveAveragePooling3D": adaptive(3),
+    "AlphaDropout": [
+        (dict(rate=0.5), (2, 3), (2, 3)),
+        (dict(rate=0.2, noise_shape=(None, 1, 4), seed=3), (2, 3, 4), (2, 3, 4)),
+    ],
+    "GaussianDropout": [(dict(rate=0.5), (2, 3), (2, 3)), (dict(rate=0.1, seed=1), (4,), (4,))],
+    "SpatialDropout1D": [(dict(rate=0.5), (2, 3, 4), (2, 3, 4))],
+    "SpatialDropout2D": [
+        (dict(rate=0.5), (2, 3, 4, 2), (2, 3, 4, 2)),
+        (dict(rate=0.2, data_format="channels_first", seed=3), (2, 3, 4, 2), (2, 3, 4, 2)),
+    ],
+    "SpatialDropout3D": [(dict(rate=0.5), (2, 3, 4, 2, 3), (2, 3, 4, 2, 3))],
+    "Cropping1D": [({}, (2, 6, 3), (2, 4, 3)), (dict(cropping=(2, 0)), (2, 6, 3), (2, 4, 3))],
+    "Cropping2D": [
+        (dict(cropping=1), (2, 5, 6, 3), (2, 3, 4, 3)),
+        (
+            dict(cropping=((1, 0), (0, 2)), data_format="channels_first"),
+            (2, 3, 5, 6),
+            (2, 3, 4, 4),
+        ),
+    ],
+    "Cropping3D": [
+        ({}, (2, 4, 5, 3, 2), (2, 2, 3, 1, 2)),
+        (dict(cropping=(1, 0, 1)), (2, 4, 5, 3, 2), (2, 2, 5, 1, 2)),
+    ],
+    "ZeroPadding1D": [
+        ({}, (2, 3, 4), (2, 5, 4)),
+        (dict(padding=(0, 2)), (2, 3, 4), (2, 5, 4)),
+        (dict(padding=2, data_format="channels_first"), (2, 3, 4), (2, 3, 8)),
+    ],
+    "ZeroPadding2D": [
+        ({}, (2, 3, 4, 2), (2, 5, 6, 2)),
+        (
+            dict(padding=((1, 0), (0, 2)), data_format="channels_first"),
+            (2, 3, 4, 2),
+            (2, 3, 5, 4),
+        ),
+    ],
+    "ZeroPadding3D": [
+        ({}, (2, 3, 4, 2, 1), (2, 5, 6, 4, 1)),
+        (dict(padding=(1, 0, 2)), (2, 3, 4, 2, 1), (2, 5, 4, 6, 1)),
+    ],
+    "UpSampling1D": [({}, (2, 3, 4), (2, 6, 4)), (dict(size=3), (2, 3, 4), (2, 9, 4))],
+    "UpSampling2D": [
+        ({}, (2, 3, 4, 2), (2, 6, 8, 2)),
+        (dict(size=(3, 2), data_format="channels_first"), (2, 3, 4, 2), (2, 3, 12, 4)),
+        (dict(size=2, interpolation="bilinear"), (2, 3, 4, 2), (2, 6, 8, 2)),
+        (
+            dict(size=(2, 3), interpolation="bicubic", data_format="channels_first"),
+            (2, 3, 4, 2),
+            (2, 3, 8, 6),
+        ),
+    ],
+    "UpSampling3D": [({}, (2, 2, 3, 2, 2), (2, 4, 6, 4, 2))],
+    "Attention": [
+        ({}, [(2, 5, 4), (2, 3, 4)], (2, 5, 4)),
+        (dict(use_scale=True), [(2, 5, 4), (2, 3, 6), (2, 3, 4)], (2, 5, 6)),
+        (dict(use_scale=True, score_mode="concat"), [(2, 5, 4), (2, 3, 4)], (2, 5, 4)),
+    ],
+    "AdditiveAttention": [
+        ({}, [(2, 5, 4), (2, 3, 4)], (2, 5, 4)),
+        (dict(use_scale=False), [(2, 5, 4), (2, 3, 6), (2, 3, 4)], (2, 5, 6)),
+    ],
+    "MultiHeadAttention": [
+        (dict(num_heads=2, key_dim=3), several((2, 5, 4), (2, 5, 4)), (2, 5, 4)),
+        (
+            dict(num_heads=3, key_dim=2, value_dim=5, output_shape=7, use_bias=False),
+            several((2, 5, 4), (2, 3, 6), (2, 3, 8)),
+            (2, 5, 7),
+        ),
+        (
+            dict(num_heads=2, key_dim=3, attention_axes=(2,), kernel_regularizer="l2"),
+            several((2, 3, 5, 4), (2, 3, 6, 4)),
+            (2, 3, 5, 4),
+        ),
+        (
+            dict(num_heads=2, key_dim=3, output_shape=(2, 3)),
+            several((2, 4, 5, 4), (2, 4, 5, 4)),
+            (2, 4, 5, 2, 3),
+        ),
+        (
+            dict(num_heads=2, key_dim=3, sliding_window=2, use_gate=True),
+            several((2, 5, 4), (2, 5, 4)),
+            (2, 5, 4),
+        ),
+    ],
+    "GroupQueryAttention": [
+        (
+            dict(head_dim=3, num_query_heads=4, num_key_value_heads=2),
+            several((2, 5, 4), (2, 3, 4)),
+            (2, 5, 4),
+        ),
+        (
+            dict(
+                head_dim=2, num_query_heads=3, num_key_value_heads=1, use_bias=False, use_gate=True
+            ),
+            several((2, 5, 4), (2, 3, 6), (2, 3, 8)),
+            (2, 5, 4),
+        ),
+    ],
+    "SimpleRNN": [
+        *sequences(),
+        (dict(units=3, activation="relu", use_bias=False), (2, 5, 4), (2, 3)),
+    ],
+    "LSTM": [
+        *sequences(),
+        (dict(units=3, unit_forget_bias=False, recurrent_regularizer="l2"), (2, 5, 4), (2, 3)),
+    ],
+    "GRU": [
+        *sequences(),
+        (dict(units=3, reset_after=False, recurrent_activation="hard_sigmoid"), (2, 5, 4), (2, 3)),
+    ],
+    "ReversibleEmbedding": [
+        (dict(input_dim=5, output_dim=3), Tokens((2, 4)), (2, 4, 3)),
+        (
+            dict(input_dim=5, output_dim=2, tie_weights=False, mask_zero=True, logit_soft_cap=2.0),
+            Tokens((3,)),
+            (3, 2),
+        ),
+    ],
+    "ConvLSTM1D": [(dict(filters=3, kernel_size=2), (2, 4, 5, 2), (2, 4, 3))],
+    "ConvLSTM2D": [
+        (
+            dict(filters=2, kernel_size=(3, 2), strides=2, padding="same", return_sequences=True),
+            (2, 3, 5, 4, 2),
+            (2, 3, 3, 2, 2),
+        ),
+        (
+            dict(filters=2, kernel_size=2, data_format="channels_first", go_backwards=True),
+            (2, 3, 2, 5, 4),
+            (2, 2, 4, 3),
+        ),
+    ],
+    "ConvLSTM3D": [
+        (dict(filters=2, kernel_size=2, use_bias=False), (1, 2, 3, 3, 2, 2), (1, 2, 2, 1, 2))
+    ],
 }
 CASES = [(name, *sample) for name, samples in SAMPLES.items() for sample in samples]
 IDS = [f"{name}-{i}" for name, samples in SAMPLES.items() for i in range(len(samples))]
 # What a table of calls on tensors cannot hold.
-ELSEWHERE = {"Layer", "InputLayer"}
+ELSEWHERE = {
+    "Layer",
+    "InputLayer",
+    "Wrapper",
+    "Bidirectional",
+    "TimeDistributed",
+    "SpectralNormalization",
+    "RNN",
+    "StackedRNNCells",
+    "SimpleRNNCell",
+    "LSTMCell",
+    "GRUCell",
+}
+
+
+def call(layer, arrays, **options):
+    """Call the layer: on one input, a list of them, or as many arguments."""
+    return layer(*arrays, **options) if isinstance(arrays, Several) else layer(arrays, **options)
 
 
 def core_layers():

@@ -6,7 +6,17 @@ import pickle
 
 import numpy as np
 import pytest
-from layer_samples import CASES, ELSEWHERE, IDS, SAMPLES, array, core_layers, inputs
+from layer_samples import (
+    CASES,
+    ELSEWHERE,
+    IDS,
+    SAMPLES,
+    Several,
+    array,
+    call,
+    core_layers,
+    inputs,
+)
 
 import khub
 from khub import layers, ops
@@ -87,32 +97,33 @@ def test_every_layer_has_a_sample():
 @cases
 def test_shapes_config_and_symbolic_call(name, options, shapes, expected):
     layer, x = getattr(layers, name)(**options), inputs(shapes)
-    assert not layer.built or name in ("Dropout", "GaussianNoise")
-    y = layer(x)
+    assert not layer.built or "Dropout" in name or name == "GaussianNoise"
+    y = call(layer, x)
     assert tuple(y.shape) == expected and layer.built
     dtype = ops.dtype(y)
     assert dtype == ("int32" if name == "Identity" and x.dtype == "int32" else "float32")
-    assert (
-        layer.compute_output_shape(shapes if isinstance(shapes, list) else tuple(shapes))
-        == expected
-    )
+    shape = shapes if isinstance(shapes, list) else tuple(shapes)
+    assert call(layer.compute_output_shape, shape) == expected
     assert not any(isinstance(loss, khub.KerasTensor) for loss in layer.losses)
 
     config = layer.get_config()
     again = type(layer).from_config(json.loads(json.dumps(config)))
     assert again.get_config() == json.loads(json.dumps(config)) or again.get_config() == config
-    batch = [(None, *s[1:]) for s in shapes] if isinstance(shapes, list) else (None, *shapes[1:])
+    size = shapes[0] if options.get("stateful") else None  # the states have a size of their own
+    batch = (size, *shapes[1:])
+    if isinstance(shapes, list):
+        batch = type(shapes)((None, *s[1:]) for s in shapes)
     dtypes = "float32" if isinstance(x, list) else str(x.dtype)
-    spec = again(_symbols(batch, dtypes))
-    assert spec.shape == (None, *expected[1:]) and spec.dtype == dtype
+    spec = call(again, _symbols(batch, dtypes))
+    assert spec.shape == (size, *expected[1:]) and spec.dtype == dtype
     assert repr(layer) == f"<{name} name={layer.name}, built=True>"
     again.set_weights(layer.get_weights())
-    close(again(x), y)
+    close(call(again, x), y)
 
 
 def _symbols(shapes, dtype):
     if isinstance(shapes, list):
-        return [khub.KerasTensor(shape, dtype) for shape in shapes]
+        return type(shapes)(khub.KerasTensor(shape, dtype) for shape in shapes)
     return khub.KerasTensor(shapes, dtype)
 
 
@@ -123,12 +134,14 @@ def test_mixed_precision_and_gradients(name, options, shapes, expected):
     kept = name == "Identity" and integer
     layer = getattr(layers, name)(**options, dtype="mixed_bfloat16")
     full = getattr(layers, name)(**options)
-    full.build(shapes if isinstance(shapes, list) else tuple(shapes))
+    call(full.build, shapes if isinstance(shapes, list) else tuple(shapes))
     fixed = [v.value for v in full.non_trainable_variables]
     given = {"weights": [v.value for v in full.trainable_variables]} | ({} if integer else {"x": x})
 
     def loss(given, x):
-        y, _ = full.stateless_call(given["weights"], fixed, given.get("x", x))
+        x = given.get("x", x)
+        several = x if isinstance(x, Several) else [x]
+        y, _ = full.stateless_call(given["weights"], fixed, *several)
         return ops.sum(y * y)
 
     @khub.jit  # one compilation for both

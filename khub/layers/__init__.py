@@ -13,6 +13,7 @@ from khub.layers.core import (
     InputLayer,
     Lambda,
     Masking,
+    ReversibleEmbedding,
 )
 from khub.layers.layer import InputSpec, Layer
 from khub.layers.merging import *  # noqa: F403
@@ -51,3 +52,14 @@ from khub.layers.reshaping import (
     ZeroPadding3D,
 )
 from khub.layers.wrappers import *  # noqa: F403
+from khub.saving import registry
+
+
+def serialize(layer):
+    """Return a layer as plain data, as Keras writes it."""
+    return registry.serialize(layer)
+
+
+def deserialize(config, custom_objects=None):
+    """Build a layer from `serialize`'s result; only registered classes are instantiated."""
+    return registry.deserialize(config, custom_objects, "layers")

@@ -1,4 +1,4 @@
-"""Attention: Luong's and Bahdanau's on given tensors, and multi-head with projections of its own."""
+"""Attention on tensors as they are (Luong, Bahdanau), and in heads with projections of their own."""
 
 from khub import ops, random
 from khub.fields import Constraint, Initializer, PositiveInt, Rate, Regularizer
@@ -88,6 +88,8 @@ class AdditiveAttention(Attention):
     inputs: as those of `Attention`; use_scale: whether to learn a factor for each feature.
     """
 
+    _unsaved = ("score_mode",)
+
     use_scale: bool = True
     dropout: Rate = 0.0
 
@@ -112,6 +114,8 @@ class _Heads(Layer):
     """What the layers with projections share: masks, the attention itself, the way out."""
 
     supports_masking = True
+    _keras_keys = {"activity_regularizer": None}
+    _unsaved = ("flash_attention",)
 
     def setup(self):
         if self.dropout > 0:
@@ -152,10 +156,14 @@ class _Heads(Layer):
         if query_mask is not None:
             found.append(ops.expand_dims(ops.cast(query_mask, "bool"), -1))
         found += [
-            ops.expand_dims(ops.cast(m, "bool"), -2) for m in (value_mask, key_mask) if m is not None
+            ops.expand_dims(ops.cast(m, "bool"), -2)
+            for m in (value_mask, key_mask)
+            if m is not None
         ]
         if causal or self.sliding_window is not None:
-            distance = ops.expand_dims(ops.arange(time), -1) - ops.expand_dims(ops.arange(source), 0)
+            distance = ops.expand_dims(ops.arange(time), -1) - ops.expand_dims(
+                ops.arange(source), 0
+            )
             if causal:
                 found.append(ops.expand_dims(distance >= 0, 0))
             if self.sliding_window is not None:
@@ -239,17 +247,17 @@ class MultiHeadAttention(_Heads):
         self._axes = [a % rank for a in axes]
         self.query_dense = self._into_heads(rank, "query", self.num_heads, self.key_dim)
         self.key_dense = self._into_heads(len(key_shape), "key", self.num_heads, self.key_dim)
-        self.value_dense = self._into_heads(
-            len(value_shape), "value", self.num_heads, self.value_dim
-        )
+        if self.use_gate:
+            self.gate_dense = self._into_heads(rank, "gate", self.num_heads, self.value_dim)
+        value_rank = len(value_shape)
+        self.value_dense = self._into_heads(value_rank, "value", self.num_heads, self.value_dim)
         shape = self.output_shape or (query_shape[-1],)
         self.output_dense = self._out_of_heads(rank, "attention_output", shape)
         self.query_dense.build(query_shape)
         self.key_dense.build(key_shape)
-        self.value_dense.build(value_shape)
         if self.use_gate:
-            self.gate_dense = self._into_heads(rank, "gate", self.num_heads, self.value_dim)
             self.gate_dense.build(query_shape)
+        self.value_dense.build(value_shape)
         self.output_dense.build((*query_shape[:-1], self.num_heads, self.value_dim))
 
     def call(
@@ -267,9 +275,7 @@ class MultiHeadAttention(_Heads):
     ):
         gate = self.gate_dense(query) if self.use_gate else None
         masks = query_mask, value_mask, key_mask
-        mask = self._allowed(
-            query.shape[1], value.shape[1], masks, attention_mask, use_causal_mask
-        )
+        mask = self._allowed(query.shape[1], value.shape[1], masks, attention_mask, use_causal_mask)
         key = self.key_dense(value if key is None else key)
         query, value = self.query_dense(query), self.value_dense(value)
         shape, source = ops.shape(query), ops.shape(key)
@@ -361,14 +367,15 @@ class GroupQueryAttention(_Heads):
         few, many, width = self.num_key_value_heads, self.num_query_heads, self.head_dim
         self._query_dense = self._into_heads(3, "query", many, width)
         self._key_dense = self._into_heads(3, "key", few, width)
+        if self.use_gate:
+            self._gate_dense = self._into_heads(3, "gate", many, width)
         self._value_dense = self._into_heads(3, "value", few, width)
         self._output_dense = self._out_of_heads(3, "attention_output", (query_shape[-1],))
         self._query_dense.build(query_shape)
         self._key_dense.build(key_shape or value_shape)
-        self._value_dense.build(value_shape)
         if self.use_gate:
-            self._gate_dense = self._into_heads(3, "gate", many, width)
             self._gate_dense.build(query_shape)
+        self._value_dense.build(value_shape)
         self._output_dense.build((*query_shape[:-1], many, width))
 
     def call(
@@ -385,9 +392,7 @@ class GroupQueryAttention(_Heads):
         use_causal_mask=False,
     ):
         masks = query_mask, value_mask, key_mask
-        mask = self._allowed(
-            query.shape[1], value.shape[1], masks, attention_mask, use_causal_mask
-        )
+        mask = self._allowed(query.shape[1], value.shape[1], masks, attention_mask, use_causal_mask)
         if mask is not None and len(mask.shape) == 3:
             mask = ops.expand_dims(mask, 1)
         gate = self._gate_dense(query) if self.use_gate else None

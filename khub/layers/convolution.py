@@ -49,14 +49,6 @@ class _Convolution(Layer):
             y = y + (ops.reshape(bias, (1, -1, *[1] * self._space)) if self._first else bias.value)
         return y if self._linear else self.activation(y)
 
-    def _causal(self, inputs):
-        """Pad in front what a causal window sees, and return the padding that is left to do."""
-        if self.padding != "causal":
-            return inputs, self.padding
-        reach = (self.kernel_size[0] - 1) * self.dilation_rate[0]
-        border = [(0, 0), (0, 0), (reach, 0)] if self._first else [(0, 0), (reach, 0), (0, 0)]
-        return ops.pad(inputs, border), "valid"
-
 
 class _Conv(_Convolution):
     """y = activation(conv(x, kernel) + bias)
@@ -99,7 +91,11 @@ class _Conv(_Convolution):
         return self.filters
 
     def _convolve(self, inputs):
-        inputs, padding = self._causal(inputs)
+        padding = self.padding
+        if padding == "causal":  # pad in front what a window sees
+            reach = (self.kernel_size[0] - 1) * self.dilation_rate[0]
+            border = [(0, 0), (0, 0), (reach, 0)] if self._first else [(0, 0), (reach, 0), (0, 0)]
+            inputs, padding = ops.pad(inputs, border), "valid"
         return ops.conv(
             inputs, self.kernel, self.strides, padding, self.data_format, self.dilation_rate
         )
@@ -188,9 +184,8 @@ class _DepthwiseConv(_Convolution):
         return channels * self.depth_multiplier
 
     def _convolve(self, inputs):
-        inputs, padding = self._causal(inputs)
         return ops.depthwise_conv(
-            inputs, self.kernel, self.strides, padding, self.data_format, self.dilation_rate
+            inputs, self.kernel, self.strides, self.padding, self.data_format, self.dilation_rate
         )
 
 
@@ -239,13 +234,12 @@ class _SeparableConv(_Convolution):
         return self.filters
 
     def _convolve(self, inputs):
-        inputs, padding = self._causal(inputs)
         return ops.separable_conv(
             inputs,
             self.depthwise_kernel,
             self.pointwise_kernel,
             self.strides,
-            padding,
+            self.padding,
             self.data_format,
             self.dilation_rate,
         )
@@ -261,8 +255,7 @@ for _base, _name, _spaces in (
     for _space in _spaces:
         _members = {"_space": _space, "__doc__": _base.__doc__, "__module__": __name__}
         if _space == 1:
-            _causal = () if _base is _ConvTranspose else ("causal",)
-            _members["_paddings"] = ("valid", "same", *_causal)
+            _members["_paddings"] = ("valid", "same", *(("causal",) if _base is _Conv else ()))
         else:
             _members |= {"strides": (1,) * _space, "dilation_rate": (1,) * _space}
         if _base is _ConvTranspose and _space == 3:  # Keras has these two the other way round here

@@ -136,6 +136,48 @@ class Embedding(Layer):
         return ops.not_equal(inputs, 0) if self.mask_zero else None
 
 
+class ReversibleEmbedding(Embedding):
+    """An embedding that also turns vectors into scores for every integer (`reverse=True`).
+
+    tie_weights: whether both use one table (arXiv:1608.05859); logit_soft_cap: scores become
+    cap * tanh(scores / cap); reverse_dtype: the dtype of the product.
+    (..., output_dim)  ->  (..., input_dim)
+    Weights: embeddings (input_dim, output_dim), reverse_embeddings (output_dim, input_dim)
+    """
+
+    input_dim: PositiveInt
+    output_dim: PositiveInt
+    tie_weights: bool = True
+    embeddings_initializer: Initializer = "uniform"
+    embeddings_regularizer: Regularizer = None
+    embeddings_constraint: Constraint = None
+    mask_zero: bool = False
+    reverse_dtype: str = None
+    logit_soft_cap: float = None
+
+    def build(self, input_shape=None):
+        super().build(input_shape)
+        if not self.tie_weights:
+            self.reverse_embeddings = self.add_weight(
+                (self.output_dim, self.input_dim),
+                self.embeddings_initializer,
+                name="reverse_embeddings",
+            )
+
+    def call(self, inputs, reverse=False):
+        if not reverse:
+            return super().call(inputs)
+        table = ops.transpose(self.embeddings) if self.tie_weights else self.reverse_embeddings
+        dtype = self.reverse_dtype or self.compute_dtype
+        scores = ops.matmul(ops.cast(inputs, dtype), ops.cast(table, dtype))
+        cap = self.logit_soft_cap
+        return scores if cap is None else ops.tanh(scores / cap) * cap
+
+    def compute_mask(self, inputs, mask=None):
+        whole = ops.dtype(inputs).startswith(("int", "uint"))
+        return super().compute_mask(inputs, mask) if whole else mask
+
+
 class Masking(Layer):
     """Hides timesteps whose features all equal `mask_value`.  (batch, time, n) -> same"""
 

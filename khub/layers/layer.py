@@ -83,6 +83,7 @@ class Layer(Configurable, active.Base):
     _kind = "layers"
     # arguments that Keras' files carry and khub has no use for, with the value they must have
     _keras_keys = {}
+    _unsaved = ()  # arguments that Keras' files do not carry
     supports_masking = False
     input_spec = None
 
@@ -713,6 +714,8 @@ class Layer(Configurable, active.Base):
         if config.get("activity_regularizer", 0) is None:
             del config["activity_regularizer"]
         config |= {k: v for k, v in self._keras_keys.items() if k not in config}
+        for key in self._unsaved:
+            config.pop(key, None)
         if not hasattr(
             type(self).__init__, "made"
         ):  # a hand-written __init__ may not take them all

@@ -7,9 +7,11 @@ once; only the rest runs step by step, in `ops.scan`.
 import inspect
 
 from khub import fields, ops, random, tree
+from khub.backend import windows
 from khub.backend.variable import Variable
 from khub.fields import Constraint, Initializer, PositiveInt, Rate, Regularizer
 from khub.layers.layer import InputSpec, Layer
+from khub.saving import registry
 
 
 class _ForgetBias:
@@ -76,7 +78,9 @@ class _Cell(Layer):
 
     def get_initial_state(self, batch_size=None):
         """Return the states before the first step: zeros (batch, units)."""
-        return [ops.zeros((batch_size, self.units), self.compute_dtype) for _ in range(self._states)]
+        return [
+            ops.zeros((batch_size, self.units), self.compute_dtype) for _ in range(self._states)
+        ]
 
     def zero_states(self, projected):
         """Return the states before the first of `projected` (batch, time, ...)."""
@@ -150,6 +154,14 @@ class SimpleRNNCell(_Cell):
         return h, [h]
 
 
+def _lstm(cell, gates, c, axis=-1):
+    """Return an LSTM's output and states from the sums that go into its gates."""
+    i, f, g, o = ops.split(gates, 4, axis=axis)
+    c = cell.recurrent_activation(f) * c + cell.recurrent_activation(i) * cell.activation(g)
+    h = cell.recurrent_activation(o) * cell.activation(c)
+    return h, [h, c]
+
+
 class LSTMCell(_Cell):
     """i, f, g, o = x @ kernel + h @ recurrent_kernel + bias;  c' = f c + i g;  h' = o act(c')
 
@@ -178,16 +190,9 @@ class LSTMCell(_Cell):
     recurrent_dropout: Rate = 0.0
     seed: int = None
 
-    def recur(self, h):
-        return ops.matmul(h, self.recurrent_kernel)
-
     def step(self, projected, states, mask):
-        h, c = states
-        gates = projected + self.recur(h if mask is None else h * mask)
-        i, f, g, o = ops.split(gates, 4, axis=-1)
-        c = self.recurrent_activation(f) * c + self.recurrent_activation(i) * self.activation(g)
-        h = self.recurrent_activation(o) * self.activation(c)
-        return h, [h, c]
+        h = states[0] if mask is None else states[0] * mask
+        return _lstm(self, projected + ops.matmul(h, self.recurrent_kernel), states[1])
 
 
 class GRUCell(_Cell):
@@ -244,6 +249,86 @@ class GRUCell(_Cell):
             candidate = ops.matmul(r * seen, kernel[:, 2 * n :])
         h = z * h + (1 - z) * self.activation(projected[..., 2 * n :] + candidate)
         return h, [h]
+
+
+class _ConvLSTMCell(_Cell):
+    """An LSTM cell whose products are convolutions.  arXiv:1506.04214
+
+    inputs (batch, *space, n), [h, c] (batch, *space', filters)  ->  h', [h', c']
+    Weights: kernel (*kernel_size, n, 4 filters), recurrent_kernel (*kernel_size, filters,
+    4 filters), bias (4 filters,)
+    """
+
+    _gates = 4
+    _states = 2
+    _space = 2
+
+    filters: PositiveInt
+    kernel_size: object
+    strides: object = 1
+    padding: str = "valid"
+    data_format: fields.DataFormat = None
+    dilation_rate: object = 1
+    activation: fields.Activation = "tanh"
+    recurrent_activation: fields.Activation = "sigmoid"
+    use_bias: bool = True
+    kernel_initializer: Initializer = "glorot_uniform"
+    recurrent_initializer: Initializer = "orthogonal"
+    bias_initializer: Initializer = "zeros"
+    unit_forget_bias: bool = True
+    kernel_regularizer: Regularizer = None
+    recurrent_regularizer: Regularizer = None
+    bias_regularizer: Regularizer = None
+    kernel_constraint: Constraint = None
+    recurrent_constraint: Constraint = None
+    bias_constraint: Constraint = None
+    dropout: Rate = 0.0
+    recurrent_dropout: Rate = 0.0
+    seed: int = None
+
+    def setup(self):
+        super().setup()
+        for name in ("kernel_size", "strides", "dilation_rate"):
+            setattr(self, name, windows.per_axis(getattr(self, name), self._space, name))
+        self._axis = 1 if windows.channels_first(self.data_format) else -1
+
+    state_size = property(lambda self: [self.filters, self.filters])
+    output_size = property(lambda self: self.filters)
+
+    def build(self, input_shape):
+        channels = input_shape[self._axis]
+        states = (*self.kernel_size, self.filters)
+        self._add_weights((*self.kernel_size, channels), states, self.filters)
+
+    def project(self, inputs):
+        shape = ops.shape(inputs)
+        steps = len(shape) > self._space + 2
+        if steps:
+            inputs = ops.reshape(inputs, (-1, *shape[2:]))
+        y = ops.conv(
+            inputs,
+            self.kernel,
+            self.strides,
+            self.padding,
+            self.data_format,
+            self.dilation_rate,
+        )
+        if self.bias is not None:
+            wide = [1] * (self._space + 2)
+            wide[self._axis] = -1
+            y = y + ops.reshape(self.bias, wide)
+        return ops.reshape(y, (-1, shape[1], *ops.shape(y)[1:])) if steps else y
+
+    def zero_states(self, projected):
+        shape = list(ops.shape(projected))
+        del shape[1]
+        shape[self._axis] = self.filters
+        return [ops.zeros(shape, self.compute_dtype) for _ in range(2)]
+
+    def step(self, projected, states, mask):
+        h = states[0] if mask is None else states[0] * mask
+        gates = ops.conv(h, self.recurrent_kernel, 1, "same", self.data_format)
+        return _lstm(self, projected + gates, states[1], self._axis)
 
 
 class StackedRNNCells(Layer):
@@ -306,7 +391,7 @@ class _Recurrent(Layer):
 
     _rank = 3
     supports_masking = True
-    zero_output_for_mask = False
+    _keras_keys = {"activity_regularizer": None}
 
     def setup(self):
         if not hasattr(self.cell, "state_size"):
@@ -335,7 +420,13 @@ class _Recurrent(Layer):
             ]
 
     def _state_shapes(self, sequences_shape):
-        states = self.cell.get_initial_state(batch_size=sequences_shape[0])
+        if isinstance(self.cell, _Cell):
+            batch, _, *rest = sequences_shape
+            states = self.cell.zero_states(
+                self.cell.project(ops.zeros((batch, 1, *rest), self.compute_dtype))
+            )
+        else:
+            states = self.cell.get_initial_state(batch_size=sequences_shape[0])
         return [tuple(s.shape) for s in tree.flatten(states)]
 
     @property
@@ -477,33 +568,37 @@ class RNN(_Recurrent):
         super().setup()
 
 
-def _add_layer(name, cell, tail, **members):
+def _add_layer(name, cell, tail, switches, **members):
     """Define the layer that runs a cell: the cell's fields, then those of the layer in `tail`.
 
     Keras has them in another order in each of its layers, and code gives them by position.
     """
-    switches = ("return_sequences", "return_state", "go_backwards", "stateful", "unroll")
     annotations, defaults = {}, {}
     for field, annotation in inspect.get_annotations(cell).items():
         if field not in tail:
             annotations[field] = annotation
-            if field in vars(cell):
-                defaults[field] = vars(cell)[field]
+            if hasattr(cell, field):
+                defaults[field] = getattr(cell, field)
         if field == "bias_regularizer":
-            annotations["activity_regularizer"], defaults["activity_regularizer"] = Regularizer, None
+            annotations["activity_regularizer"], defaults["activity_regularizer"] = (
+                Regularizer,
+                None,
+            )
     for field in tail:
         if field == "switches":
-            annotations |= {s: bool for s in switches if s not in members.get("_without", ())}
-            defaults |= {s: False for s in switches}
+            annotations |= dict.fromkeys(switches, bool)
+            defaults |= dict.fromkeys(switches, False)
         else:
             annotations[field] = inspect.get_annotations(cell).get(field, str)
-            defaults[field] = vars(cell).get(field, "auto")
+            defaults[field] = getattr(cell, field, "auto")
+    annotations["zero_output_for_mask"], defaults["zero_output_for_mask"] = bool, False
     own = list(inspect.get_annotations(cell))
+    inner = registry.snake_case(cell.__name__.lstrip("_"))
 
     def setup(self):
         options = {field: getattr(self, field) for field in own}
         options |= {"dtype": self.dtype_policy, "trainable": self._trainable}
-        self.cell = cell(**options, name=members.get("_cell_name"))
+        self.cell = cell(**options, name=inner)
         _Recurrent.setup(self)
 
     doc = f"Runs {cell.__name__.lstrip('_')} over time; arguments of the cell and of `RNN`.\n\n"
@@ -520,6 +615,22 @@ def _add_layer(name, cell, tail, **members):
 
 
 __all__ = ["GRUCell", "LSTMCell", "RNN", "SimpleRNNCell", "StackedRNNCells"]
-_add_layer("SimpleRNN", SimpleRNNCell, ("dropout", "recurrent_dropout", "switches", "seed"))
-_add_layer("LSTM", LSTMCell, ("seed", "switches", "use_cudnn"))
-_add_layer("GRU", GRUCell, ("seed", "switches", "reset_after", "use_cudnn"))
+_switches = ("return_sequences", "return_state", "go_backwards", "stateful")
+for _name, _cell, _tail, _unsaved in (
+    ("SimpleRNN", SimpleRNNCell, ("dropout", "recurrent_dropout", "switches", "seed"), ("seed",)),
+    ("LSTM", LSTMCell, ("seed", "switches", "use_cudnn"), ("use_cudnn",)),
+    ("GRU", GRUCell, ("seed", "switches", "reset_after", "use_cudnn"), ("use_cudnn",)),
+):
+    _add_layer(_name, _cell, _tail, (*_switches, "unroll"), _unsaved=_unsaved)
+for _space in (1, 2, 3):
+    _cell = type("_ConvLSTMCell", (_ConvLSTMCell,), {"_space": _space, "__module__": __name__})
+    _cell.__annotations__ = _ConvLSTMCell.__annotations__
+    _add_layer(
+        f"ConvLSTM{_space}D",
+        _cell,
+        ("seed", "switches"),
+        _switches,
+        _rank=_space + 3,
+        unroll=False,
+        _keras_keys={"activity_regularizer": None, "unroll": False},
+    )

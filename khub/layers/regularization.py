@@ -20,6 +20,14 @@ class _Noise(Layer):
     def call(self, inputs, training=False):
         return self.disturb(inputs) if training and self.rate else inputs
 
+    def get_config(self):
+        config = super().get_config()
+        if isinstance(self, (SpatialDropout1D, SpatialDropout2D)):  # as Keras has it
+            del config["trainable"]
+            if self.dtype_policy.name == self.dtype:
+                config["dtype"] = self.dtype
+        return config
+
     def _noise_shape(self, inputs):
         """The shape of what is drawn: 1 where a number is shared."""
         shape = ops.shape(inputs)

@@ -454,11 +454,11 @@ def affine_transform(
     fill_value=0,
     data_format=None,
 ):
-    """Take pixel (x, y) from ((a x + b y + c) / k, (d x + e y + f) / k), k = g x + h y + 1.
+    """Take pixel (x, y) from (a x + b y + c, d x + e y + f).
 
-    transform: a to h, (8,) or (batch, 8)
+    transform: a to f and two numbers that are not used, (8,) or (batch, 8)
     """
-    transform = cast(transform, "float32")
+    transform = cast(transform, "float32") * convert_to_tensor([1.0] * 6 + [0.0] * 2)
     return _transformed(images, transform, interpolation, fill_mode, fill_value, data_format)
 
 
@@ -550,8 +550,7 @@ def sobel_edges(images, data_format=None):
     down = np.outer([-1, 0, 1], [1, 2, 1]).astype("float32")
     kernel = np.stack([down, down.T], -1)[:, :, None, :]
     kernel = convert_to_tensor(np.tile(kernel, (1, 1, 1, channels)), name)
-    x = pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)], "reflect")
-    found = nn.conv(x, kernel, 1, "valid", "channels_last")
+    found = nn.conv(x, kernel, 1, "same", "channels_last")
     found = reshape(found, (*shape_of(found)[:-1], channels, 2))
     found = found[0] if single else found
     return found if not windows.channels_first(data_format) else moveaxis(found, -2, -4)

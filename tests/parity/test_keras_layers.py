@@ -4,7 +4,7 @@ import os
 
 import numpy as np
 import pytest
-from layer_samples import CASES, ELSEWHERE, IDS, SAMPLES, array, core_layers, inputs
+from layer_samples import CASES, ELSEWHERE, IDS, SAMPLES, array, call, core_layers, inputs
 
 # Keras' own NumPy backend imports JAX anyway.
 KERAS = os.environ["KERAS_BACKEND"] = os.environ["KHUB_BACKEND"].replace("numpy", "jax")
@@ -28,10 +28,12 @@ def unbuilt(name, options):
 def pair(name, options, shapes):
     """The layer in khub and in Keras, built for these inputs, with the same random weights."""
     ours, theirs = unbuilt(name, options)
-    ours(inputs(shapes)), theirs(inputs(shapes))
+    call(ours, inputs(shapes)), call(theirs, inputs(shapes))
     random = np.random.RandomState(1)
     weights = [random.uniform(0.2, 1, v.shape).astype("float32") for v in theirs.weights]
     ours.set_weights(weights), theirs.set_weights(weights)
+    if options.get("stateful"):
+        ours.reset_state(), theirs.reset_state()
     return ours, theirs
 
 
@@ -66,7 +68,7 @@ def compare(name, options, shapes):
     assert [v.path for v in ours.weights] == [v.path for v in theirs.weights]
     assert ours.count_params() == theirs.count_params()
     x = inputs(shapes, 5)
-    agree(ours(x), theirs(x))
+    agree(call(ours, x), call(theirs, x))
     found, wanted = ([float(v) for v in layer.losses] for layer in (ours, theirs))
     np.testing.assert_allclose(sorted(found), sorted(wanted), rtol=1e-5)
     if name == "BatchNormalization":
@@ -164,3 +166,153 @@ def test_computed_masks():
 
 def tokens_shape():
     return SAMPLES["Embedding"][0][1]
+
+
+# --- layers that hold layers, states and masks ---------------------------------------------------
+KEPT = np.array([[1, 1, 0, 1, 0], [0, 1, 1, 1, 1]], bool)
+OPTIONS = dict(return_sequences=True, return_state=True)
+RECURRENT = {  # name -> how both libraries build it
+    "lstm": lambda k: k.layers.LSTM(3, **OPTIONS),
+    "gru": lambda k: k.layers.GRU(3, go_backwards=True, **OPTIONS),
+    "simple": lambda k: k.layers.SimpleRNN(3, unroll=True, **OPTIONS),
+    "last": lambda k: k.layers.GRU(2, reset_after=False),
+    "stacked": lambda k: k.layers.RNN([k.layers.LSTMCell(3), k.layers.GRUCell(2)], **OPTIONS),
+    "zeros": lambda k: k.layers.RNN(k.layers.LSTMCell(3), zero_output_for_mask=True, **OPTIONS),
+    "both": lambda k: k.layers.Bidirectional(k.layers.LSTM(3, **OPTIONS)),
+    "sum": lambda k: k.layers.Bidirectional(k.layers.GRU(2), merge_mode="sum"),
+    "apart": lambda k: k.layers.Bidirectional(
+        k.layers.SimpleRNN(2, return_sequences=True),
+        merge_mode=None,
+        backward_layer=k.layers.GRU(3, return_sequences=True, go_backwards=True),
+    ),
+}
+
+
+def same_weights(ours, theirs):
+    assert [tuple(v.shape) for v in ours.weights] == [tuple(v.shape) for v in theirs.weights]
+    random = np.random.RandomState(1)
+    weights = [random.uniform(-0.8, 0.8, v.shape).astype("float32") for v in theirs.weights]
+    ours.set_weights(weights), theirs.set_weights(weights)
+
+
+def all_agree(ours, theirs):
+    ours, theirs = khub.tree.flatten(ours), keras.tree.flatten(theirs)
+    assert len(ours) == len(theirs)
+    for one, other in zip(ours, theirs, strict=True):
+        agree(one, other)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("name", RECURRENT)
+def test_recurrent_layers(name, masked):
+    ours, theirs = (RECURRENT[name](library) for library in (khub, keras))
+    x = array((2, 5, 4))
+    ours(x), theirs(x)
+    same_weights(ours, theirs)
+    mask = KEPT if masked else None
+    theirs_mask = None if mask is None else keras.ops.convert_to_tensor(mask)
+    all_agree(ours(x, mask=mask), theirs(x, mask=theirs_mask))
+    again = type(ours).from_config(registry.deserialize(registry.serialize(ours)).get_config())
+    again(x)
+    again.set_weights(ours.get_weights())
+    all_agree(again(x, mask=mask), theirs(x, mask=theirs_mask))
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "SimpleRNN"])
+def test_states_go_in_and_out(kind):
+    ours, theirs = (
+        getattr(k.layers, kind)(3, stateful=True, return_state=True) for k in (khub, keras)
+    )
+    x = array((2, 5, 4))
+    ours(x), theirs(x)
+    same_weights(ours, theirs)
+    ours.reset_state(), theirs.reset_state()
+    all_agree(ours(x), theirs(x))
+    all_agree(ours(x[:, ::-1].copy()), theirs(x[:, ::-1].copy()))
+    for mine, other in zip(ours.states, theirs.states, strict=True):
+        agree(mine.value, other)
+    states = [array((2, 3), i) for i in range(len(ours.states))]
+    all_agree(ours(x, initial_state=states), theirs(x, initial_state=states))
+    cells = [getattr(k.layers, f"{kind}Cell")(3) for k in (khub, keras)]
+    states = states if len(states) > 1 else states[0]
+    for cell in cells:
+        cell.build((2, 4))
+    same_weights(*cells)
+    all_agree(*(cell(x[:, 0], states) for cell in cells))
+
+
+def test_recurrent_dropout_is_one_mask_a_sequence():
+    layer = khub.layers.SimpleRNN(
+        4,
+        activation="linear",
+        kernel_initializer="ones",
+        recurrent_initializer="zeros",
+        dropout=0.5,
+        return_sequences=True,
+        seed=1,
+    )
+    y = ops.convert_to_numpy(layer(np.ones((8, 6, 3), "float32"), training=True))
+    assert (y == y[:, :1]).all() and len(np.unique(y)) > 1
+    assert (ops.convert_to_numpy(layer(np.ones((8, 6, 3), "float32"))) == 3).all()
+
+
+HOLDERS = {
+    "dense": (lambda k: k.layers.TimeDistributed(k.layers.Dense(3)), (2, 5, 4)),
+    "conv": (lambda k: k.layers.TimeDistributed(k.layers.Conv2D(2, 2)), (2, 3, 4, 5, 1)),
+    "spectral": (lambda k: k.layers.SpectralNormalization(k.layers.Dense(3)), (2, 4)),
+    "kernel": (
+        lambda k: k.layers.SpectralNormalization(k.layers.Conv2D(3, 2), power_iterations=2),
+        (2, 4, 4, 2),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HOLDERS)
+@pytest.mark.parametrize("training", [False, True])
+def test_layers_that_hold_a_layer(name, training):
+    make, shape = HOLDERS[name]
+    ours, theirs = make(khub), make(keras)
+    x = array(shape)
+    ours(x), theirs(x)
+    same_weights(ours, theirs)
+    all_agree(ours(x, training=training), theirs(x, training=training))
+    all_agree([v.value for v in ours.weights], [v.value for v in theirs.weights])
+    assert registry.deserialize(registry.serialize(ours)).get_config() == ours.get_config()
+
+
+ATTENTION = [  # options, masks and switches of the call
+    ({}, dict(query_mask=KEPT, value_mask=KEPT[::-1].copy())),
+    ({}, dict(key_mask=KEPT, use_causal_mask=True, return_attention_scores=True)),
+    (dict(sliding_window=2), dict(use_causal_mask=True)),
+    ({}, dict(attention_mask=array((2, 5, 5)) > 0, return_attention_scores=True)),
+]
+
+
+@pytest.mark.parametrize(("options", "given"), ATTENTION)
+@pytest.mark.parametrize("kind", ["MultiHeadAttention", "GroupQueryAttention"])
+def test_attention_with_masks(kind, options, given):
+    sizes = (2, 3) if kind == "MultiHeadAttention" else (3, 4, 2)
+    ours, theirs = (getattr(k.layers, kind)(*sizes, **options) for k in (khub, keras))
+    x, y = array((2, 5, 4)), array((2, 5, 4), 1)
+    ours(x, y), theirs(x, y)
+    same_weights(ours, theirs)
+    all_agree(ours(x, y, **given), theirs(x, y, **given))
+
+
+@pytest.mark.parametrize("kind", ["Attention", "AdditiveAttention"])
+def test_attention_on_tensors_with_masks(kind):
+    ours, theirs = (getattr(k.layers, kind)(use_scale=True) for k in (khub, keras))
+    x = [array((2, 5, 4), i) for i in range(3)]
+    ours(x), theirs(x)
+    same_weights(ours, theirs)
+    for options in ({}, {"use_causal_mask": True}, {"return_attention_scores": True}):
+        masks = [KEPT, KEPT[::-1].copy(), None]
+        all_agree(ours(x, mask=masks[:2], **options), theirs(x, mask=masks[:2], **options))
+
+
+def test_reversed_embedding():
+    for options in ({}, {"tie_weights": False, "logit_soft_cap": 3.0}):
+        ours, theirs = (k.layers.ReversibleEmbedding(5, 3, **options) for k in (khub, keras))
+        ours.build((None,)), theirs.build((None,))
+        same_weights(ours, theirs)
+        agree(ours(array((2, 3)), reverse=True), theirs(array((2, 3)), reverse=True))

@@ -42,7 +42,7 @@ def dot_product_attention(
     flash_attention=None,
     attn_logits_soft_cap=None,
 ):
-    if attn_logits_soft_cap is not None:
+    if attn_logits_soft_cap is not None or query.shape[-1] != value.shape[-1]:
         return NotImplemented
     mask = None if mask is None else mask.astype(bool)
     bias = None if bias is None else bias.astype(query.dtype)

@@ -65,7 +65,10 @@ def _fft(x, axes, inverse):
 
 
 def _rfft(x, length):
-    return tf.signal.rfft(x, None if length is None else [length])
+    if length is not None:  # TensorFlow's gradient has the wrong shape where it cuts or pads
+        x = x[..., :length]
+        x = tf.pad(x, [(0, 0)] * (x.shape.rank - 1) + [(0, length - tf.shape(x)[-1])])
+    return tf.signal.rfft(x)
 
 
 def _irfft(x, length):

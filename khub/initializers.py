@@ -31,7 +31,7 @@ class Initializer(Configurable):
         return self.from_config(self.get_config())
 
 
-class _Host(Initializer):
+class Host(Initializer):
     """An initializer whose values NumPy computes."""
 
     def draw_seed(self):
@@ -49,21 +49,21 @@ class _Host(Initializer):
         return active.convert_to_tensor(self.sample(shape, dtype, self.draw_seed()), dtype)
 
 
-class Zeros(_Host):
+class Zeros(Host):
     """0 everywhere."""
 
     def _values(self, shape, dtype, seed):
         return np.zeros(shape, dtype)
 
 
-class Ones(_Host):
+class Ones(Host):
     """1 everywhere."""
 
     def _values(self, shape, dtype, seed):
         return np.ones(shape, dtype)
 
 
-class Constant(_Host):
+class Constant(Host):
     """`value` (a number, or an array that broadcasts to the shape) everywhere."""
 
     value: object = 0.0
@@ -80,7 +80,7 @@ class Constant(_Host):
         return {"value": self.value if number else active.convert_to_numpy(self.value).tolist()}
 
 
-class Identity(_Host):
+class Identity(Host):
     """`gain` on the diagonal of a matrix, else 0."""
 
     gain: float = 1.0
@@ -136,7 +136,7 @@ def _scaled(values, mean, stddev):
     return values
 
 
-class _Random(_Host):
+class _Random(Host):
     """seed: int (the same values at each call), SeedGenerator, or None (from the global seed)"""
 
     seed: Seed = None
@@ -303,7 +303,7 @@ _COSINE_WINDOWS = {  # coefficients of cos(0), -cos(x), cos(2 x)
 }
 
 
-class STFT(_Host):
+class STFT(Host):
     """The kernel (frame length, 1, frequencies) of a convolution that is a Fourier transform.
 
     side: "real" or "imag"   scaling: "density" (by the root of the sum of squares of the window),

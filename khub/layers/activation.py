@@ -70,4 +70,7 @@ class Softmax(Layer):
         if mask is not None:
             lowest = -3e4 if self.compute_dtype == "float16" else -1e30
             inputs = ops.where(mask, inputs, lowest)
-        return ops.softmax(inputs, axis=self.axis)
+        y = ops.softmax(inputs, axis=self.axis)
+        if mask is None:
+            return y
+        return ops.where(ops.any(mask, self.axis, keepdims=True), y, ops.zeros_like(y))

@@ -1,4 +1,4 @@
-"""Attention on tensors as they are (Luong, Bahdanau), and in heads with projections of their own."""
+"""Attention on tensors as they are (Luong, Bahdanau), and in heads with projections."""
 
 from khub import ops, random
 from khub.fields import Constraint, Initializer, PositiveInt, Rate, Regularizer

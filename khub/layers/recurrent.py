@@ -6,7 +6,9 @@ once; only the rest runs step by step, in `ops.scan`.
 
 import inspect
 
-from khub import fields, ops, random, tree
+import numpy as np
+
+from khub import fields, initializers, ops, random, tree
 from khub.backend import windows
 from khub.backend.variable import Variable
 from khub.fields import Constraint, Initializer, PositiveInt, Rate, Regularizer
@@ -14,20 +16,23 @@ from khub.layers.layer import InputSpec, Layer
 from khub.saving import registry
 
 
-class _ForgetBias:
+class _ForgetBias(initializers.Host):
     """The biases of four gates, those of the forget gate 1.  Jozefowicz et al., ICML 2015"""
 
-    def __init__(self, initializer, units):
-        self.initializer, self.units = initializer, units
+    initializer: Initializer
 
-    def __call__(self, shape, dtype=None):
-        n = self.units
-        parts = [
-            self.initializer((n,), dtype),
-            ops.ones((n,), dtype),
-            self.initializer((2 * n,), dtype),
-        ]
-        return ops.concatenate(parts)
+    def draw_seed(self):
+        drawn = getattr(self.initializer, "draw_seed", None)
+        return 0 if drawn is None else drawn()
+
+    def sample(self, shape, dtype, seed):
+        if isinstance(self.initializer, initializers.Host):
+            values = np.array(self.initializer.sample(shape, dtype, seed))
+        else:
+            values = np.array(ops.convert_to_numpy(self.initializer(shape, dtype)))
+        quarter = shape[-1] // 4
+        values[quarter : 2 * quarter] = 1
+        return values
 
 
 class _Cell(Layer):
@@ -73,7 +78,7 @@ class _Cell(Layer):
         if self.use_bias:
             initializer = self.bias_initializer
             if getattr(self, "unit_forget_bias", False):
-                initializer = _ForgetBias(initializer, units)
+                initializer = _ForgetBias(initializer)
             self.bias = self.add_weight(bias_shape or (wide,), initializer, name="bias")
 
     def get_initial_state(self, batch_size=None):
@@ -337,6 +342,7 @@ class StackedRNNCells(Layer):
     cells: list
 
     def setup(self):
+        self.cells = [registry.get("layers", cell) for cell in self.cells]
         for cell in self.cells:
             if not hasattr(cell, "state_size"):
                 raise ValueError(f"StackedRNNCells takes cells with a state_size, got {cell!r}.")
@@ -506,7 +512,7 @@ class _Recurrent(Layer):
             if mask is None:
                 output, new = step(now, carry)
                 return new, output
-            states, before = carry
+            states, *before = carry
             x, kept = now
             output, new = step(x, states)
 
@@ -515,13 +521,13 @@ class _Recurrent(Layer):
                 return ops.where(ops.reshape(kept, shape), a, b)
 
             new = tree.map_structure(choose, new, states)
-            output = choose(output, ops.zeros_like(output) if before is None else before)
-            return (new, None if before is None else output), output
+            output = choose(output, before[0] if before else ops.zeros_like(output))
+            return (new, *([output] if before else [])), output
 
         if mask is None:
             carry = states
         elif self.zero_output_for_mask:
-            carry = states, None
+            carry = (states,)
         else:
             first, _ = step(xs[0], states)
             carry = states, ops.zeros_like(first)
@@ -565,6 +571,7 @@ class RNN(_Recurrent):
     def setup(self):
         if isinstance(self.cell, (list, tuple)):
             self.cell = StackedRNNCells(list(self.cell))
+        self.cell = registry.get("layers", self.cell)
         super().setup()
 
 
@@ -599,6 +606,9 @@ def _add_layer(name, cell, tail, switches, **members):
         options = {field: getattr(self, field) for field in own}
         options |= {"dtype": self.dtype_policy, "trainable": self._trainable}
         self.cell = cell(**options, name=inner)
+        for field in ("kernel_size", "strides", "dilation_rate"):
+            if field in own:
+                setattr(self, field, getattr(self.cell, field))
         _Recurrent.setup(self)
 
     doc = f"Runs {cell.__name__.lstrip('_')} over time; arguments of the cell and of `RNN`.\n\n"

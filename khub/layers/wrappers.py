@@ -13,6 +13,7 @@ class Wrapper(Layer):
     layer: object
 
     def setup(self):
+        self.layer = registry.get("layers", self.layer)
         if not isinstance(self.layer, Layer):
             raise ValueError(f"{type(self).__name__} wraps a layer, got {self.layer!r}.")
 
@@ -102,6 +103,7 @@ class Bidirectional(Layer):
 
     def __init__(self, layer, merge_mode="concat", weights=None, backward_layer=None, **kwargs):
         super().__init__(**kwargs)
+        layer, backward_layer = (registry.get("layers", each) for each in (layer, backward_layer))
         if not isinstance(layer, Layer) or not hasattr(layer, "go_backwards"):
             raise ValueError(f"Bidirectional takes a recurrent layer, got {layer!r}.")
         if merge_mode is not None and merge_mode not in self._modes:
@@ -114,8 +116,7 @@ class Bidirectional(Layer):
             config = other.get_config() | {"name": f"{direction}_{layer.name}"}
             if backwards is not None:
                 config["go_backwards"] = backwards
-            data = registry.serialize(other) | {"config": config}
-            return registry.deserialize(data) if _known(other) else type(other).from_config(config)
+            return type(other).from_config(config)
 
         self.forward_layer = copy(layer, "forward", None)
         backwards = not layer.go_backwards
@@ -124,6 +125,9 @@ class Bidirectional(Layer):
             if backward_layer is None
             else copy(backward_layer, "backward", None)
         )
+        if layer.return_sequences:  # a hidden step would repeat one neighbour in each direction
+            self.forward_layer.zero_output_for_mask = True
+            self.backward_layer.zero_output_for_mask = True
         if self.backward_layer.go_backwards == self.forward_layer.go_backwards:
             raise ValueError("forward and backward layer must differ in go_backwards.")
         for name in ("return_sequences", "return_state", "stateful"):
@@ -191,10 +195,6 @@ class Bidirectional(Layer):
         if config["backward_layer"] is None:
             del config["backward_layer"]
         return config
-
-
-def _known(layer):
-    return (layer._kind, type(layer).__name__) in registry._BUILT_IN
 
 
 __all__ = ["Bidirectional", "SpectralNormalization", "TimeDistributed", "Wrapper"]

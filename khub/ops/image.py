@@ -454,11 +454,11 @@ def affine_transform(
     fill_value=0,
     data_format=None,
 ):
-    """Take pixel (x, y) from (a x + b y + c, d x + e y + f).
+    """Take pixel (x, y) from ((a x + b y + c) / k, (d x + e y + f) / k), k = g x + h y + 1.
 
-    transform: a to f and two numbers that are not used, (8,) or (batch, 8)
+    transform: a to h, (8,) or (batch, 8)
     """
-    transform = cast(transform, "float32") * convert_to_tensor([1.0] * 6 + [0.0] * 2)
+    transform = cast(transform, "float32")
     return _transformed(images, transform, interpolation, fill_mode, fill_value, data_format)
 
 

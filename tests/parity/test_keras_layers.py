@@ -49,8 +49,11 @@ def test_every_layer_has_a_sample():
 
 # Where Keras itself fails: averages that count the border on torch, norms over inner axes.
 FAULTS = {"RMSNormalization-2"}
+if KERAS == "jax":
+    FAULTS |= {"MultiHeadAttention-1"}  # values wider than keys
 if KERAS == "torch":
     FAULTS |= {f"AveragePooling{n}D-1" for n in (2, 3)} | {"LayerNormalization-2"}
+    FAULTS |= {"UpSampling2D-3"}  # bicubic with another kernel than on its other backends
 
 
 @cases
@@ -282,7 +285,7 @@ def test_layers_that_hold_a_layer(name, training):
 
 ATTENTION = [  # options, masks and switches of the call
     ({}, dict(query_mask=KEPT, value_mask=KEPT[::-1].copy())),
-    ({}, dict(key_mask=KEPT, use_causal_mask=True, return_attention_scores=True)),
+    ({}, dict(key_mask=KEPT[:1].repeat(2, 0), use_causal_mask=True, return_attention_scores=True)),
     (dict(sliding_window=2), dict(use_causal_mask=True)),
     ({}, dict(attention_mask=array((2, 5, 5)) > 0, return_attention_scores=True)),
 ]
@@ -296,7 +299,13 @@ def test_attention_with_masks(kind, options, given):
     x, y = array((2, 5, 4)), array((2, 5, 4), 1)
     ours(x, y), theirs(x, y)
     same_weights(ours, theirs)
-    all_agree(ours(x, y, **given), theirs(x, y, **given))
+    found, wanted = ours(x, y, **given), theirs(x, y, **given)
+    if "query_mask" in given:  # what a hidden query gets is not defined
+        found, wanted = (
+            ops.convert_to_numpy(found)[KEPT],
+            keras.ops.convert_to_numpy(wanted)[KEPT],
+        )
+    all_agree(found, wanted)
 
 
 @pytest.mark.parametrize("kind", ["Attention", "AdditiveAttention"])

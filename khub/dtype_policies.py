@@ -1,4 +1,7 @@
-"""Dtype policies: which dtype a layer computes in, and which its variables have."""
+"""Dtype policies: which dtype a layer computes in, its variables have, and how it is quantized."""
+
+import re
+from collections.abc import MutableMapping
 
 from khub import config, dtypes
 from khub.saving import registry
@@ -14,15 +17,26 @@ class DTypePolicy:
     """
 
     _module = "keras"
+    quantization_mode = None
 
-    def __init__(self, name=None, source_name=None):
+    def __init__(self, name=None):
         self.name = name or config.floatx()
-        if self.name.startswith("mixed_"):
-            self.compute_dtype, self.variable_dtype = self.name.removeprefix("mixed_"), "float32"
+        self._set_dtypes(self.name)
+
+    def _set_dtypes(self, name):
+        if name.startswith("mixed_"):
+            self.compute_dtype, self.variable_dtype = name.removeprefix("mixed_"), "float32"
             if self.compute_dtype not in ("float16", "bfloat16"):
-                raise ValueError(f"Expected mixed_float16 or mixed_bfloat16, got {self.name!r}.")
+                raise ValueError(f"Expected mixed_float16 or mixed_bfloat16, got {name!r}.")
         else:
-            self.compute_dtype = self.variable_dtype = dtypes.standardize(self.name)
+            self.compute_dtype = self.variable_dtype = dtypes.standardize(name)
+
+    def convert_input(self, x, autocast, dtype):
+        """Return `x` as a tensor, a float one of the given dtype if `autocast`."""
+        from khub import ops
+
+        x = ops.convert_to_tensor(x)
+        return ops.cast(x, dtype) if autocast and dtypes.is_float(ops.dtype(x)) else x
 
     def get_config(self):
         """Return the constructor's arguments."""
@@ -34,16 +48,162 @@ class DTypePolicy:
         return cls(**config)
 
     def __eq__(self, other):
-        return isinstance(other, DTypePolicy) and self.name == other.name
+        return isinstance(other, DTypePolicy) and self.get_config() == other.get_config()
 
     def __hash__(self):
         return hash(self.name)
 
     def __repr__(self):
-        return f'<DTypePolicy "{self.name}">'
+        return f'<{type(self).__name__} "{self.name}">'
 
 
+class FloatDTypePolicy(DTypePolicy):
+    """A policy that quantizes nothing."""
+
+
+class QuantizedDTypePolicy(DTypePolicy):
+    """A policy of layers whose weights are held in fewer bits.
+
+    mode: how ("int8", "int4"); source_name: the policy of what is not quantized
+    """
+
+    _module = "keras.dtype_policies"
+    _form = "int8|int4|float8|gptq|awq"
+
+    def __init__(self, mode, source_name=None):
+        found = re.fullmatch(self._form, mode)
+        if found is None:
+            raise ValueError(
+                f"{type(self).__name__}: the mode must have the form {self._form}, got {mode!r}."
+            )
+        for name, number in found.groupdict().items():
+            setattr(self, name, int(number))
+        self.quantization_mode = mode.split("/")[0]
+        self.mode, self.source_name = mode, source_name or config.floatx()
+        self.name = f"{mode}_from_{self.source_name}"
+        self._set_dtypes(self.source_name)
+
+    def get_config(self):
+        """Return the constructor's arguments."""
+        return {"mode": self.mode, "source_name": self.source_name}
+
+
+class QuantizedFloat8DTypePolicy(QuantizedDTypePolicy):
+    """A policy of layers that multiply in float8.  arXiv:2209.05433
+
+    amax_history_length: steps whose largest values decide the scale
+    """
+
+    _form = "float8"
+
+    def __init__(self, mode, source_name=None, amax_history_length=1024):
+        super().__init__(mode, source_name)
+        self.amax_history_length = amax_history_length
+
+    def get_config(self):
+        """Return the constructor's arguments."""
+        return super().get_config() | {"amax_history_length": self.amax_history_length}
+
+
+class Int4DTypePolicy(QuantizedDTypePolicy):
+    """4 bits and a scale for each block of weights.  mode: "int4/128", -1: a block a column"""
+
+    _form = r"int4/(?P<block_size>-1|\d+)"
+
+
+class GPTQDTypePolicy(QuantizedDTypePolicy):
+    """Weights rounded one by one.  mode: "gptq/4/128", bits and group.  arXiv:2210.17323"""
+
+    _form = r"gptq/(?P<weight_bits>\d+)/(?P<group_size>-1|\d+)"
+
+
+class AWQDTypePolicy(QuantizedDTypePolicy):
+    """Weights scaled as inputs are.  mode: "awq/4/128", bits and group.  arXiv:2306.00978"""
+
+    _form = r"awq/(?P<weight_bits>\d+)/(?P<group_size>-1|\d+)"
+
+
+class DTypePolicyMap(DTypePolicy, MutableMapping):
+    """The policy of each layer by its path: the exact one, else the one whose pattern fits it.
+
+    default_policy: of a layer whose path none fits, the global one if None
+    policy_map: path or regular expression -> policy.  Raises ValueError where two patterns fit.
+    """
+
+    _module = "keras.dtype_policies"
+
+    def __init__(self, default_policy=None, policy_map=None):
+        self._given = None if default_policy is None else get(default_policy)
+        self._map = {path: get(policy) for path, policy in (policy_map or {}).items()}
+
+    @property
+    def default_policy(self):
+        """The policy of a layer whose path no pattern fits."""
+        return self._given or dtype_policy()
+
+    name = property(lambda self: f"map_{self.default_policy.name}")
+    compute_dtype = property(lambda self: self.default_policy.compute_dtype)
+    variable_dtype = property(lambda self: self.default_policy.variable_dtype)
+    quantization_mode = property(lambda self: self.default_policy.quantization_mode)
+
+    def __getitem__(self, path):
+        if path in self._map:
+            return self._map[path]
+        found = [pattern for pattern in self._map if re.fullmatch(pattern, path)]
+        if len(found) > 1:
+            raise ValueError(f"{path!r} fits several patterns of a DTypePolicyMap: {found}.")
+        return self._map[found[0]] if found else self.default_policy
+
+    def __setitem__(self, path, policy):
+        if path in self._map:
+            raise ValueError(
+                f"The DTypePolicyMap has {path!r} already ({self._map[path]}): delete it first."
+            )
+        self._map[path] = get(policy)
+
+    def __delitem__(self, path):
+        del self._map[path]
+
+    def __contains__(self, path):
+        return path in self._map
+
+    def __len__(self):
+        return len(self._map)
+
+    def __iter__(self):
+        return iter(self._map)
+
+    def get_config(self):
+        """Return the constructor's arguments."""
+        given = self._given
+        plain = type(given) is DTypePolicy
+        return {
+            "default_policy": given.name if plain else given and serialize(given),
+            "policy_map": {path: serialize(policy) for path, policy in self._map.items()},
+        }
+
+    __eq__ = DTypePolicy.__eq__
+    __hash__ = object.__hash__
+
+    def __repr__(self):
+        pairs = [(path, policy.name) for path, policy in self._map.items()]
+        return f"<DTypePolicyMap default_policy={self.default_policy.name}, mapping={pairs}>"
+
+
+_POLICIES = (
+    DTypePolicy,
+    FloatDTypePolicy,
+    QuantizedDTypePolicy,
+    QuantizedFloat8DTypePolicy,
+    Int4DTypePolicy,
+    GPTQDTypePolicy,
+    AWQDTypePolicy,
+    DTypePolicyMap,
+)
+for _policy in _POLICIES:
+    registry.register("dtype_policies", _policy)
 registry.register("keras", DTypePolicy)
+registry.register("keras", FloatDTypePolicy)
 
 
 def get(identifier):
@@ -53,19 +213,25 @@ def get(identifier):
     if isinstance(identifier, DTypePolicy):
         return identifier
     if isinstance(identifier, dict):
-        return DTypePolicy(**identifier["config"])
+        return deserialize(identifier)
     name = identifier if isinstance(identifier, str) else dtypes.standardize(identifier)
-    return DTypePolicy(name)
+    mode, quantized, source = name.partition("_from_")
+    if not quantized:
+        return DTypePolicy(name)
+    special = {"float8": QuantizedFloat8DTypePolicy, "int4/": Int4DTypePolicy}
+    special |= {"gptq/": GPTQDTypePolicy, "awq/": AWQDTypePolicy}
+    fitting = [cls for start, cls in special.items() if mode.startswith(start)]
+    return (fitting or [QuantizedDTypePolicy])[0](mode, source)
 
 
-def serialize(policy):
+def serialize(dtype_policy):
     """Return the policy in Keras' serialized form."""
-    return {
-        "module": "keras",
-        "class_name": "DTypePolicy",
-        "config": policy.get_config(),
-        "registered_name": None,
-    }
+    return registry.serialize(dtype_policy)
+
+
+def deserialize(config, custom_objects=None):
+    """Build the policy that `serialize` described; only registered classes are instantiated."""
+    return registry.deserialize(config, custom_objects, "dtype_policies")
 
 
 def dtype_policy():

@@ -103,3 +103,11 @@ def traverse(func, structure, top_down=True):
         return None if result is MAP_TO_NONE else result
 
     return visit(structure)
+
+
+def assert_same_paths(a, b):
+    """Raise ValueError unless `a` and `b` have leaves at the same paths, in whatever containers."""
+    found = [{path for path, _ in flatten_with_path(s)} for s in (a, b)]
+    if found[0] != found[1]:
+        only = [sorted(map(str, found[i] - found[1 - i])) for i in (0, 1)]
+        raise ValueError(f"Only in the first: {only[0]}; only in the second: {only[1]}.")

@@ -106,7 +106,7 @@ def while_loop(cond, body, loop_vars, maximum_iterations=None):
     if any_symbolic(loop_vars):
         return record(while_loop, (cond, body, loop_vars, maximum_iterations), {})
     single = not isinstance(loop_vars, (tuple, list))
-    variables = tuple(map(_tensors, (loop_vars,) if single else loop_vars))
+    variables = tuple(_tensors(x) for x in ((loop_vars,) if single else loop_vars))
 
     def step(*values):
         result = body(*values)

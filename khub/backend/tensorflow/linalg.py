@@ -64,12 +64,17 @@ def _fft(x, axes, inverse):
     return _FFT[axes, inverse](x)
 
 
+def _resized(x, length):
+    """Cut or pad the last axis; where TensorFlow's transforms do it, their gradient is wrong."""
+    x = x[..., :length]
+    return tf.pad(x, [(0, 0)] * (x.shape.rank - 1) + [(0, length - tf.shape(x)[-1])])
+
+
 def _rfft(x, length):
-    if length is not None:  # TensorFlow's gradient has the wrong shape where it cuts or pads
-        x = x[..., :length]
-        x = tf.pad(x, [(0, 0)] * (x.shape.rank - 1) + [(0, length - tf.shape(x)[-1])])
-    return tf.signal.rfft(x)
+    return tf.signal.rfft(x if length is None else _resized(x, length))
 
 
 def _irfft(x, length):
-    return tf.signal.irfft(x, None if length is None else [length])
+    if length is None:
+        return tf.signal.irfft(x)
+    return tf.signal.irfft(_resized(x, length // 2 + 1), [length])

@@ -193,8 +193,8 @@ class EarlyStopping(Callback):
     """Stops when a quantity has not improved for `patience` epochs.
 
     monitor: name in the logs; min_delta: what counts as better; mode: "min", "max" or "auto" (by
-    the name); baseline: value to beat; restore_best_weights: go back to the best epoch's;
-    start_from_epoch: wait so long
+    the name); baseline: no epoch that is worse ends the waiting; restore_best_weights: go back to
+    the best epoch's; start_from_epoch: wait so long
     """
 
     def __init__(
@@ -221,7 +221,7 @@ class EarlyStopping(Callback):
 
     def on_train_begin(self, logs=None):
         self.wait, self.stopped_epoch, self.best_epoch = 0, 0, 0
-        self.best, self.best_weights = self.baseline, None
+        self.best, self.best_weights = None, None
 
     def _better(self, value, than):
         return than is None or self._sign * (value - than) < -self.min_delta
@@ -238,9 +238,11 @@ class EarlyStopping(Callback):
             self.best_weights, self.best_epoch = self.model.get_weights(), epoch
         self.wait += 1
         if self._better(value, self.best):
-            self.best, self.best_epoch, self.wait = value, epoch, 0
+            self.best, self.best_epoch = value, epoch
             if self.restore_best_weights:
                 self.best_weights = self.model.get_weights()
+            if self._better(value, self.baseline):  # the best so far may still be no good
+                self.wait = 0
         elif self.wait >= self.patience and epoch > 0:
             self.stopped_epoch = epoch
             self.model.stop_training = True

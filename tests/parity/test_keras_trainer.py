@@ -360,15 +360,17 @@ STOPPING = [
     {"monitor": "val_loss", "patience": 1, "restore_best_weights": True},
     {"monitor": "loss", "patience": 0, "min_delta": 0.5},
     {"monitor": "val_loss", "patience": 2, "baseline": 0.1, "start_from_epoch": 1},
+    {"monitor": "loss", "patience": 2, "baseline": 0.8},
     {"monitor": "val_mae", "mode": "max", "patience": 1, "restore_best_weights": True},
 ]
 
 
 @trains
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("options", STOPPING, ids=str)
-def test_early_stopping(options):
-    theirs = dense(keras)
-    weights = theirs.get_weights()
+def test_early_stopping(options, seed):
+    random = np.random.RandomState(seed)
+    weights = [random.randn(*w.shape) * 0.5 for w in dense(keras).get_weights()]
     results = []
     for package in (khub, keras):
         model = dense(package)

@@ -4,12 +4,17 @@ A `SeedGenerator` gives each draw its own seed; its stream is reproducible on on
 Initial weights come from the host (`khub.initializers`) instead: they are equal everywhere.
 """
 
+import multiprocessing
+import os
 import secrets
+import zlib
 
 import numpy as np
 
 from khub import dtypes, ops
 from khub.backend import active
+from khub.backend.host import here
+from khub.backend.scope import local
 from khub.backend.variable import Variable
 
 _global = {"seed": None, "drawn": 0, "generator": None}
@@ -43,6 +48,7 @@ class SeedGenerator:
         self.seed = next_initial_seed() if seed is None else int(seed)
         self.name = name or "seed_generator"
         self.native = None  # the framework's own generator, where it has one
+        self._host = None, None  # the generator of NumPy's numbers, and the process it belongs to
         bits = np.array([self.seed >> 32 & 0xFFFFFFFF, self.seed & 0xFFFFFFFF], np.uint32)
         bits = (
             bits.view("int32") if active.SEED_DTYPE == "int32" else bits.astype(active.SEED_DTYPE)
@@ -51,7 +57,17 @@ class SeedGenerator:
 
     def next(self, ordered=True):
         """Return the backend's seed for one draw, and move on."""
-        return active.next_seed(self)
+        return self._on_host() if local.host else active.next_seed(self)
+
+    def _on_host(self):
+        """Return this process's NumPy generator: workers of a pipeline draw numbers of their own."""
+        generator, process = self._host
+        if process != os.getpid():
+            worker = multiprocessing.parent_process() is not None
+            name = multiprocessing.current_process().name
+            generator = here().make_generator([self.seed, zlib.crc32(name.encode()) * worker])
+            self._host = generator, os.getpid()
+        return generator
 
     def get_config(self):
         """Return the constructor's arguments."""
@@ -76,20 +92,20 @@ def _seed(seed):
     if isinstance(seed, SeedGenerator):
         return seed.next()
     if isinstance(seed, (int, np.integer)):
-        return active.make_generator(int(seed))
+        return here().make_generator(int(seed))
     raise ValueError(f"seed must be an int, a SeedGenerator or None, got {seed!r}.")
 
 
 def uniform(shape, minval=0.0, maxval=1.0, dtype=None, seed=None):
     """Numbers spread evenly over [minval, maxval)."""
-    return active.random_uniform(
+    return here().random_uniform(
         tuple(shape), minval, maxval, dtypes.standardize(dtype), _seed(seed)
     )
 
 
 def normal(shape, mean=0.0, stddev=1.0, dtype=None, seed=None):
     """Numbers from a normal distribution."""
-    return active.random_normal(tuple(shape), mean, stddev, dtypes.standardize(dtype), _seed(seed))
+    return here().random_normal(tuple(shape), mean, stddev, dtypes.standardize(dtype), _seed(seed))
 
 
 def truncated_normal(shape, mean=0.0, stddev=1.0, dtype=None, seed=None):
@@ -102,7 +118,7 @@ def truncated_normal(shape, mean=0.0, stddev=1.0, dtype=None, seed=None):
 
 def randint(shape, minval, maxval, dtype="int32", seed=None):
     """Integers from [minval, maxval)."""
-    return active.random_integers(
+    return here().random_integers(
         tuple(shape), minval, maxval, dtypes.standardize(dtype), _seed(seed)
     )
 
@@ -111,7 +127,7 @@ def gamma(shape, alpha, dtype=None, seed=None):
     """Numbers from gamma distributions of rate 1; alpha: their shape parameters, broadcast."""
     dtype = dtypes.standardize(dtype)
     alpha = ops.broadcast_to(ops.convert_to_tensor(alpha, "float32"), tuple(shape))
-    return ops.cast(active.random_gamma(alpha, _seed(seed)), dtype)
+    return ops.cast(here().random_gamma(alpha, _seed(seed)), dtype)
 
 
 def beta(shape, alpha, beta, dtype=None, seed=None):
@@ -130,7 +146,7 @@ def binomial(shape, counts, probabilities, dtype=None, seed=None):
         ops.broadcast_to(ops.convert_to_tensor(x, "float32"), shape)
         for x in (counts, probabilities)
     )
-    found = active.random_binomial(counts, probabilities, _seed(seed))
+    found = here().random_binomial(counts, probabilities, _seed(seed))
     return ops.cast(found, dtypes.standardize(dtype))
 
 
@@ -158,8 +174,8 @@ def dropout(inputs, rate, noise_shape=None, seed=None):
     if rate <= 0:
         return inputs
     keep = 1.0 - rate
-    if hasattr(active, "random_dropout"):
-        return active.random_dropout(inputs, rate, noise_shape, _seed(seed))
+    if hasattr(here(), "random_dropout"):
+        return here().random_dropout(inputs, rate, noise_shape, _seed(seed))
     shape = ops.shape(inputs) if noise_shape is None else noise_shape
     kept = uniform(shape, dtype="float32", seed=seed) < keep
     return ops.where(kept, inputs / keep, ops.zeros_like(inputs))

@@ -8,6 +8,7 @@ class _Local(threading.local):
     autocast = None  # dtype that float Variables are read in
     special = False  # scope or autocast is set: the only thing a plain read looks at
     call = None  # the outermost layer call's state (khub/layers/layer.py)
+    host = False  # whether NumPy arrays are computed with NumPy (khub/backend/host.py)
 
 
 local = _Local()

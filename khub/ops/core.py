@@ -2,6 +2,7 @@
 
 from khub import dtypes, tree
 from khub.backend import active
+from khub.backend.host import here
 from khub.backend.scope import Scope
 from khub.backend.variable import Variable
 from khub.ops.op import OPS, dtype_of, op, primitive, promote, value_of
@@ -15,7 +16,7 @@ def convert_to_tensor(x, dtype=None, sparse=None, ragged=None):
     dtype = None if dtype is None else dtypes.standardize(dtype)
     if isinstance(x, KerasTensor):
         return x if dtype in (None, x.dtype) else cast(x, dtype)
-    return active.convert_to_tensor(value_of(x), dtype)
+    return here().convert_to_tensor(value_of(x), dtype)
 
 
 def convert_to_numpy(x):
@@ -25,7 +26,7 @@ def convert_to_numpy(x):
 
 def is_tensor(x):
     """Say whether `x` is a tensor of the backend or a symbolic one."""
-    return isinstance(x, KerasTensor) or type(x) in active.TENSORS or active.is_tensor(x)
+    return isinstance(x, KerasTensor) or type(x) in here().TENSORS or active.is_tensor(x)
 
 
 def cast(x, dtype):
@@ -33,8 +34,8 @@ def cast(x, dtype):
     dtype = dtypes.standardize(dtype)
     if isinstance(x, KerasTensor):
         return record(cast, (x, dtype), {}, KerasTensor(x.shape, dtype))
-    x = value_of(x)
-    return active.cast(x if type(x) in active.TENSORS else active.convert_to_tensor(x), dtype)
+    x, backend = value_of(x), here()
+    return backend.cast(x if type(x) in backend.TENSORS else backend.convert_to_tensor(x), dtype)
 
 
 OPS["cast"] = cast
@@ -47,7 +48,7 @@ def dtype(x):
 
 def shape(x):
     """Return the shape as a tuple; an unknown size is None, or a scalar tensor in a trace."""
-    return tuple(x.shape) if isinstance(x, (KerasTensor, Variable)) else active.shape(x)
+    return tuple(x.shape) if isinstance(x, (KerasTensor, Variable)) else here().shape(x)
 
 
 def ndim(x):
@@ -76,8 +77,8 @@ def _select(condition, x1, x2):
 def where(condition, x1=None, x2=None):
     """Elements of `x1` where `condition` holds, else of `x2`; without them, the true indices."""
     if x1 is None and x2 is None:
-        return active.nonzero(convert_to_tensor(condition))
-    tensors, x1, x2 = active.TENSORS, value_of(x1), value_of(x2)
+        return here().nonzero(convert_to_tensor(condition))
+    tensors, x1, x2 = here().TENSORS, value_of(x1), value_of(x2)
     if not (type(x1) in tensors and type(x2) in tensors and x1.dtype is x2.dtype):
         result = promote(dtype_of(x1), dtype_of(x2))
         x1, x2 = convert_to_tensor(x1, result), convert_to_tensor(x2, result)
@@ -90,7 +91,8 @@ def einsum(subscripts, *operands, **kwargs):
         return record(einsum, (subscripts, *operands), {})
     operands = [value_of(x) for x in operands]
     result = promote(*[dtype_of(x) for x in operands])
-    return active._einsum(subscripts, [active.convert_to_tensor(x, result) for x in operands])
+    operands = [here().convert_to_tensor(x, result) for x in operands]
+    return here()._einsum(subscripts, operands)
 
 
 # --- control flow and transforms: functions that may read and assign Variables -------------------
@@ -98,7 +100,7 @@ def cond(pred, true_fn, false_fn):
     """Return `true_fn()` where the scalar `pred` holds, else `false_fn()`; only one runs."""
     if isinstance(pred, KerasTensor):
         return record(cond, (pred, true_fn, false_fn), {})
-    return active.cond(value_of(pred), true_fn, false_fn)
+    return here().cond(value_of(pred), true_fn, false_fn)
 
 
 def while_loop(cond, body, loop_vars, maximum_iterations=None):
@@ -112,7 +114,7 @@ def while_loop(cond, body, loop_vars, maximum_iterations=None):
         result = body(*values)
         return (result,) if single else tuple(result)
 
-    result = active.while_loop(cond, step, variables, maximum_iterations)
+    result = here().while_loop(cond, step, variables, maximum_iterations)
     return result[0] if single else type(loop_vars)(result)
 
 
@@ -139,7 +141,7 @@ def scan(f, init, xs=None, length=None, reverse=False, unroll=1):
         if xs is None:
             raise ValueError("scan needs xs or length.")
         length = tree.flatten(xs)[0].shape[0]
-    return active.scan(f, init, xs, length, reverse)
+    return here().scan(f, init, xs, length, reverse)
 
 
 def map(f, xs):  # noqa: A001  (Keras' name)

@@ -11,6 +11,8 @@ from functools import cache, update_wrapper
 
 from khub import dtypes
 from khub.backend import active
+from khub.backend.host import here, host_function
+from khub.backend.scope import local
 from khub.backend.variable import Variable
 from khub.ops.symbolic import KerasTensor, any_symbolic, record
 
@@ -87,11 +89,14 @@ def _slow(call, run, places, rule, args):
     ):
         return record(call, args, {}, call.spec and call.spec(*args))
     operands = [value_of(x) for x in operands]
+    convert = here().convert_to_tensor
+    if local.host:
+        run = host_function(call)
     if rule is None:
-        converted = [x if x is None else active.convert_to_tensor(x) for x in operands]
+        converted = [x if x is None else convert(x) for x in operands]
     else:
         dtype = rule(*[dtype_of(x) for x in operands if x is not None])
-        converted = [x if x is None else active.convert_to_tensor(x, dtype) for x in operands]
+        converted = [x if x is None else convert(x, dtype) for x in operands]
     args = list(args)
     for i, x in zip(places, converted, strict=True):
         args[i] = x
@@ -112,7 +117,9 @@ def _slow_list(call, run, rule, args):
         return record(call, args, {})
     operands = [value_of(x) for x in args[0]]
     dtype = rule(*[dtype_of(x) for x in operands])
-    return run([active.convert_to_tensor(x, dtype) for x in operands], *args[1:])
+    if local.host:
+        run = host_function(call)
+    return run([here().convert_to_tensor(x, dtype) for x in operands], *args[1:])
 
 
 @cache
@@ -184,7 +191,16 @@ def _anywhere(function):
     def call(*args, **kwargs):
         if any_symbolic((args, kwargs)):
             return record(call, args, kwargs)
-        return function(*args, **kwargs)
+        return (host_function(call) if local.host else function)(*args, **kwargs)
+
+    return update_wrapper(call, function)
+
+
+def _creating(function, run):
+    """Wrap a function that takes no tensors."""
+
+    def call(*args, **kwargs):
+        return (host_function(call) if local.host else run)(*args, **kwargs)
 
     return update_wrapper(call, function)
 
@@ -195,7 +211,7 @@ def _declare(function, run, operands, rule, spec=None):
     elif operands:
         call = _wrap(function, run, operands, rule)
     else:
-        call = update_wrapper(lambda *args, **kwargs: run(*args, **kwargs), function)
+        call = _creating(function, run)
     call.run, call.spec = run, spec
     count = 1 if isinstance(operands, str) else operands
     call.operands = count if isinstance(count, int) else len(count)

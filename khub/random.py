@@ -60,7 +60,7 @@ class SeedGenerator:
         return self._on_host() if local.host else active.next_seed(self)
 
     def _on_host(self):
-        """Return this process's NumPy generator: workers of a pipeline draw numbers of their own."""
+        """Return this process's NumPy generator: each worker draws its own numbers."""
         generator, process = self._host
         if process != os.getpid():
             worker = multiprocessing.parent_process() is not None

@@ -15,6 +15,7 @@ from khub.layers.core import (
     Masking,
     ReversibleEmbedding,
 )
+from khub.layers.foreign import FlaxLayer, JaxLayer, TFSMLayer, TorchModuleWrapper
 from khub.layers.layer import InputSpec, Layer
 from khub.layers.merging import *  # noqa: F403
 from khub.layers.norm import (

@@ -1,11 +1,11 @@
 """Layers around what was written for one framework: its modules, functions and files."""
 
 import inspect
+from importlib import import_module
 
 import numpy as np
 
 from khub import backend, ops, random, tree
-from khub.backend import active
 from khub.backend.scope import local
 from khub.backend.variable import Variable
 from khub.layers.layer import Layer
@@ -24,6 +24,10 @@ class _Foreign(Layer):
                 f"{backend.name}: set KHUB_BACKEND={self._needs}."
             )
         super().__init__(**kwargs)
+
+    def _native(self):
+        """Return the backend's functions for these layers, which no other layer needs."""
+        return import_module(f"khub.backend.{self._needs}.foreign")
 
     def _adopt(self, name, storage, trainable):
         """Return a Variable whose storage is the framework's own, so that both see a change."""
@@ -58,7 +62,7 @@ class TorchModuleWrapper(_Foreign):
     def __init__(self, module, name=None, output_shape=None, **kwargs):
         super().__init__(name=name, **kwargs)
         self.module, self.output_shape = module, output_shape
-        found = active.module_tensors(module).items()
+        found = self._native().module_tensors(module).items()
         adopted = {
             key: self._adopt(key.replace(".", "_"), tensor, trained and tensor.requires_grad)
             for key, (tensor, trained) in found
@@ -68,7 +72,7 @@ class TorchModuleWrapper(_Foreign):
         self.built = True
 
     def call(self, *args, training=None, **kwargs):
-        return active.call_module(self.module, self._adopted(), training, args, kwargs)
+        return self._native().call_module(self.module, self._adopted(), training, args, kwargs)
 
     def compute_output_spec(self, *args, **kwargs):
         if self.output_shape is not None:
@@ -122,7 +126,7 @@ class JaxLayer(_Foreign):
         for kind, structure in (("params", params), ("state", state)):
             if structure is None:
                 continue
-            named, rebuild = active.flatten_tree(structure)
+            named, rebuild = self._native().flatten_tree(structure)
             leaves = [
                 self._weight(name, leaf, kind == "params") if hasattr(leaf, "shape") else leaf
                 for name, leaf in named.items()
@@ -165,7 +169,7 @@ class JaxLayer(_Foreign):
         outputs, state = outputs
         abstract = local.scope is not None and local.scope.is_abstract()
         if state is not None and "state" in self._trees and not abstract:
-            new = active.flatten_tree(state)[0].values()
+            new = self._native().flatten_tree(state)[0].values()
             for variable, value in zip(self._trees["state"]()[0], new, strict=True):
                 if isinstance(variable, Variable):
                     variable.assign(value)
@@ -235,7 +239,7 @@ class TFSMLayer(_Foreign):
     ):
         super().__init__(name=name, dtype=dtype)
         names = [call_endpoint, *([call_training_endpoint] if call_training_endpoint else [])]
-        (model, *functions), variables = active.load_saved_model(filepath, names)
+        (model, *functions), variables = self._native().load_saved_model(filepath, names)
         self._saved = lambda: (model, functions)  # not an attribute that TensorFlow would track
         for v in variables:
             self._adopt(v.name.partition(":")[0].replace("/", "_"), v, v.trainable)

@@ -3,7 +3,6 @@
 from khub.backend.jax.arrays import *  # noqa: F403
 from khub.backend.jax.arrays import _complex, _complex_part, _einsum, _select  # noqa: F401
 from khub.backend.jax.engine import *  # noqa: F403
-from khub.backend.jax.foreign import *  # noqa: F403
 from khub.backend.jax.linalg import *  # noqa: F403
 from khub.backend.jax.linalg import _fft, _irfft, _rfft, _solve, _solve_triangular  # noqa: F401
 from khub.backend.jax.nn import *  # noqa: F403

@@ -187,6 +187,9 @@ def jit(function):
     return call
 
 
+compiled = jit
+
+
 def value_and_grad(function, variables, has_aux):
     def call(*args, **kwargs):
         written = {}

@@ -143,6 +143,17 @@ def _trace(function, key, shapes):
     return tf.function(flat, autograph=False).get_concrete_function(*specs)
 
 
+def compiled(function):
+    """Compile a function of tensors alone with XLA: loops run in a fraction of the time."""
+    run = tf.function(function, jit_compile=True, autograph=False)
+
+    def call(*args):
+        sizes = [n for x in optree.tree_leaves(args) for n in x.shape[1:]]
+        return function(*args) if None in sizes else run(*args)  # XLA would compile for each size
+
+    return call
+
+
 def value_and_grad(function, variables, has_aux):
     def call(*args, **kwargs):
         scope = None
@@ -358,6 +369,7 @@ def scan(function, init, xs, length, reverse):
         lambda step, *_: step < length,
         body,
         (tf.constant(0), leaves, arrays, state),
+        maximum_iterations=length,  # so that XLA knows how much the gradient has to keep
     )
     _assign(written, state)
     ys = None if sample is None else tree.pack_sequence_as(sample, [a.stack() for a in arrays])

@@ -28,6 +28,7 @@ with _no_collections():
         layers,
         losses,
         metrics,
+        mixed_precision,
         models,
         ops,
         optimizers,

@@ -76,6 +76,20 @@ def backend():
     return name
 
 
+def dtype_policy():
+    """Return the policy of layers that are given none."""
+    from khub import dtype_policies
+
+    return dtype_policies.dtype_policy()
+
+
+def set_dtype_policy(policy):
+    """Set the policy of layers that are given none: a name or a `DTypePolicy`."""
+    from khub import dtype_policies
+
+    dtype_policies.set_dtype_policy(policy)
+
+
 def _apply_user_settings():
     settings = user_settings()
     for name in _CHOICES:

@@ -4,6 +4,10 @@
         units: PositiveInt
         activation: Activation = None
 
+`Initializers`, `Penalties` and `Weights` declare several fields in a line, those of named weights:
+
+        options: Weights(kernel="glorot_uniform", bias="zeros")
+
 Own fields come first, inherited ones after them, those without a default before the others;
 annotating an inherited field again moves it. A class with a hand-written `__init__` keeps it, and
 its arguments are recorded for `get_config`.
@@ -14,6 +18,7 @@ from functools import cache, partial, wraps
 from typing import Annotated, ClassVar, dataclass_transform, get_args, get_origin
 
 from khub import config
+from khub.choices import choose
 from khub.saving import registry
 
 
@@ -30,24 +35,37 @@ def _rate(name, value):
     return value
 
 
-def _named(kind, name, value):
-    return registry.get(kind, value)
-
-
-def _activation(name, value):
-    return registry.get("activations", "linear" if value is None else value)
-
-
-def _data_format(name, value):
-    value = value or config.image_data_format()
-    if value not in ("channels_last", "channels_first"):
-        raise ValueError(f"{name} must be channels_last or channels_first, got {value!r}.")
+def _not_negative(name, value):
+    if value is not None and not (hasattr(value, "__float__") and value >= 0):
+        raise ValueError(f"{name} must be a number from 0, got {value!r}.")
     return value
 
 
+def _named(kind, name, value):
+    try:
+        return registry.get(kind, value)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
+def _activation(name, value):
+    return _named("activations", name, "linear" if value is None else value)
+
+
+def _data_format(name, value):
+    return choose(name, value or config.image_data_format(), DATA_FORMATS)
+
+
+def Choice(*names):  # noqa: N802  (it stands where a type does)
+    """The type of a field that is one of these names, in upper or lower case."""
+    return Annotated[str, lambda field, value: choose(field, value, names)]
+
+
+DATA_FORMATS = ("channels_last", "channels_first")
 PositiveInt = Annotated[int, _positive]
 DataFormat = Annotated[str, _data_format]
 Rate = Annotated[float, _rate]
+NotNegative = Annotated[float, _not_negative]
 Activation = Annotated[object, _activation]
 Initializer = Annotated[object, partial(_named, "initializers")]
 Regularizer = Annotated[object, partial(_named, "regularizers")]
@@ -56,8 +74,33 @@ Constraint = Annotated[object, partial(_named, "constraints")]
 _NO_DEFAULT = inspect.Parameter.empty
 
 
+def Initializers(**defaults):  # noqa: N802  (the three stand where a type does)
+    """The fields `{name}_initializer` of these weights."""
+    convert = partial(_named, "initializers")
+    return [(f"{name}_initializer", convert, default) for name, default in defaults.items()]
+
+
+def Penalties(*names, activity=False):  # noqa: N802
+    """The fields `{name}_regularizer` of these weights, then their `{name}_constraint`.
+
+    activity: whether there is an `activity_regularizer` too
+    """
+    regularized = (*names, "activity") if activity else names
+    convert, restrict = partial(_named, "regularizers"), partial(_named, "constraints")
+    regularizers = [(f"{name}_regularizer", convert, None) for name in regularized]
+    return regularizers + [(f"{name}_constraint", restrict, None) for name in names]
+
+
+def Weights(activity=False, **initializers):  # noqa: N802
+    """The `Initializers` and `Penalties` of these weights."""
+    return Initializers(**initializers) + Penalties(*initializers, activity=activity)
+
+
 def _own_fields(cls):
     for name, annotation in inspect.get_annotations(cls).items():
+        if isinstance(annotation, list):  # fields of several weights
+            yield from annotation
+            continue
         if name.startswith("_") or annotation is ClassVar or get_origin(annotation) is ClassVar:
             continue
         arguments = get_args(annotation) if get_origin(annotation) is Annotated else ()
@@ -95,16 +138,27 @@ def _make_init(cls, fields):
         values.apply_defaults()
         values = values.arguments
         base.__init__(self, **values.pop("kwargs", {}))
-        for name, convert, _ in fields:
-            value = values[name]
-            setattr(self, name, value if convert is None else convert(name, value))
-        self.setup()
+        try:
+            for name, convert, _ in fields:
+                value = values[name]
+                setattr(self, name, value if convert is None else convert(name, value))
+            self.setup()
+        except ValueError as error:
+            raise _located(self, error) from error.__cause__
 
     self_parameter = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
     __init__.__signature__ = own.replace(parameters=[self_parameter, *parameters, *more])
     __init__.__qualname__ = f"{cls.__qualname__}.__init__"
     __init__.made = True
     return __init__
+
+
+def _located(item, error):
+    """The error with the class, and the layer's name, in front."""
+    kind = type(item).__name__
+    where = f"{kind} {item.name!r}" if isinstance(getattr(item, "name", None), str) else kind
+    text = str(error).removeprefix(f"{kind}: ")
+    return type(error)(text if text.startswith(where) else f"{where}: {text}")
 
 
 def _recording(init):

@@ -57,7 +57,17 @@ class SeedGenerator:
 
     def next(self, ordered=True):
         """Return the backend's seed for one draw, and move on."""
-        return self._on_host() if local.host else active.next_seed(self)
+        if local.host:
+            return self._on_host()
+        if active.EAGER and local.scope is not None and local.scope.gives(self.state):
+            return self._from_state()
+        return active.next_seed(self)
+
+    def _from_state(self):
+        """Return a generator for the state that a call without side effects was given."""
+        high, low = (int(part) for part in ops.convert_to_numpy(self.state.value))
+        self.state.assign(np.array([high, low + 1]))
+        return active.make_generator(high << 32 | low)
 
     def _on_host(self):
         """Return this process's NumPy generator: each worker draws its own numbers."""

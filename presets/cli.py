@@ -55,6 +55,10 @@ def _parser():
     predicting = command(_predict)
     predicting.add_argument("inputs", metavar="INPUT", nargs="+", help="a text")
     predicting.add_argument("--task", help="open the preset as this task: TextClassifier, ...")
+    running = command(_run, preset=False)
+    running.add_argument("-m", dest="module", action="store_true", help="SCRIPT names a module")
+    running.add_argument("script", metavar="SCRIPT")
+    running.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="the script's")
     command(_demo, preset=False, add_help=False)
     return parser
 
@@ -155,6 +159,13 @@ def _answers(model, texts):
         for row in scores:
             best = np.argsort(-row)[:5]
             yield ", ".join(f"{labels[i]} {row[i]:.3f}" for i in best)
+
+
+def _run(arguments, _):
+    """Run a script written for Keras: its `import keras` and `tf.keras` are khub."""
+    from .run import run
+
+    return run(arguments.script, arguments.arguments, arguments.module)
 
 
 def _demo(_, rest):

@@ -1,5 +1,8 @@
 """Every layer: arguments, inputs, and the shape that must come out. Used here and against Keras."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 
 
@@ -514,20 +517,44 @@ SAMPLES = {  # class -> (arguments, shape or shapes of the inputs, shape of the 
 }
 CASES = [(name, *sample) for name, samples in SAMPLES.items() for sample in samples]
 IDS = [f"{name}-{i}" for name, samples in SAMPLES.items() for i in range(len(samples))]
-# What a table of calls on tensors cannot hold.
-ELSEWHERE = {
-    "Layer",
-    "InputLayer",
-    "Wrapper",
-    "Bidirectional",
-    "TimeDistributed",
-    "SpectralNormalization",
-    "RNN",
-    "StackedRNNCells",
-    "SimpleRNNCell",
-    "LSTMCell",
-    "GRUCell",
+
+# Layers made of layers: class -> (arguments, made by a function of the library; shape; output).
+HELD = {
+    "Bidirectional": [
+        (lambda k: dict(layer=k.layers.LSTM(3)), (2, 5, 4), (2, 6)),
+        (
+            lambda k: dict(layer=k.layers.GRU(3, return_sequences=True), merge_mode="ave"),
+            (2, 5, 4),
+            (2, 5, 3),
+        ),
+    ],
+    "TimeDistributed": [
+        (lambda k: dict(layer=k.layers.Dense(3)), (2, 5, 4), (2, 5, 3)),
+        (lambda k: dict(layer=k.layers.Conv1D(3, 2)), (2, 3, 5, 4), (2, 3, 4, 3)),
+    ],
+    "SpectralNormalization": [
+        (lambda k: dict(layer=k.layers.Dense(3)), (2, 4), (2, 3)),
+        (lambda k: dict(layer=k.layers.Conv1D(3, 2), power_iterations=2), (2, 5, 4), (2, 4, 3)),
+    ],
+    "RNN": [
+        (lambda k: dict(cell=k.layers.SimpleRNNCell(3)), (2, 5, 4), (2, 3)),
+        (
+            lambda k: dict(cell=[k.layers.LSTMCell(3), k.layers.GRUCell(2)], return_sequences=True),
+            (2, 5, 4),
+            (2, 5, 2),
+        ),
+    ],
 }
+PARTS = {"SimpleRNNCell", "LSTMCell", "GRUCell", "StackedRNNCells"}  # of rows of RNN
+BASES = {"Layer", "InputLayer", "Wrapper", "DataLayer"}  # abstract, or the start of a model
+
+
+def elsewhere():
+    """Names of the layers that have tables of their own: files tests/layers/* and *_samples.py."""
+    folder = Path(__file__).parent
+    files = [*folder.glob("layers/test_*.py"), *folder.glob("*_samples.py")]
+    files = [file for file in files if file.name not in ("layer_samples.py", "test_bad_input.py")]
+    return set(re.findall(r"\w+", " ".join(file.read_text() for file in files)))
 
 
 def call(layer, arrays, **options):
@@ -535,9 +562,16 @@ def call(layer, arrays, **options):
     return layer(*arrays, **options) if isinstance(arrays, Several) else layer(arrays, **options)
 
 
+def untested():
+    """Names of the layers that have no row."""
+    return core_layers() - SAMPLES.keys() - HELD.keys() - PARTS - BASES - elsewhere()
+
+
 def core_layers():
     """The names of all layers of khub.layers (not those that models define for themselves)."""
+    import khub
     from khub.saving import registry
 
     classes = [c for c in registry.registered("layers").values() if isinstance(c, type)]
-    return {c.__name__ for c in classes if c.__module__.startswith("khub.layers.")}
+    names = {c.__name__ for c in classes if c.__module__.startswith("khub.layers.")}
+    return {name for name in names if hasattr(khub.layers, name)}

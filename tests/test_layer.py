@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from layer_samples import (
     CASES,
-    ELSEWHERE,
     IDS,
     SAMPLES,
     Several,
@@ -16,6 +15,7 @@ from layer_samples import (
     call,
     core_layers,
     inputs,
+    untested,
 )
 
 import khub
@@ -91,7 +91,7 @@ class Block(layers.Layer):
 
 # --- every layer of the table --------------------------------------------------------------------
 def test_every_layer_has_a_sample():
-    assert core_layers() - ELSEWHERE == SAMPLES.keys()
+    assert untested() == set() and SAMPLES.keys() <= core_layers()
 
 
 @cases

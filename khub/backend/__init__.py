@@ -1,7 +1,7 @@
 """The running backend, chosen once: KHUB_BACKEND, KERAS_BACKEND, khub.json, then what is installed.
 
 `name` is "jax", "torch", "tensorflow" or "numpy"; `active` is its module of plain functions on
-native tensors. `contract.py` says which functions it must have.
+native tensors. `contract.py` says which functions it must have. Keras' names are here, too.
 """
 
 import os
@@ -10,6 +10,19 @@ from importlib import import_module
 from importlib.util import find_spec
 
 from khub import config
+from khub.config import (
+    backend,
+    epsilon,
+    floatx,
+    image_data_format,
+    set_epsilon,
+    set_floatx,
+    set_image_data_format,
+)
+from khub.dtypes import is_float as is_float_dtype
+from khub.dtypes import is_integer as is_int_dtype
+from khub.dtypes import result_type
+from khub.dtypes import standardize as standardize_dtype
 
 NAMES = ("jax", "torch", "tensorflow", "numpy")
 

@@ -8,6 +8,7 @@ class _Local(threading.local):
     autocast = None  # dtype that float Variables are read in
     special = False  # scope or autocast is set: the only thing a plain read looks at
     call = None  # the outermost layer call's state (khub/layers/layer.py)
+    sparse_gradients = False  # whether a gradient may be of the rows that were read
     host = False  # whether NumPy arrays are computed with NumPy (khub/backend/host.py)
 
 
@@ -41,6 +42,11 @@ class Scope:
     def is_abstract(self):
         """Say whether values are placeholders here or in a scope around."""
         return self.abstract is not None or self.outer is not None and self.outer.is_abstract()
+
+    def gives(self, variable):
+        """Say whether a call was given this Variable's value, here or in a scope around."""
+        given = self.abstract is None and variable in self.values
+        return given or self.outer is not None and self.outer.gives(variable)
 
     def get(self, variable):
         """Return the value of a Variable as seen from here."""
@@ -76,6 +82,19 @@ class Resumed:
         self.state = now
 
     __enter__ = __exit__ = _swap
+
+
+class sparse_gradients:
+    """Says inside a `with` block whether gradients of tables may hold only the rows read."""
+
+    def __init__(self, allowed):
+        self.allowed = allowed
+
+    def __enter__(self):
+        self._before, local.sparse_gradients = local.sparse_gradients, self.allowed
+
+    def __exit__(self, *_):
+        local.sparse_gradients = self._before
 
 
 class Autocast:

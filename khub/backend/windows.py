@@ -1,50 +1,106 @@
-"""Window arithmetic of convolution and pooling that every backend shares (no framework here)."""
+"""Window arithmetic of convolution and pooling that every backend shares (no framework here).
+
+`convolution`, `transposed_convolution` and `pooling` make an op of a backend's own function, which
+gets checked settings: tuples of one int a space axis, and `first`, whether channels precede space.
+"""
 
 from khub import config
+from khub.choices import choose
 
 
-def per_axis(value, count, what):
-    """Return `value` as a tuple of one int an axis.  Raises ValueError for another number."""
-    values = (value,) * count if isinstance(value, int) else tuple(value)
-    if len(values) != count:
-        raise ValueError(f"{what} needs 1 or {count} numbers, got {value!r}.")
-    return values
+def per_axis(value, count, what, least=0):
+    """Return `value` as a tuple of one int an axis.  Raises ValueError for anything else."""
+    values = (value,) * count if isinstance(value, int) else value
+    whole = hasattr(values, "__len__") and all(hasattr(n, "__index__") for n in values)
+    if not whole or len(values) != count or min(values) < least:
+        raise ValueError(f"{what} needs 1 or {count} integers from {least}, got {value!r}.")
+    return tuple(values)
 
 
 def channels_first(data_format):
     """Whether images are (batch, channels, *space).  Raises ValueError for an unknown format."""
     data_format = data_format or config.image_data_format()
-    if data_format not in ("channels_last", "channels_first"):
-        raise ValueError(
-            f"data_format must be channels_last or channels_first, got {data_format!r}."
-        )
+    choose("data_format", data_format, ("channels_last", "channels_first"))
     return data_format == "channels_first"
 
 
-def same_padding(size, window, stride, dilation=1):
-    """Return (before, after) for "same" padding: the odd pixel goes after."""
-    reach = (window - 1) * dilation + 1
-    total = max((-(-size // stride) - 1) * stride + reach - size, 0)
-    return total // 2, total - total // 2
+def convolution(run):
+    """Return `conv` of a backend's run(inputs, first, kernel, strides, padding, dilations)."""
+
+    def conv(inputs, kernel, strides, padding, data_format, dilation_rate, *extra):
+        count = len(kernel.shape) - 2
+        strides = per_axis(strides, count, "strides")
+        dilations = per_axis(dilation_rate, count, "dilation_rate")
+        padding = choose("padding", padding, ("valid", "same"))
+        return run(inputs, channels_first(data_format), kernel, strides, padding, dilations, *extra)
+
+    return conv
+
+
+def transposed_convolution(run):
+    """Return `conv_transpose` of a function that takes the output padding, too: None or ints."""
+    conv = convolution(run)
+
+    def conv_transpose(inputs, kernel, strides, padding, extra, data_format, dilation_rate):
+        count = len(kernel.shape) - 2
+        extra = (None,) * count if extra is None else per_axis(extra, count, "output_padding")
+        return conv(inputs, kernel, strides, padding, data_format, dilation_rate, extra)
+
+    return conv_transpose
+
+
+def pooling(run):
+    """Return a pooling of a backend's run(inputs, first, sizes, strides, padding, *settings)."""
+
+    def pool(inputs, pool_size, strides, padding, data_format, *settings):
+        count = len(inputs.shape) - 2
+        sizes = per_axis(pool_size, count, "pool_size")
+        strides = sizes if strides is None else per_axis(strides, count, "strides")
+        padding = choose("padding", padding, ("valid", "same"))
+        return run(inputs, channels_first(data_format), sizes, strides, padding, *settings)
+
+    return pool
+
+
+def channels_last(transpose):
+    """Return a decorator by which functions of (batch, *space, channels) take either layout."""
+
+    def decorate(function):
+        def run(inputs, first, *settings):
+            if not first:
+                return function(inputs, *settings)
+            rank = len(inputs.shape)
+            result = function(transpose(inputs, (0, *range(2, rank), 1)), *settings)
+            return transpose(result, (0, rank - 1, *range(1, rank - 1)))
+
+        return run
+
+    return decorate
 
 
 def paddings(padding, sizes, windows, strides, dilations):
-    """Return (before, after) an axis for "valid" or "same".  Raises ValueError for another name."""
-    padding = str(padding).lower()
+    """Return (before, after) an axis; of "same" padding the odd pixel goes after."""
     if padding == "valid":
         return [(0, 0)] * len(sizes)
-    if padding != "same":
-        raise ValueError(f'padding must be "valid" or "same", got {padding!r}.')
-    return [same_padding(*axis) for axis in zip(sizes, windows, strides, dilations, strict=True)]
+    borders = []
+    for size, window, stride, dilation in zip(sizes, windows, strides, dilations, strict=True):
+        reach = (window - 1) * dilation + 1
+        total = max((-(-size // stride) - 1) * stride + reach - size, 0)
+        borders.append((total // 2, total - total // 2))
+    return borders
 
 
-def transposed(padding, size, window, stride, dilation=1, output_padding=None):
-    """Return (before, after, out): the borders of the zero-stuffed input, and the output's length.
+def transposed(padding, *axes):
+    """Return (before, after, out) an axis: the zero-stuffed input's borders, the output's length.
 
+    axes: sizes, windows, strides, dilations, output paddings.
     A transposed convolution is a plain one over the input with stride - 1 zeros between elements.
     """
+    return [_transposed(padding == "same", *axis) for axis in zip(*axes, strict=True)]
+
+
+def _transposed(same, size, window, stride, dilation, output_padding):
     reach = (window - 1) * dilation + 1
-    same = str(padding).lower() == "same"
     if output_padding is None:
         out = size * stride + (0 if same else max(reach - stride, 0))
         cut = max(reach - stride, 0) // 2 if same else 0

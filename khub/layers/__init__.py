@@ -2,6 +2,7 @@
 
 from khub.layers.activation import ELU, LeakyReLU, PReLU, ReLU, Softmax
 from khub.layers.attention import *  # noqa: F403
+from khub.layers.audio import MelSpectrogram, STFTSpectrogram
 from khub.layers.convolution import *  # noqa: F403
 from khub.layers.core import (
     Activation,
@@ -16,7 +17,40 @@ from khub.layers.core import (
     ReversibleEmbedding,
 )
 from khub.layers.foreign import FlaxLayer, JaxLayer, TFSMLayer, TorchModuleWrapper
+from khub.layers.image_boxes import MaxNumBoundingBoxes
+from khub.layers.image_color import (
+    AutoContrast,
+    ContrastLimitedAdaptiveHistogramEqualization,
+    Equalization,
+    RandomBrightness,
+    RandomColorDegeneration,
+    RandomColorJitter,
+    RandomContrast,
+    RandomGaussianBlur,
+    RandomGrayscale,
+    RandomHue,
+    RandomInvert,
+    RandomPosterization,
+    RandomSaturation,
+    RandomSharpness,
+    Solarization,
+)
+from khub.layers.image_geometry import (
+    CenterCrop,
+    RandomCrop,
+    RandomElasticTransform,
+    RandomFlip,
+    RandomPerspective,
+    RandomRotation,
+    RandomShear,
+    RandomTranslation,
+    RandomZoom,
+    Resizing,
+)
+from khub.layers.image_layer import Pipeline, Rescaling
+from khub.layers.image_mixing import AugMix, CutMix, MixUp, RandAugment, RandomErasing
 from khub.layers.layer import InputSpec, Layer
+from khub.layers.lookup import IntegerLookup, StringLookup
 from khub.layers.merging import *  # noqa: F403
 from khub.layers.norm import (
     BatchNormalization,
@@ -52,6 +86,14 @@ from khub.layers.reshaping import (
     ZeroPadding2D,
     ZeroPadding3D,
 )
+from khub.layers.tabular import (
+    CategoryEncoding,
+    Discretization,
+    HashedCrossing,
+    Hashing,
+    Normalization,
+)
+from khub.layers.text import TextVectorization
 from khub.layers.wrappers import *  # noqa: F403
 from khub.saving import registry
 

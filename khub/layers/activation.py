@@ -1,16 +1,16 @@
 """Activation functions as layers, where they have settings of their own."""
 
 from khub import ops
-from khub.fields import Constraint, Initializer, Regularizer
+from khub.fields import NotNegative, Weights
 from khub.layers.layer import Layer
 
 
 class ReLU(Layer):
     """max(x, 0), cut at `max_value`, with a slope below `threshold`"""
 
-    max_value: float = None
-    negative_slope: float = 0.0
-    threshold: float = 0.0
+    max_value: NotNegative = None
+    negative_slope: NotNegative = 0.0
+    threshold: NotNegative = 0.0
     supports_masking = True
 
     def call(self, inputs):
@@ -22,7 +22,7 @@ class ReLU(Layer):
 class LeakyReLU(Layer):
     """x where positive, else negative_slope * x"""
 
-    negative_slope: float = 0.3
+    negative_slope: NotNegative = 0.3
     supports_masking = True
 
     def call(self, inputs):
@@ -45,9 +45,7 @@ class PReLU(Layer):
     shared_axes: axes over which alpha is one number
     """
 
-    alpha_initializer: Initializer = "zeros"
-    alpha_regularizer: Regularizer = None
-    alpha_constraint: Constraint = None
+    options: Weights(alpha="zeros")
     shared_axes: tuple = None
     supports_masking = True
 

@@ -1,7 +1,7 @@
 """Attention on tensors as they are (Luong, Bahdanau), and in heads with projections."""
 
 from khub import ops, random
-from khub.fields import Constraint, Initializer, PositiveInt, Rate, Regularizer
+from khub.fields import Choice, PositiveInt, Rate, Weights
 from khub.layers.core import EinsumDense
 from khub.layers.layer import Layer
 
@@ -15,17 +15,12 @@ class Attention(Layer):
     """
 
     use_scale: bool = False
-    score_mode: str = "dot"
+    score_mode: Choice("dot", "concat") = "dot"
     dropout: Rate = 0.0
     seed: int = None
     supports_masking = True
 
     def setup(self):
-        if self.score_mode not in ("dot", "concat"):
-            raise ValueError(
-                f'{type(self).__name__}: score_mode must be "dot" or "concat", got '
-                f"{self.score_mode!r}."
-            )
         if self.dropout > 0:
             self.seed_generator = random.SeedGenerator(self.seed)
 
@@ -222,13 +217,7 @@ class MultiHeadAttention(_Heads):
     attention_axes: tuple = None
     sliding_window: int = None
     flash_attention: bool = None
-    kernel_initializer: Initializer = "glorot_uniform"
-    bias_initializer: Initializer = "zeros"
-    kernel_regularizer: Regularizer = None
-    bias_regularizer: Regularizer = None
-    activity_regularizer: Regularizer = None
-    kernel_constraint: Constraint = None
-    bias_constraint: Constraint = None
+    options: Weights(activity=True, kernel="glorot_uniform", bias="zeros")
     use_gate: bool = False
     seed: int = None
 
@@ -345,13 +334,7 @@ class GroupQueryAttention(_Heads):
     use_bias: bool = True
     sliding_window: int = None
     flash_attention: bool = None
-    kernel_initializer: Initializer = "glorot_uniform"
-    bias_initializer: Initializer = "zeros"
-    kernel_regularizer: Regularizer = None
-    bias_regularizer: Regularizer = None
-    activity_regularizer: Regularizer = None
-    kernel_constraint: Constraint = None
-    bias_constraint: Constraint = None
+    options: Weights(activity=True, kernel="glorot_uniform", bias="zeros")
     use_gate: bool = False
     seed: int = None
 

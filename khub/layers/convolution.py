@@ -2,7 +2,8 @@
 
 from khub import fields, ops
 from khub.backend import windows
-from khub.fields import Constraint, Initializer, PositiveInt, Regularizer
+from khub.choices import choose
+from khub.fields import PositiveInt, Weights
 from khub.layers.layer import InputSpec, Layer
 
 
@@ -15,15 +16,13 @@ class _Convolution(Layer):
 
     def setup(self):
         for name in ("kernel_size", "strides", "dilation_rate"):
-            setattr(self, name, windows.per_axis(getattr(self, name), self._space, name))
+            setattr(self, name, windows.per_axis(getattr(self, name), self._space, name, 1))
         self._first = windows.channels_first(self.data_format)
-        self.padding = self.padding.lower()
-        if self.padding not in self._paddings:
-            raise ValueError(f"{type(self).__name__}: unknown padding {self.padding!r}.")
+        self.padding = choose("padding", self.padding, self._paddings)
         if max(self.strides) > 1 and max(self.dilation_rate) > 1:
             raise ValueError(
-                f"{type(self).__name__}: strides {self.strides} and dilation_rate "
-                f"{self.dilation_rate} cannot both be above 1."
+                f"strides {self.strides} and dilation_rate {self.dilation_rate} cannot both be "
+                "above 1."
             )
         self.input_spec = InputSpec(ndim=self._space + 2)
         self._linear = self.activation.__name__ == "linear"
@@ -67,13 +66,7 @@ class _Conv(_Convolution):
     groups: PositiveInt = 1
     activation: fields.Activation = None
     use_bias: bool = True
-    kernel_initializer: Initializer = "glorot_uniform"
-    bias_initializer: Initializer = "zeros"
-    kernel_regularizer: Regularizer = None
-    bias_regularizer: Regularizer = None
-    activity_regularizer: Regularizer = None
-    kernel_constraint: Constraint = None
-    bias_constraint: Constraint = None
+    options: Weights(activity=True, kernel="glorot_uniform", bias="zeros")
 
     def setup(self):
         super().setup()
@@ -118,13 +111,7 @@ class _ConvTranspose(_Convolution):
     dilation_rate: object = 1
     activation: fields.Activation = None
     use_bias: bool = True
-    kernel_initializer: Initializer = "glorot_uniform"
-    bias_initializer: Initializer = "zeros"
-    kernel_regularizer: Regularizer = None
-    bias_regularizer: Regularizer = None
-    activity_regularizer: Regularizer = None
-    kernel_constraint: Constraint = None
-    bias_constraint: Constraint = None
+    options: Weights(activity=True, kernel="glorot_uniform", bias="zeros")
 
     def setup(self):
         super().setup()
@@ -165,13 +152,7 @@ class _DepthwiseConv(_Convolution):
     dilation_rate: object = 1
     activation: fields.Activation = None
     use_bias: bool = True
-    depthwise_initializer: Initializer = "glorot_uniform"
-    bias_initializer: Initializer = "zeros"
-    depthwise_regularizer: Regularizer = None
-    bias_regularizer: Regularizer = None
-    activity_regularizer: Regularizer = None
-    depthwise_constraint: Constraint = None
-    bias_constraint: Constraint = None
+    options: Weights(activity=True, depthwise="glorot_uniform", bias="zeros")
 
     def _add_kernels(self, channels):
         self.kernel = self.add_weight(
@@ -206,16 +187,9 @@ class _SeparableConv(_Convolution):
     depth_multiplier: PositiveInt = 1
     activation: fields.Activation = None
     use_bias: bool = True
-    depthwise_initializer: Initializer = "glorot_uniform"
-    pointwise_initializer: Initializer = "glorot_uniform"
-    bias_initializer: Initializer = "zeros"
-    depthwise_regularizer: Regularizer = None
-    pointwise_regularizer: Regularizer = None
-    bias_regularizer: Regularizer = None
-    activity_regularizer: Regularizer = None
-    depthwise_constraint: Constraint = None
-    pointwise_constraint: Constraint = None
-    bias_constraint: Constraint = None
+    options: Weights(
+        activity=True, depthwise="glorot_uniform", pointwise="glorot_uniform", bias="zeros"
+    )
 
     def _add_kernels(self, channels):
         deep = channels * self.depth_multiplier

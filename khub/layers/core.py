@@ -1,7 +1,7 @@
 """Dense, Embedding and the small layers every model uses."""
 
 from khub import fields, ops
-from khub.fields import Constraint, Initializer, PositiveInt, Regularizer
+from khub.fields import PositiveInt, Weights
 from khub.layers.layer import InputSpec, Layer
 from khub.ops.symbolic import KerasTensor
 
@@ -18,13 +18,7 @@ class Dense(Layer):
     units: PositiveInt
     activation: fields.Activation = None
     use_bias: bool = True
-    kernel_initializer: Initializer = "glorot_uniform"
-    bias_initializer: Initializer = "zeros"
-    kernel_regularizer: Regularizer = None
-    bias_regularizer: Regularizer = None
-    activity_regularizer: Regularizer = None
-    kernel_constraint: Constraint = None
-    bias_constraint: Constraint = None
+    options: Weights(activity=True, kernel="glorot_uniform", bias="zeros")
     supports_masking = True
 
     def setup(self):
@@ -58,12 +52,7 @@ class EinsumDense(Layer):
     output_shape: tuple
     activation: fields.Activation = None
     bias_axes: str = None
-    kernel_initializer: Initializer = "glorot_uniform"
-    bias_initializer: Initializer = "zeros"
-    kernel_regularizer: Regularizer = None
-    bias_regularizer: Regularizer = None
-    kernel_constraint: Constraint = None
-    bias_constraint: Constraint = None
+    options: Weights(kernel="glorot_uniform", bias="zeros")
     supports_masking = True
 
     def setup(self):
@@ -116,9 +105,7 @@ class Embedding(Layer):
 
     input_dim: PositiveInt
     output_dim: PositiveInt
-    embeddings_initializer: Initializer = "uniform"
-    embeddings_regularizer: Regularizer = None
-    embeddings_constraint: Constraint = None
+    options: Weights(embeddings="uniform")
     mask_zero: bool = False
 
     def setup(self):
@@ -148,9 +135,7 @@ class ReversibleEmbedding(Embedding):
     input_dim: PositiveInt
     output_dim: PositiveInt
     tie_weights: bool = True
-    embeddings_initializer: Initializer = "uniform"
-    embeddings_regularizer: Regularizer = None
-    embeddings_constraint: Constraint = None
+    options: Weights(embeddings="uniform")
     mask_zero: bool = False
     reverse_dtype: str = None
     logit_soft_cap: float = None
@@ -269,10 +254,12 @@ class InputLayer(Layer):
                 raise ValueError("Input needs shape (without the batch axis) or batch_shape.")
             batch_shape = (batch_size, *((shape,) if isinstance(shape, int) else shape))
         self.batch_shape, self.optional = tuple(batch_shape), optional
-        self.input_dtype = dtype or "float32"
+        self.input_dtype, self.sparse = dtype or "float32", bool(sparse)
         self.built = True
         if input_tensor is None:
-            input_tensor = KerasTensor(self.batch_shape, self.input_dtype, name=self.name)
+            input_tensor = KerasTensor(
+                self.batch_shape, self.input_dtype, bool(sparse), name=self.name
+            )
             input_tensor.input_layer = self
         self._first_call = (), input_tensor
 
@@ -280,7 +267,7 @@ class InputLayer(Layer):
         return {
             "batch_shape": self.batch_shape,
             "dtype": self.input_dtype,
-            "sparse": False,
+            "sparse": self.sparse,
             "ragged": False,
             "name": self.name,
             "optional": self.optional,

@@ -610,8 +610,21 @@ class Layer(Configurable, active.Base):
         return self._of_first_call(1)
 
     def compute_output_spec(self, *args, **kwargs):
-        """Return KerasTensors like what the call would return, computing nothing."""
-        return output_spec(self, args, kwargs)
+        """Return KerasTensors like what the call would return, masks too, computing nothing."""
+
+        def call(args, kwargs, masks):
+            for x, mask in zip(tree.flatten(args), masks, strict=True):
+                if mask is not None:
+                    set_mask(x, mask)
+            outputs = self(*args, **kwargs)
+            return outputs, [get_mask(y) for y in tree.flatten(outputs)]
+
+        masks = [x.mask if isinstance(x, KerasTensor) else None for x in tree.flatten(args)]
+        outputs, masks = output_spec(call, (args, kwargs, masks), {})
+        for y, mask in zip(tree.flatten(outputs), masks, strict=True):
+            if mask is not None:
+                y.mask = mask
+        return outputs
 
     def compute_output_shape(self, *args, **kwargs):
         """Return the output's shape for inputs of these shapes."""

@@ -1,7 +1,7 @@
 """Normalization layers."""
 
 from khub import ops
-from khub.fields import Constraint, Initializer, Rate, Regularizer
+from khub.fields import Initializers, Penalties, Rate, Weights
 from khub.layers.layer import InputSpec, Layer
 
 
@@ -21,12 +21,7 @@ class LayerNormalization(Layer):
     epsilon: float = 1e-3
     center: bool = True
     scale: bool = True
-    beta_initializer: Initializer = "zeros"
-    gamma_initializer: Initializer = "ones"
-    beta_regularizer: Regularizer = None
-    gamma_regularizer: Regularizer = None
-    beta_constraint: Constraint = None
-    gamma_constraint: Constraint = None
+    options: Weights(beta="zeros", gamma="ones")
     supports_masking = True
 
     def build(self, input_shape):
@@ -74,26 +69,33 @@ class BatchNormalization(Layer):
     arXiv:1502.03167
 
     axis: the features'; momentum: of the running averages.
-    Weights: gamma, beta, moving_mean, moving_variance (n,)
+    renorm: whether training corrects the batch's moments by r and d towards averages of their own
+    (arXiv:1702.03275); renorm_clipping: limits "rmin" and "rmax" of r, "dmax" of abs(d)
+    Weights: gamma, beta, moving_mean, moving_variance (n,); with renorm also moving_stddev,
+    renorm_mean, renorm_stddev (n,)
     """
-
-    _keras_keys = {"renorm": False, "renorm_clipping": None, "renorm_momentum": 0.99}
 
     axis: int = -1
     momentum: Rate = 0.99
     epsilon: float = 1e-3
     center: bool = True
     scale: bool = True
-    beta_initializer: Initializer = "zeros"
-    gamma_initializer: Initializer = "ones"
-    moving_mean_initializer: Initializer = "zeros"
-    moving_variance_initializer: Initializer = "ones"
-    beta_regularizer: Regularizer = None
-    gamma_regularizer: Regularizer = None
-    beta_constraint: Constraint = None
-    gamma_constraint: Constraint = None
+    starts: Initializers(beta="zeros", gamma="ones", moving_mean="zeros", moving_variance="ones")
+    penalties: Penalties("beta", "gamma")
+    renorm: bool = False
+    renorm_clipping: dict = None
+    renorm_momentum: Rate = 0.99
     synchronized: bool = False
     supports_masking = True
+
+    def setup(self):
+        if self.renorm:
+            self.renorm_clipping = dict(self.renorm_clipping or {})
+        unknown = sorted(set(self.renorm_clipping or ()) - {"rmin", "rmax", "dmax"})
+        if unknown:
+            raise ValueError(
+                f"renorm_clipping takes the keys 'rmin', 'rmax' and 'dmax', got {unknown}."
+            )
 
     def build(self, input_shape):
         size = input_shape[self.axis]
@@ -105,22 +107,56 @@ class BatchNormalization(Layer):
         self.moving_variance = self.add_weight(
             (size,), name="moving_variance", trainable=False, autocast=False
         )
+        if self.renorm:
+            for name in ("moving_stddev", "renorm_mean", "renorm_stddev"):
+                start = self.moving_mean_initializer
+                if name != "renorm_mean":
+                    start = self._initial_deviation
+                variable = self.add_weight((size,), start, None, False, False, name=name)
+                setattr(self, name, variable)
         self.input_spec = InputSpec(ndim=len(input_shape), axes={self.axis: size})
         self._reduced = [a for a in range(len(input_shape)) if a != self.axis % len(input_shape)]
 
     def call(self, inputs, training=None, mask=None):
+        gamma, beta = self.gamma, self.beta
         if training and self.trainable:
             mean, variance = self._moments(inputs, mask)
-            for moving, now in ((self.moving_mean, mean), (self.moving_variance, variance)):
-                now = ops.cast(ops.stop_gradient(now), moving.dtype)
-                moving.assign(moving.value * self.momentum + now * (1 - self.momentum))
+            if self.renorm:
+                gamma, beta = self._renormalize(mean, variance)
+            else:
+                self._follow(self.moving_variance, variance, self.momentum)
+            self._follow(self.moving_mean, mean, self.momentum)
         else:
             mean, variance = self.moving_mean.value, self.moving_variance.value
         name = ops.dtype(inputs)
         mean, variance = ops.cast(mean, name), ops.cast(variance, name)
-        return ops.batch_normalization(
-            inputs, mean, variance, self.axis, self.beta, self.gamma, self.epsilon
-        )
+        return ops.batch_normalization(inputs, mean, variance, self.axis, beta, gamma, self.epsilon)
+
+    @staticmethod
+    def _follow(moving, now, momentum):
+        now = ops.cast(ops.stop_gradient(now), moving.dtype)
+        moving.assign(moving.value * momentum + now * (1 - momentum))
+
+    def _initial_deviation(self, shape, dtype):
+        return ops.sqrt(self.moving_variance_initializer(shape, dtype))
+
+    def _renormalize(self, mean, variance):
+        """Move the averages; return the gamma and beta that have r and d in them."""
+        limits, name, dtype = self.renorm_clipping or {}, ops.dtype(mean), self.moving_mean.dtype
+        mean, variance = (ops.cast(ops.stop_gradient(x), dtype) for x in (mean, variance))
+        deviation, usual = ops.sqrt(variance + self.epsilon), self.renorm_stddev.value
+        most = limits.get("dmax", float("inf"))
+        r = ops.clip(deviation / usual, limits.get("rmin", 0.0), limits.get("rmax", float("inf")))
+        d = ops.clip((mean - self.renorm_mean.value) / usual, -most, most)
+        self._follow(self.renorm_mean, mean, self.renorm_momentum)
+        self._follow(self.renorm_stddev, deviation, self.renorm_momentum)
+        self._follow(self.moving_stddev, deviation, self.momentum)
+        square = ops.square(self.moving_stddev.value)
+        self.moving_variance.assign(ops.relu(square - self.epsilon))
+        r, d = ops.cast(r, name), ops.cast(d, name)
+        if self.gamma is not None:
+            r, d = r * self.gamma, d * self.gamma
+        return r, d if self.beta is None else d + self.beta
 
     def _moments(self, inputs, mask):
         if mask is None:
@@ -130,7 +166,7 @@ class BatchNormalization(Layer):
             ops.reshape(weights, (*weights.shape, *[1] * (len(inputs.shape) - len(weights.shape)))),
             inputs.shape,
         )
-        count = ops.sum(weights, axis=self._reduced)
+        count = ops.maximum(ops.sum(weights, axis=self._reduced), 1)  # 1 where nothing is
         mean = ops.sum(inputs * weights, axis=self._reduced) / count
         shape = [1] * len(inputs.shape)
         shape[self.axis] = -1
@@ -159,12 +195,7 @@ class GroupNormalization(Layer):
     epsilon: float = 1e-3
     center: bool = True
     scale: bool = True
-    beta_initializer: Initializer = "zeros"
-    gamma_initializer: Initializer = "ones"
-    beta_regularizer: Regularizer = None
-    gamma_regularizer: Regularizer = None
-    beta_constraint: Constraint = None
-    gamma_constraint: Constraint = None
+    options: Weights(beta="zeros", gamma="ones")
     supports_masking = True
 
     def build(self, input_shape):

@@ -2,7 +2,7 @@
 
 from khub import ops
 from khub.backend import windows
-from khub.fields import DataFormat
+from khub.fields import Choice, DataFormat
 from khub.layers.layer import InputSpec, Layer
 
 
@@ -13,13 +13,13 @@ class _Pool(Layer):
 
     pool_size: object
     strides: object = None
-    padding: str = "valid"
+    padding: Choice("valid", "same") = "valid"
     data_format: DataFormat = None
 
     def setup(self):
-        self.pool_size = windows.per_axis(self.pool_size, self._space, "pool_size")
+        self.pool_size = windows.per_axis(self.pool_size, self._space, "pool_size", 1)
         strides = self.pool_size if self.strides is None else self.strides
-        self.strides = windows.per_axis(strides, self._space, "strides")
+        self.strides = windows.per_axis(strides, self._space, "strides", 1)
         self.input_spec = InputSpec(ndim=self._space + 2)
 
     def call(self, inputs):
@@ -55,7 +55,7 @@ class _AdaptivePool(Layer):
     data_format: DataFormat = None
 
     def setup(self):
-        self.output_size = windows.per_axis(self.output_size, self._space, "output_size")
+        self.output_size = windows.per_axis(self.output_size, self._space, "output_size", 1)
         self.input_spec = InputSpec(ndim=self._space + 2)
 
     def call(self, inputs):
@@ -74,7 +74,8 @@ class GlobalAveragePooling1D(_GlobalPool):
         axis = self._axes[0]
         weights = ops.expand_dims(ops.cast(mask, inputs.dtype), 2 if axis == 1 else 1)
         total = ops.sum(inputs * weights, axis=axis, keepdims=self.keepdims)
-        return total / ops.sum(weights, axis=axis, keepdims=self.keepdims)
+        count = ops.sum(weights, axis=axis, keepdims=self.keepdims)
+        return total / ops.maximum(count, 1)  # 0 where everything is hidden
 
     def compute_mask(self, inputs, previous_mask):
         return None

@@ -1,17 +1,23 @@
 """Recurrent layers: cells that make one step, and layers that run a cell over time.
 
+Three ways, the fastest that the arguments allow: the framework's fused kernel (`recurrent` of the
+torch backend); the steps compiled as one program (`compiled` of JAX and TensorFlow); step by step.
 What does not depend on the state (the product of inputs and kernel) is computed for all steps at
-once; only the rest runs step by step, in `ops.scan`.
+once in the latter two; only the rest runs in `ops.scan`.
 """
 
 import inspect
+import warnings
 
 import numpy as np
 
-from khub import fields, initializers, ops, random, tree
+from khub import activations, fields, initializers, ops, random, tree
+from khub.backend import name as backend_name
 from khub.backend import windows
+from khub.backend.host import here
+from khub.backend.scope import Scope, local
 from khub.backend.variable import Variable
-from khub.fields import Constraint, Initializer, PositiveInt, Rate, Regularizer
+from khub.fields import Initializer, Initializers, Penalties, PositiveInt, Rate
 from khub.layers.layer import InputSpec, Layer
 from khub.saving import registry
 
@@ -35,15 +41,25 @@ class _ForgetBias(initializers.Host):
         return values
 
 
+_STARTS = Initializers(kernel="glorot_uniform", recurrent="orthogonal", bias="zeros")
+
+
 class _Cell(Layer):
     """One step: (inputs, states) -> (output, states).
 
-    `project` is the part that needs no state, `step` the rest; `prepare` does the first for a
-    whole sequence. Dropout draws one mask a sequence, the same for all steps.  arXiv:1512.05287
+    `project` is the part that needs no state, `step` the rest. Dropout draws one mask a sequence,
+    the same for all steps.  arXiv:1512.05287
     """
 
     _gates = 1
     _states = 1
+    _fused = None  # the name of the fused kernel
+    _usual = {"activation": "tanh", "recurrent_activation": "sigmoid", "reset_after": True}
+
+    penalties: Penalties("kernel", "recurrent", "bias")
+    dropout: Rate = 0.0
+    recurrent_dropout: Rate = 0.0
+    seed: int = None
 
     def setup(self):
         if self.dropout > 0 or self.recurrent_dropout > 0:
@@ -87,33 +103,37 @@ class _Cell(Layer):
             ops.zeros((batch_size, self.units), self.compute_dtype) for _ in range(self._states)
         ]
 
-    def zero_states(self, projected):
-        """Return the states before the first of `projected` (batch, time, ...)."""
-        return self.get_initial_state(ops.shape(projected)[0])
+    def zero_states(self, inputs):
+        """Return the states before a step with `inputs` (batch, ...)."""
+        return self.get_initial_state(ops.shape(inputs)[0])
 
     def project(self, inputs):
         return ops.linear(inputs, self.kernel, self.bias)
 
     def _masks(self, inputs, training):
         """Dropout's masks for inputs like these (no time axis) and for the state, or None."""
-        if not training:
-            return None, None
 
         def draw(like, rate):
             return random.dropout(ops.ones_like(like), rate, seed=self.seed_generator)
 
-        inputs_mask = draw(inputs, self.dropout) if self.dropout else None
-        if not self.recurrent_dropout:
+        inputs_mask = draw(inputs, self.dropout) if training and self.dropout else None
+        if not (training and self.recurrent_dropout):
             return inputs_mask, None
-        state = self.zero_states(ops.expand_dims(self.project(inputs), 1))[0]
-        return inputs_mask, draw(state, self.recurrent_dropout)
+        return inputs_mask, draw(self.zero_states(inputs)[0], self.recurrent_dropout)
 
-    def prepare(self, sequence, training):
-        """Return what a step needs of each time of (batch, time, ...), and the step."""
+    def drop(self, sequence, training):
+        """Return (batch, time, ...) after dropout, and the mask for the state."""
         mask, recurrent = self._masks(sequence[:, 0], training)
-        if mask is not None:
-            sequence = sequence * ops.expand_dims(mask, 1)
-        return self.project(sequence), lambda x, states: self.step(x, states, recurrent)
+        return sequence if mask is None else sequence * ops.expand_dims(mask, 1), recurrent
+
+    def unusual(self):
+        """Return what fused kernels, made for the defaults, cannot compute; None: nothing."""
+        for field, usual in self._usual.items():
+            value = getattr(self, field, None)
+            known = activations.get(usual) if isinstance(usual, str) else usual
+            if value is not None and value is not known:
+                return f"{field}={getattr(value, '__name__', value)}"
+        return None
 
     def stepper(self, inputs, training):
         """Return a function (inputs, states) -> (output, states) whose masks stay the same."""
@@ -125,9 +145,8 @@ class _Cell(Layer):
         return step
 
     def call(self, inputs, states, training=False):
-        alone = not isinstance(states, (list, tuple))
-        output, new = self.stepper(inputs, training)(inputs, [states] if alone else states)
-        return output, new[0] if alone else new
+        output, new = self.stepper(inputs, training)(inputs, _as_states(states))
+        return output, new if isinstance(states, (list, tuple)) else new[0]
 
 
 class SimpleRNNCell(_Cell):
@@ -137,21 +156,12 @@ class SimpleRNNCell(_Cell):
     Weights: kernel (n, units), recurrent_kernel (units, units), bias (units,)
     """
 
+    _fused = "rnn_tanh"
+
     units: PositiveInt
     activation: fields.Activation = "tanh"
     use_bias: bool = True
-    kernel_initializer: Initializer = "glorot_uniform"
-    recurrent_initializer: Initializer = "orthogonal"
-    bias_initializer: Initializer = "zeros"
-    kernel_regularizer: Regularizer = None
-    recurrent_regularizer: Regularizer = None
-    bias_regularizer: Regularizer = None
-    kernel_constraint: Constraint = None
-    recurrent_constraint: Constraint = None
-    bias_constraint: Constraint = None
-    dropout: Rate = 0.0
-    recurrent_dropout: Rate = 0.0
-    seed: int = None
+    starts: _STARTS
 
     def step(self, projected, states, mask):
         h = states[0] if mask is None else states[0] * mask
@@ -159,45 +169,40 @@ class SimpleRNNCell(_Cell):
         return h, [h]
 
 
-def _lstm(cell, gates, c, axis=-1):
-    """Return an LSTM's output and states from the sums that go into its gates."""
-    i, f, g, o = ops.split(gates, 4, axis=axis)
-    c = cell.recurrent_activation(f) * c + cell.recurrent_activation(i) * cell.activation(g)
-    h = cell.recurrent_activation(o) * cell.activation(c)
-    return h, [h, c]
+class _LSTMCell(_Cell):
+    """The step of an LSTM; `recur` is the product of its state and recurrent_kernel."""
+
+    _gates = 4
+    _states = 2
+    _axis = -1
+
+    def step(self, projected, states, mask):
+        h, c = states
+        gates = projected + self.recur(h if mask is None else h * mask)
+        i, f, g, o = ops.split(gates, 4, axis=self._axis)
+        c = self.recurrent_activation(f) * c + self.recurrent_activation(i) * self.activation(g)
+        h = self.recurrent_activation(o) * self.activation(c)
+        return h, [h, c]
 
 
-class LSTMCell(_Cell):
+class LSTMCell(_LSTMCell):
     """i, f, g, o = x @ kernel + h @ recurrent_kernel + bias;  c' = f c + i g;  h' = o act(c')
 
     inputs (batch, n), [h, c] (batch, units)  ->  h', [h', c'].  Neural Computation 9, 1735 (1997)
     Weights: kernel (n, 4 units), recurrent_kernel (units, 4 units), bias (4 units,)
     """
 
-    _gates = 4
-    _states = 2
+    _fused = "lstm"
 
     units: PositiveInt
     activation: fields.Activation = "tanh"
     recurrent_activation: fields.Activation = "sigmoid"
     use_bias: bool = True
-    kernel_initializer: Initializer = "glorot_uniform"
-    recurrent_initializer: Initializer = "orthogonal"
-    bias_initializer: Initializer = "zeros"
+    starts: _STARTS
     unit_forget_bias: bool = True
-    kernel_regularizer: Regularizer = None
-    recurrent_regularizer: Regularizer = None
-    bias_regularizer: Regularizer = None
-    kernel_constraint: Constraint = None
-    recurrent_constraint: Constraint = None
-    bias_constraint: Constraint = None
-    dropout: Rate = 0.0
-    recurrent_dropout: Rate = 0.0
-    seed: int = None
 
-    def step(self, projected, states, mask):
-        h = states[0] if mask is None else states[0] * mask
-        return _lstm(self, projected + ops.matmul(h, self.recurrent_kernel), states[1])
+    def recur(self, h):
+        return ops.matmul(h, self.recurrent_kernel)
 
 
 class GRUCell(_Cell):
@@ -209,20 +214,14 @@ class GRUCell(_Cell):
     """
 
     _gates = 3
+    _fused = "gru"
 
     units: PositiveInt
     activation: fields.Activation = "tanh"
     recurrent_activation: fields.Activation = "sigmoid"
     use_bias: bool = True
-    kernel_initializer: Initializer = "glorot_uniform"
-    recurrent_initializer: Initializer = "orthogonal"
-    bias_initializer: Initializer = "zeros"
-    kernel_regularizer: Regularizer = None
-    recurrent_regularizer: Regularizer = None
-    bias_regularizer: Regularizer = None
-    kernel_constraint: Constraint = None
-    recurrent_constraint: Constraint = None
-    bias_constraint: Constraint = None
+    starts: _STARTS
+    penalties: Penalties("kernel", "recurrent", "bias")
     dropout: Rate = 0.0
     recurrent_dropout: Rate = 0.0
     reset_after: bool = True
@@ -256,7 +255,7 @@ class GRUCell(_Cell):
         return h, [h]
 
 
-class _ConvLSTMCell(_Cell):
+class _ConvLSTMCell(_LSTMCell):
     """An LSTM cell whose products are convolutions.  arXiv:1506.04214
 
     inputs (batch, *space, n), [h, c] (batch, *space', filters)  ->  h', [h', c']
@@ -264,37 +263,24 @@ class _ConvLSTMCell(_Cell):
     4 filters), bias (4 filters,)
     """
 
-    _gates = 4
-    _states = 2
     _space = 2
 
     filters: PositiveInt
     kernel_size: object
     strides: object = 1
-    padding: str = "valid"
+    padding: fields.Choice("valid", "same") = "valid"
     data_format: fields.DataFormat = None
     dilation_rate: object = 1
     activation: fields.Activation = "tanh"
     recurrent_activation: fields.Activation = "sigmoid"
     use_bias: bool = True
-    kernel_initializer: Initializer = "glorot_uniform"
-    recurrent_initializer: Initializer = "orthogonal"
-    bias_initializer: Initializer = "zeros"
+    starts: _STARTS
     unit_forget_bias: bool = True
-    kernel_regularizer: Regularizer = None
-    recurrent_regularizer: Regularizer = None
-    bias_regularizer: Regularizer = None
-    kernel_constraint: Constraint = None
-    recurrent_constraint: Constraint = None
-    bias_constraint: Constraint = None
-    dropout: Rate = 0.0
-    recurrent_dropout: Rate = 0.0
-    seed: int = None
 
     def setup(self):
         super().setup()
         for name in ("kernel_size", "strides", "dilation_rate"):
-            setattr(self, name, windows.per_axis(getattr(self, name), self._space, name))
+            setattr(self, name, windows.per_axis(getattr(self, name), self._space, name, 1))
         self._axis = 1 if windows.channels_first(self.data_format) else -1
 
     state_size = property(lambda self: [self.filters, self.filters])
@@ -311,12 +297,7 @@ class _ConvLSTMCell(_Cell):
         if steps:
             inputs = ops.reshape(inputs, (-1, *shape[2:]))
         y = ops.conv(
-            inputs,
-            self.kernel,
-            self.strides,
-            self.padding,
-            self.data_format,
-            self.dilation_rate,
+            inputs, self.kernel, self.strides, self.padding, self.data_format, self.dilation_rate
         )
         if self.bias is not None:
             wide = [1] * (self._space + 2)
@@ -324,16 +305,13 @@ class _ConvLSTMCell(_Cell):
             y = y + ops.reshape(self.bias, wide)
         return ops.reshape(y, (-1, shape[1], *ops.shape(y)[1:])) if steps else y
 
-    def zero_states(self, projected):
-        shape = list(ops.shape(projected))
-        del shape[1]
+    def zero_states(self, inputs):
+        shape = list(ops.shape(self.project(inputs)))
         shape[self._axis] = self.filters
         return [ops.zeros(shape, self.compute_dtype) for _ in range(2)]
 
-    def step(self, projected, states, mask):
-        h = states[0] if mask is None else states[0] * mask
-        gates = ops.conv(h, self.recurrent_kernel, 1, "same", self.data_format)
-        return _lstm(self, projected + gates, states[1], self._axis)
+    def recur(self, h):
+        return ops.conv(h, self.recurrent_kernel, 1, "same", self.data_format)
 
 
 class StackedRNNCells(Layer):
@@ -366,22 +344,45 @@ class StackedRNNCells(Layer):
 
     def get_initial_state(self, batch_size=None):
         """Return the states of all cells."""
-        return [_as_states(cell.get_initial_state(batch_size=batch_size)) for cell in self.cells]
+        return [_initial_states(cell, batch_size) for cell in self.cells]
+
+    def stepper(self, inputs, training):
+        """Return a function (inputs, states) -> (output, states): the step of each cell."""
+        steps = []
+        for cell in self.cells:
+            steps.append(_step(cell, inputs, training))
+            width = getattr(cell, "output_size", 1)
+            inputs = ops.zeros((ops.shape(inputs)[0], width), self.compute_dtype)
+
+        def step(x, states):
+            new = []
+            for one, state in zip(steps, states, strict=True):
+                x, state = one(x, _as_states(state))
+                new.append(state)
+            return x, new
+
+        return step
 
     def call(self, inputs, states, training=False):
-        new = []
-        for cell, state in zip(self.cells, states, strict=True):
-            inputs, state = _step(cell, training)(inputs, _as_states(state))
-            new.append(state)
-        return inputs, new
+        return self.stepper(inputs, training)(inputs, states)
+
+
+def _initial_states(cell, batch_size):
+    """The states a cell begins with: its own, or zeros where it does not say."""
+    if hasattr(cell, "get_initial_state"):
+        return _as_states(cell.get_initial_state(batch_size=batch_size))
+    sizes = _as_states(cell.state_size)
+    return [ops.zeros((batch_size, size), cell.compute_dtype) for size in sizes]
 
 
 def _as_states(states):
     return list(states) if isinstance(states, (list, tuple)) else [states]
 
 
-def _step(cell, training):
-    """Return a cell's step; a cell of the user's may take no `training`."""
+def _step(cell, inputs, training):
+    """Return a cell's step for inputs like these; a cell of the user's may take no `training`."""
+    if isinstance(cell, (_Cell, StackedRNNCells)):
+        return cell.stepper(inputs, training)
     takes = "training" in inspect.signature(cell.call).parameters
     options = {"training": training} if takes else {}
 
@@ -406,7 +407,8 @@ class _Recurrent(Layer):
                 f"{self.cell!r}."
             )
         self.input_spec = InputSpec(ndim=self._rank) if isinstance(self.cell, _Cell) else None
-        self._state_variables = None
+        self._state_variables = self._program = None
+        self._warned = False
 
     def build(self, sequences_shape, initial_state_shape=None):
         if isinstance(sequences_shape, list):
@@ -414,26 +416,26 @@ class _Recurrent(Layer):
         step_shape = (sequences_shape[0], *sequences_shape[2:])
         if not self.cell.built:
             self.cell.build(step_shape)
+        if self.input_spec is not None:
+            axis = 2 if getattr(self.cell, "_axis", -1) == 1 else -1
+            self.input_spec = InputSpec(ndim=self._rank, axes={axis: sequences_shape[axis]})
         if self.stateful:
             if sequences_shape[0] is None:
                 raise ValueError(
                     f"{self.name} is stateful: its input needs a known batch size "
                     "(Input(batch_shape=...))."
                 )
+            states = self._first_states(ops.zeros(step_shape, self.compute_dtype))
             self._state_variables = [
-                Variable("zeros", shape=shape, dtype=self.compute_dtype, trainable=False)
-                for shape in self._state_shapes(sequences_shape)
+                Variable("zeros", shape=state.shape, dtype=self.compute_dtype, trainable=False)
+                for state in tree.flatten(states)
             ]
 
-    def _state_shapes(self, sequences_shape):
+    def _first_states(self, inputs):
+        """The states before a step with `inputs` (batch, ...)."""
         if isinstance(self.cell, _Cell):
-            batch, _, *rest = sequences_shape
-            states = self.cell.zero_states(
-                self.cell.project(ops.zeros((batch, 1, *rest), self.compute_dtype))
-            )
-        else:
-            states = self.cell.get_initial_state(batch_size=sequences_shape[0])
-        return [tuple(s.shape) for s in tree.flatten(states)]
+            return self.cell.zero_states(inputs)
+        return self.get_initial_state(ops.shape(inputs)[0])
 
     @property
     def states(self):
@@ -449,64 +451,99 @@ class _Recurrent(Layer):
 
     def get_initial_state(self, batch_size):
         """Return the states before the first step."""
-        return _as_states(self.cell.get_initial_state(batch_size=batch_size))
+        return _initial_states(self.cell, batch_size)
 
     def call(self, sequences, initial_state=None, mask=None, training=False):
         if isinstance(sequences, (list, tuple)):
             sequences, *initial_state = sequences
         if isinstance(mask, (list, tuple)):
             mask = mask[0]
-        cell = self.cell
+        mask = None if mask is None else ops.cast(mask, "bool")
+        if self.go_backwards:
+            sequences = ops.flip(sequences, 1)
+            mask = None if mask is None else ops.flip(mask, 1)
+        cell, dropped = self.cell, None
         builtin = isinstance(cell, _Cell)
         if builtin:
-            xs, step = cell.prepare(sequences, training)
-            zeros = cell.zero_states
-        else:
-            xs, step = sequences, self._stepper(sequences, training)
-
-            def zeros(xs):
-                return self.get_initial_state(ops.shape(xs)[0])
-
+            if problem := self._spec_problem([sequences]):  # fused kernels would read beyond
+                raise ValueError(problem)
+            sequences, dropped = cell.drop(sequences, training)
         states = initial_state
         if states is None or (isinstance(states, (list, tuple)) and not states):
-            states = zeros(xs)
+            states = self._first_states(sequences[:, 0])
             if self.stateful:
                 states = tree.pack_sequence_as(states, [v.value for v in self._state_variables])
         else:
-            states = _as_states(states)
-        outputs, last, states = self._run(step, xs, states, mask)
+            states = tree.map_structure(ops.convert_to_tensor, _as_states(states))
+        if builtin:
+            outputs, last, states = self._sweep(sequences, states, mask, dropped)
+        else:
+            step = _step(cell, sequences[:, 0], training)
+            outputs, last, states = self._run(step, sequences, states, mask)
         if self.stateful:
             for variable, state in zip(self._state_variables, tree.flatten(states), strict=True):
                 variable.assign(state)
         result = outputs if self.return_sequences else last
         return (result, *states) if self.return_state else result
 
-    def _stepper(self, sequences, training):
+    def _sweep(self, sequences, states, mask, dropped):
+        """Run a cell of ours in the fastest way; return what `_run` does."""
+        cell, use = self.cell, getattr(self, "use_cudnn", "auto")
+        native, compiled = (getattr(here(), each, None) for each in ("recurrent", "compiled"))
+        obstacle = None
+        if self.unroll or use is False:
+            obstacle = f"unroll={self.unroll}"
+        elif native is not None:
+            obstacle = cell.unusual() if dropped is None else "recurrent_dropout"
+            obstacle = obstacle or self._native(native, sequences, states, mask)
+            if not isinstance(obstacle, str):
+                return obstacle
+        elif compiled is None:
+            obstacle = f"the {backend_name} backend has none"
+        if obstacle and use is True and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"{self.name} has use_cudnn=True, but the fused kernel cannot run ({obstacle}); "
+                "the layer runs step by step, which is slower.",
+                stacklevel=3,
+            )
+        values = [v.value for v in cell._added]
+        if obstacle or compiled is None or local.host:
+            return self._steps(values, sequences, states, mask, dropped)
+        if self._program is None or self._program[0] != id(self):  # a copy has weights of its own
+            self._program = id(self), compiled(self._steps)
+        return self._program[1](values, sequences, states, mask, dropped)
+
+    def _native(self, kernel, sequences, states, mask):
+        """Return what `_run` does, or a text that says why the fused kernel cannot."""
         cell = self.cell
-        if not isinstance(cell, StackedRNNCells):
-            return _step(cell, training)
-        steps, x = [], sequences[:, 0]
-        for one in cell.cells:
-            own = isinstance(one, _Cell)
-            steps.append(one.stepper(x, training) if own else _step(one, training))
-            x = ops.zeros((ops.shape(x)[0], getattr(one, "output_size", 1)), self.compute_dtype)
+        if cell._fused is None:
+            return f"there is none for {type(cell).__name__}"
+        found = kernel(
+            cell._fused,
+            sequences,
+            states,
+            [v.value for v in cell._added],
+            mask,
+            self.zero_output_for_mask,
+        )
+        return found if isinstance(found, str) else (found[0], found[1][0], found[1])
 
-        def step(x, states):
-            new = []
-            for one, state in zip(steps, states, strict=True):
-                x, state = one(x, _as_states(state))
-                new.append(state)
-            return x, new
-
-        return step
+    def _steps(self, values, sequences, states, mask, dropped):
+        """Run a cell of ours step by step, with `values` as its weights."""
+        cell = self.cell
+        with Scope(zip(cell._added, values, strict=True)):
+            return self._run(
+                lambda x, states: cell.step(x, states, dropped),
+                cell.project(sequences),
+                states,
+                mask,
+            )
 
     def _run(self, step, xs, states, mask):
         """Return all outputs (batch, time, ...), the last one, and the last states."""
         xs = ops.swapaxes(xs, 0, 1)
-        mask = None if mask is None else ops.swapaxes(ops.cast(mask, "bool"), 0, 1)
-        if self.go_backwards:
-            xs = ops.flip(xs, 0)
-            mask = None if mask is None else ops.flip(mask, 0)
+        mask = None if mask is None else ops.swapaxes(mask, 0, 1)
 
         def advance(carry, now):
             if mask is None:
@@ -540,8 +577,7 @@ class _Recurrent(Layer):
         else:
             carry, outputs = ops.scan(advance, carry, xs if mask is None else (xs, mask))
         states = carry if mask is None else carry[0]
-        last = outputs[-1]
-        return ops.swapaxes(outputs, 0, 1), last, states
+        return ops.swapaxes(outputs, 0, 1), outputs[-1], states
 
     def compute_mask(self, inputs, previous_mask):
         mask = tree.flatten(previous_mask)[0] if previous_mask is not None else None
@@ -575,71 +611,58 @@ class RNN(_Recurrent):
         super().setup()
 
 
-def _add_layer(name, cell, tail, switches, **members):
-    """Define the layer that runs a cell: the cell's fields, then those of the layer in `tail`.
+class _OfOneCell(_Recurrent):
+    """Base of layers that make their cell themselves, of the fields of the same names."""
+
+    _cell = None  # the cell's class
+
+    def setup(self):
+        own = [name for name, *_ in self._cell._fields]
+        options = {name: getattr(self, name) for name in own}
+        options |= {"dtype": self.dtype_policy, "trainable": self._trainable}
+        name = registry.snake_case(self._cell.__name__.lstrip("_"))
+        self.cell = self._cell(**options, name=name)
+        for name in own:  # as the cell has them: kernel_size=3 is (3, 3)
+            setattr(self, name, getattr(self.cell, name))
+        super().setup()
+
+
+def _add_layer(name, cell, tail, **members):
+    """Define the layer that runs a cell: the cell's fields, then those named in `tail`.
 
     Keras has them in another order in each of its layers, and code gives them by position.
     """
-    annotations, defaults = {}, {}
-    for field, annotation in inspect.get_annotations(cell).items():
-        if field not in tail:
-            annotations[field] = annotation
-            if hasattr(cell, field):
-                defaults[field] = getattr(cell, field)
-        if field == "bias_regularizer":
-            annotations["activity_regularizer"], defaults["activity_regularizer"] = (
-                Regularizer,
-                None,
-            )
-    for field in tail:
-        if field == "switches":
-            annotations |= dict.fromkeys(switches, bool)
-            defaults |= dict.fromkeys(switches, False)
-        else:
-            annotations[field] = inspect.get_annotations(cell).get(field, str)
-            defaults[field] = getattr(cell, field, "auto")
-    annotations["zero_output_for_mask"], defaults["zero_output_for_mask"] = bool, False
-    own = list(inspect.get_annotations(cell))
-    inner = registry.snake_case(cell.__name__.lstrip("_"))
-
-    def setup(self):
-        options = {field: getattr(self, field) for field in own}
-        options |= {"dtype": self.dtype_policy, "trainable": self._trainable}
-        self.cell = cell(**options, name=inner)
-        for field in ("kernel_size", "strides", "dilation_rate"):
-            if field in own:
-                setattr(self, field, getattr(self.cell, field))
-        _Recurrent.setup(self)
-
-    doc = f"Runs {cell.__name__.lstrip('_')} over time; arguments of the cell and of `RNN`.\n\n"
-    members = {
-        "__doc__": doc + "    " + (cell.__doc__ or ""),
+    known = {field[0]: field for field in (*RNN._fields, *cell._fields, *_LAYERS_OWN)}
+    order = [field for field, *_ in cell._fields if field not in tail]
+    order.insert(order.index("bias_regularizer") + 1, "activity_regularizer")
+    order += [*tail, "zero_output_for_mask"]
+    what = cell.__name__.lstrip("_")
+    doc = f"Runs {what} over time; arguments of the cell and of `RNN`.\n\n    {cell.__doc__}"
+    members |= {
+        "__doc__": doc,
         "__module__": __name__,
-        "__annotations__": annotations,
-        "setup": setup,
-        **defaults,
-        **members,
+        "__annotations__": {"options": [known[field] for field in order]},
+        "_cell": cell,
     }
-    globals()[name] = type(name, (_Recurrent,), members)
+    globals()[name] = type(name, (_OfOneCell,), members)
     __all__.append(name)
 
 
 __all__ = ["GRUCell", "LSTMCell", "RNN", "SimpleRNNCell", "StackedRNNCells"]
-_switches = ("return_sequences", "return_state", "go_backwards", "stateful")
+_LAYERS_OWN = ("use_cudnn", None, "auto"), *Penalties("activity")
+_switches = ("return_sequences", "return_state", "go_backwards", "stateful", "unroll")
 for _name, _cell, _tail, _unsaved in (
-    ("SimpleRNN", SimpleRNNCell, ("dropout", "recurrent_dropout", "switches", "seed"), ("seed",)),
-    ("LSTM", LSTMCell, ("seed", "switches", "use_cudnn"), ("use_cudnn",)),
-    ("GRU", GRUCell, ("seed", "switches", "reset_after", "use_cudnn"), ("use_cudnn",)),
+    ("SimpleRNN", SimpleRNNCell, ("dropout", "recurrent_dropout", *_switches, "seed"), "seed"),
+    ("LSTM", LSTMCell, ("seed", *_switches, "use_cudnn"), "use_cudnn"),
+    ("GRU", GRUCell, ("seed", *_switches, "reset_after", "use_cudnn"), "use_cudnn"),
 ):
-    _add_layer(_name, _cell, _tail, (*_switches, "unroll"), _unsaved=_unsaved)
+    _add_layer(_name, _cell, _tail, _unsaved=(_unsaved,))
 for _space in (1, 2, 3):
-    _cell = type("_ConvLSTMCell", (_ConvLSTMCell,), {"_space": _space, "__module__": __name__})
-    _cell.__annotations__ = _ConvLSTMCell.__annotations__
+    _members = {"_space": _space, "__doc__": _ConvLSTMCell.__doc__, "__module__": __name__}
     _add_layer(
         f"ConvLSTM{_space}D",
-        _cell,
-        ("seed", "switches"),
-        _switches,
+        type("_ConvLSTMCell", (_ConvLSTMCell,), _members),
+        ("seed", *_switches[:-1]),
         _rank=_space + 3,
         unroll=False,
         _keras_keys={"activity_regularizer": None, "unroll": False},

@@ -86,7 +86,7 @@ class SpatialDropout1D(_Noise):
 
     def setup(self):
         super().setup()
-        self.input_spec = InputSpec(ndim=3)
+        self.built, self.input_spec = False, InputSpec(ndim=3)  # the first call checks the rank
 
     def disturb(self, inputs):
         batch, _, channels = ops.shape(inputs)
@@ -104,7 +104,7 @@ class SpatialDropout2D(_Noise):
 
     def setup(self):
         super().setup()
-        self.input_spec = InputSpec(ndim=self._space + 2)
+        self.built, self.input_spec = False, InputSpec(ndim=self._space + 2)
 
     def disturb(self, inputs):
         (batch, *sizes), ones = ops.shape(inputs), [1] * self._space

@@ -2,7 +2,7 @@
 
 from khub import ops
 from khub.backend import windows
-from khub.fields import DataFormat, PositiveInt
+from khub.fields import Choice, DataFormat, PositiveInt
 from khub.layers.layer import InputSpec, Layer
 
 
@@ -166,7 +166,7 @@ class _UpSampling(Layer):
 
     def setup(self):
         if self._space > 1:
-            self.size = windows.per_axis(self.size, self._space, "size")
+            self.size = windows.per_axis(self.size, self._space, "size", 1)
         self._first = self._space > 1 and windows.channels_first(self.data_format)
         self.input_spec = InputSpec(ndim=self._space + 2)
 
@@ -181,6 +181,7 @@ class UpSampling1D(_UpSampling):
     """(batch, time, n) -> (batch, time * size, n)"""
 
     _space = 1
+    size: PositiveInt = 2
 
 
 class UpSampling2D(_UpSampling):
@@ -191,7 +192,7 @@ class UpSampling2D(_UpSampling):
 
     size: object = (2, 2)
     data_format: DataFormat = None
-    interpolation: str = "nearest"
+    interpolation: Choice("nearest", "bilinear", "bicubic", "lanczos3", "lanczos5") = "nearest"
 
     def call(self, inputs):
         if self.interpolation == "nearest":

@@ -1,6 +1,7 @@
 """Layers that hold another layer."""
 
 from khub import ops, tree
+from khub.choices import choose
 from khub.fields import PositiveInt
 from khub.layers.layer import InputSpec, Layer
 from khub.layers.recurrent import _as_states
@@ -106,11 +107,9 @@ class Bidirectional(Layer):
         layer, backward_layer = (registry.get("layers", each) for each in (layer, backward_layer))
         if not isinstance(layer, Layer) or not hasattr(layer, "go_backwards"):
             raise ValueError(f"Bidirectional takes a recurrent layer, got {layer!r}.")
-        if merge_mode is not None and merge_mode not in self._modes:
-            raise ValueError(
-                f"merge_mode must be one of {[*self._modes, None]}, got {merge_mode!r}."
-            )
-        self.merge_mode = merge_mode
+        self.merge_mode = choose(
+            f"Bidirectional {self.name!r}: merge_mode", merge_mode, [*self._modes, None]
+        )
 
         def copy(other, direction, backwards):
             config = other.get_config() | {"name": f"{direction}_{layer.name}"}

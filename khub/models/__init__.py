@@ -1,7 +1,8 @@
 """Models."""
 
+from khub.models.cloning import clone_model
 from khub.models.functional import Functional
 from khub.models.model import Model, model_from_json
 from khub.models.sequential import Sequential
 
-__all__ = ["Functional", "Model", "Sequential", "model_from_json"]
+__all__ = ["Functional", "Model", "Sequential", "clone_model", "model_from_json"]

@@ -42,6 +42,19 @@ def _fill(structure, leaves, places, values):
     return tree.pack_sequence_as(structure, filled)
 
 
+def _shapes(tensors):
+    shapes = [x.shape for x in tensors]
+    return shapes[0] if len(shapes) == 1 else shapes
+
+
+def _of_rank(x, symbol):
+    """A value with or without a last axis of one, as the symbol has it."""
+    shape, wanted = getattr(x, "shape", symbol.shape), symbol.shape
+    if len(shape) + 1 == len(wanted) and wanted[-1] == 1:
+        return x[..., None]
+    return x[..., 0] if len(shape) == len(wanted) + 1 and shape[-1] == 1 else x
+
+
 class _Program:
     """Steps (function, slots of arguments, slot of result) over a flat list of values."""
 
@@ -154,13 +167,13 @@ class Functional(Model):
 
     @property
     def input_shape(self):
-        """The shape of the input or inputs."""
-        return tree.map_structure(lambda x: x.shape, self._inputs_structure)
+        """The shape of the input, or the list of shapes of several."""
+        return _shapes(self.inputs)
 
     @property
     def output_shape(self):
-        """The shape of the output or outputs."""
-        return tree.map_structure(lambda x: x.shape, self._outputs_structure)
+        """The shape of the output, or the list of shapes of several."""
+        return _shapes(self.outputs)
 
     @property
     def layers(self):
@@ -219,7 +232,7 @@ class Functional(Model):
         flat = tree.flatten(inputs)
         if len(flat) != len(self.inputs):
             raise ValueError(f"{self.name} takes {len(self.inputs)} inputs, got {len(flat)}.")
-        return flat
+        return list(map(_of_rank, flat, self.inputs))
 
     def get_config(self):
         if (

@@ -53,6 +53,15 @@ class Model(Trainer, Layer):
             f"{self.name} has no layer {name!r}; it has {[x.name for x in self.layers]}."
         )
 
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        """Build a model from `get_config()`'s result."""
+        if cls is Model and "input_layers" in config:
+            from khub.models.functional import Functional
+
+            return Functional.from_config(config, custom_objects)
+        return cls(**config)
+
     def to_json(self, **kwargs):
         """Return the config as JSON text, for `model_from_json`; kwargs: for `json.dumps`"""
         import json

@@ -1,6 +1,6 @@
 """Operations on tensors: NumPy-like, neural-network, control flow."""
 
-from khub.ops import core, ctc, image, linalg, math, nn
+from khub.ops import core, ctc, image, linalg, math, nn, sparse
 from khub.ops.array import *  # noqa: F403
 from khub.ops.core import *  # noqa: F403
 from khub.ops.ctc import ctc_decode, ctc_loss

@@ -1,27 +1,36 @@
 """Conversion, dtypes, selection and control flow."""
 
+from functools import partial
+
 from khub import dtypes, tree
 from khub.backend import active
 from khub.backend.host import here
 from khub.backend.scope import Scope
 from khub.backend.variable import Variable
-from khub.ops.op import OPS, dtype_of, op, primitive, promote, value_of
+from khub.ops.op import OPS, dtype_of, has_sparse, native_sparse, op, primitive, promote, value_of
 from khub.ops.symbolic import KerasTensor, any_symbolic, record
 
 # ruff: noqa: A002  (the names are Keras')
 
 
 def convert_to_tensor(x, dtype=None, sparse=None, ragged=None):
-    """Return `x` (array, number, nested list, Variable) as a native tensor of this dtype."""
+    """Return `x` (array, number, nested list, Variable) as a native tensor of this dtype.
+
+    sparse: False makes a sparse tensor dense; else it stays as it is
+    """
     dtype = None if dtype is None else dtypes.standardize(dtype)
     if isinstance(x, KerasTensor):
         return x if dtype in (None, x.dtype) else cast(x, dtype)
+    if has_sparse((x,)):
+        x = native_sparse.densify(x) if sparse is False else x
+        return x if dtype is None else cast(x, dtype)
     return here().convert_to_tensor(value_of(x), dtype)
 
 
 def convert_to_numpy(x):
     """Return `x` as a NumPy array on the host."""
-    return active.convert_to_numpy(value_of(x))
+    x = value_of(x)
+    return active.convert_to_numpy(native_sparse.densify(x) if has_sparse((x,)) else x)
 
 
 def is_tensor(x):
@@ -31,10 +40,14 @@ def is_tensor(x):
 
 def cast(x, dtype):
     """Return `x` in another dtype."""
+    if type(x) in active.TENSORS and dtype in active.NATIVE:
+        return active.cast(x, dtype)
     dtype = dtypes.standardize(dtype)
     if isinstance(x, KerasTensor):
         return record(cast, (x, dtype), {}, KerasTensor(x.shape, dtype))
     x, backend = value_of(x), here()
+    if has_sparse((x,)):
+        return native_sparse.cast_sparse(x, dtype)
     return backend.cast(x if type(x) in backend.TENSORS else backend.convert_to_tensor(x), dtype)
 
 
@@ -48,7 +61,8 @@ def dtype(x):
 
 def shape(x):
     """Return the shape as a tuple; an unknown size is None, or a scalar tensor in a trace."""
-    return tuple(x.shape) if isinstance(x, (KerasTensor, Variable)) else here().shape(x)
+    plain = isinstance(x, (KerasTensor, Variable)) or has_sparse((x,))
+    return tuple(x.shape) if plain else here().shape(x)
 
 
 def ndim(x):
@@ -153,13 +167,10 @@ def map(f, xs):  # noqa: A001  (Keras' name)
 def switch(index, branches, *operands):
     """Return `branches[index](*operands)`, the first or last one for an index out of range."""
 
-    def chosen(place):
-        if place == len(branches) - 1:
-            return branches[place](*operands)
-        first = OPS["less_equal"](index, place)
-        return cond(first, lambda: branches[place](*operands), lambda: chosen(place + 1))
-
-    return chosen(0)
+    branches = [partial(branch, *operands) for branch in branches]
+    if isinstance(index, KerasTensor):
+        return record(switch, (index, branches), {})
+    return here().switch(OPS["clip"](index, 0, len(branches) - 1), branches)
 
 
 def associative_scan(f, elems, reverse=False, axis=0):
@@ -302,10 +313,10 @@ def saturate_cast(x, dtype):
 
     from khub.ops.math import clip
 
-    name = dtypes.standardize(dtype)
-    if dtypes.is_integer(name):
-        limits = np.iinfo(name)
-        x = clip(x, int(limits.min), int(limits.max))
+    name, source = dtypes.standardize(dtype), dtype_of(x)
+    if dtypes.is_integer(name) and source != "bool":
+        limits = [np.iinfo(n) for n in (name, source) if dtypes.is_integer(n)]
+        x = clip(x, max(int(n.min) for n in limits), min(int(n.max) for n in limits))
     return cast(x, name)
 
 

@@ -52,7 +52,7 @@ def ctc_loss(target, output, target_length, output_length, mask_index=0):
         reached = _total(score, before(score, 1), where(skips, before(score, 2), _NEVER))
         return where(expand_dims(here, 1), reached + emission, score), None
 
-    start = zeros_like(emitted[0]) + where(math.equal(place, 0), 0.0, _NEVER)
+    start = where(math.equal(place, 0), zeros_like(emitted[0]), _NEVER)
     score, _ = scan(step, start, (emitted, valid))
     end = expand_dims(2 * cast(target_length, "int32"), 1)
     last = where(math.logical_or(math.equal(place, end), math.equal(place, end - 1)), score, _NEVER)
@@ -169,7 +169,7 @@ def _beam_search(inputs, lengths, width, top_paths, merge_repeated, mask_index):
     start = (
         zeros((batch, width, time), "int32") - 1,
         zeros((batch, width), "int32"),
-        nothing + where(math.equal(arange(width), 0), -_NEVER, 0.0),
+        where(math.equal(arange(width), 0), zeros_like(nothing), nothing),
         nothing,
     )
     (prefix, _, in_blank, in_label), _ = scan(step, start, (frames, valid))

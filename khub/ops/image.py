@@ -5,7 +5,8 @@ import math as numbers
 import numpy as np
 
 from khub import dtypes
-from khub.backend import windows
+from khub.backend import active, windows
+from khub.backend.scope import local
 from khub.ops import linalg, math, nn
 from khub.ops.array import *  # noqa: F403
 from khub.ops.core import cast, convert_to_tensor, where
@@ -16,8 +17,8 @@ from khub.ops.op import op, promote_float
 
 __all__ = ["affine_transform", "crop_images", "elastic_transform", "extract_patches"]
 __all__ += ["extract_patches_3d", "gaussian_blur", "hsv_to_rgb", "map_coordinates", "pad_images"]
-__all__ += ["perspective_transform", "resize", "rgb_to_grayscale", "rgb_to_hsv"]
-__all__ += ["scale_and_translate", "sobel_edges", "ssim"]
+__all__ += ["perspective_transform", "resize", "rgb_to_grayscale", "rgb_to_hsv", "resize_pixels"]
+__all__ += ["sample_images", "scale_and_translate", "sobel_edges", "ssim"]
 
 
 def _last(images, data_format, space=2):
@@ -221,28 +222,33 @@ def _nearest(x, axis, count):
     return take(x, cast(math.floor(places), "int32"), axis)
 
 
-def _resize_axis(x, axis, count, method, antialias):
-    if x.shape[axis] == count:
-        return x
-    if method == "nearest":
-        return _nearest(x, axis, count)
-    scale = math.divide(float(count), cast(shape_of(x)[axis], "float32"))
-    return _resample(x, axis, count, scale, 0.0, method, antialias)
+@op()
+def resize_pixels(images, size, method, antialias):
+    """Images (..., height, width, channels) stretched to `size` by a kernel of `KERNELS`."""
+    x = images
+    for axis, count in zip((-3, -2), size, strict=True):
+        if x.shape[axis] == count:
+            continue
+        if method == "nearest":
+            x = _nearest(x, axis, count)
+            continue
+        scale = math.divide(float(count), cast(shape_of(x)[axis], "float32"))
+        x = _resample(x, axis, count, scale, 0.0, method, antialias)
+    return x
 
 
-def _fitted(x, size, crop):
-    """Cut images to the ratio of `size`, or return the borders that give them this ratio."""
-    (height, width), (target_height, target_width) = x.shape[-3:-1], size
+def window(height, width, size, crop):
+    """Return (top, left, height, width) of the part, or surroundings, of an image like `size`.
+
+    crop: the largest part of the ratio of `size`; False: the least surroundings
+    """
     if None in (height, width):
         raise ValueError("Keeping the aspect ratio needs images of a known height and width.")
-    wide, high = height * target_width // target_height, width * target_height // target_width
-    if crop:
-        high, wide = min(height, high), min(width, wide)
-        top, left = (height - high) // 2, (width - wide) // 2
-        return x[..., top : top + high, left : left + wide, :]
-    high, wide = max(height, high), max(width, wide)
-    top, left = (high - height) // 2, (wide - width) // 2
-    return [(top, high - height - top), (left, wide - width - left)]
+    high, wide = width * size[0] // size[1], height * size[1] // size[0]
+    choose = min if crop else max
+    high, wide = choose(height, high), choose(width, wide)
+    top, left = abs(height - high) // 2, abs(width - wide) // 2
+    return (top, left, high, wide) if crop else (-top, -left, high, wide)
 
 
 @op()
@@ -271,15 +277,18 @@ def resize(
     if interpolation != "nearest":
         _kernel(interpolation)
         x = x if dtypes.is_float(name) else cast(x, "float32")
+    height, width = x.shape[-3:-1]
     if crop_to_aspect_ratio:
-        x = _fitted(x, size, True)
+        top, left, high, wide = window(height, width, size, True)
+        x = x[..., top : top + high, left : left + wide, :]
     elif pad_to_aspect_ratio:
         if fill_mode != "constant":
             raise ValueError(f'fill_mode must be "constant", got {fill_mode!r}.')
-        borders = [(0, 0)] * (len(x.shape) - 3) + [*_fitted(x, size, False), (0, 0)]
-        x = pad(x, borders, constant_values=fill_value)
-    for axis, count in zip((-3, -2), size, strict=True):
-        x = _resize_axis(x, axis, count, interpolation, antialias)
+        top, left, high, wide = window(height, width, size, False)
+        borders = [(-top, high - height + top), (-left, wide - width + left), (0, 0)]
+        x = pad(x, [(0, 0)] * (len(x.shape) - 3) + borders, constant_values=fill_value)
+    size, method = tuple(map(int, size)), ALIASES.get(interpolation, interpolation)
+    x = resize_pixels(x, size, method, antialias)
     if dtypes.standardize(x.dtype) != name:
         information = np.iinfo(dtypes.numpy_dtype(name))
         x = cast(math.clip(math.round(x), information.min, information.max), name)
@@ -338,6 +347,7 @@ def _folded(place, size, mode):
     return limited, inside if mode == "constant" else None
 
 
+_PART = 1 << 22  # numbers of a batch of images that eager work takes at a time
 FILL_MODES = ("constant", "nearest", "wrap", "mirror", "reflect")
 
 
@@ -401,29 +411,71 @@ def _half_up(x):
     return x if "int" in dtypes.standardize(x.dtype) else math.floor(x + 0.5)
 
 
-def _sampled(x, rows, columns, interpolation, fill_mode, fill_value):
-    """Images at places.  (batch, h, w, n), two of (batch, H, W) -> (batch, H, W, n)"""
-    orders = {"nearest": 0, "bilinear": 1}
-    if interpolation not in orders:
-        raise ValueError(f"interpolation must be nearest or bilinear, got {interpolation!r}.")
-    batch, channels = shape_of(x)[0], shape_of(x)[-1]
-    one = zeros_like(expand_dims(rows, -1))
-    image = reshape(cast(arange(batch), "float32"), (-1, 1, 1, 1)) + one
-    channel = cast(arange(channels), "float32")
-    rows, columns, image = (
-        broadcast_to(c, (*shape_of(one)[:-1], channels))
-        for c in (expand_dims(rows, -1), expand_dims(columns, -1), image)
+@op(operands=3, dtype=None)
+def sample_images(images, rows, columns, interpolation, fill_mode, fill_value):
+    """Images at fractional places.  (batch, h, w, n), two of (batch, H, W) -> (batch, H, W, n)"""
+    (batch, height, width, channels), name = shape_of(images), dtypes.standardize(images.dtype)
+    pixels = reshape(images, (-1, channels))
+    first = reshape(arange(batch) * (height * width), (-1, 1, 1))
+    row_choices, column_choices = (
+        _choices(place, size, interpolation, fill_mode)
+        for place, size in ((rows, height), (columns, width))
     )
-    places = stack([image, rows, columns, rows * 0 + channel])
-    return map_coordinates(x, places, orders[interpolation], fill_mode, fill_value)
+    total = None
+    for row, row_inside, row_share in row_choices:
+        for column, column_inside, column_share in column_choices:
+            value = take(pixels, first + row * width + column, 0)
+            if row_inside is not None:
+                inside = expand_dims(math.logical_and(row_inside, column_inside), -1)
+                value = where(inside, value, full_like(value, fill_value))
+            if row_share is not None:
+                share = expand_dims(row_share * column_share, -1)
+                value = math.multiply(cast(value, _wide(name)), cast(share, _wide(name)))
+            total = value if total is None else total + value
+    if dtypes.standardize(total.dtype) != name:
+        total = cast(math.round(total), name)
+    return total
+
+
+def _choices(place, size, interpolation, fill_mode):
+    """The pixels of an axis around fractional places: (index, whether inside, share)."""
+    if interpolation == "nearest":
+        return [(*_folded(cast(_half_up(place), "int32"), size, fill_mode), None)]
+    low = math.floor(place)
+    share, low = place - low, cast(low, "int32")
+    return [
+        (*_folded(low, size, fill_mode), 1 - share),
+        (*_folded(low + 1, size, fill_mode), share),
+    ]
+
+
+def _sampled(x, rows, columns, interpolation, fill_mode, fill_value):
+    if interpolation not in ("nearest", "bilinear"):
+        raise ValueError(f"interpolation must be nearest or bilinear, got {interpolation!r}.")
+    if fill_mode not in FILL_MODES:
+        raise ValueError(f"fill_mode must be one of {', '.join(FILL_MODES)}, got {fill_mode!r}.")
+    options = interpolation, fill_mode, fill_value
+    count, size = x.shape[0], numbers.prod(n or 0 for n in x.shape[1:])
+    traced = local.scope is not None or active.is_traced(x)
+    if traced or not isinstance(count, int) or count * size < 2 * _PART:
+        return sample_images(x, rows, columns, *options)
+    step = max(1, _PART // size)  # a part at a time: what is between fits caches
+    parts = [[v[i : i + step] for v in (x, rows, columns)] for i in range(0, count, step)]
+    return concatenate([sample_images(*part, *options) for part in parts])
 
 
 def _grid(x):
-    """The row and the column of every pixel."""
+    """The row (1, height, 1) and the column (1, 1, width) of every pixel."""
     height, width = shape_of(x)[-3:-1]
     rows = reshape(cast(arange(height), "float32"), (1, -1, 1))
-    columns = reshape(cast(arange(width), "float32"), (1, 1, -1))
-    return rows + columns * 0, columns + rows * 0
+    return rows, reshape(cast(arange(width), "float32"), (1, 1, -1))
+
+
+def displaced(images, down, right, interpolation, fill_mode, fill_value, data_format):
+    """Take each pixel of (batch, ...) from as far down and right of it as two (batch, h, w) say."""
+    x, back = _last(images, data_format)
+    rows, columns = _grid(x)
+    return back(_sampled(x, rows + down, columns + right, interpolation, fill_mode, fill_value))
 
 
 def _transformed(images, factors, interpolation, fill_mode, fill_value, data_format):
@@ -435,13 +487,10 @@ def _transformed(images, factors, interpolation, fill_mode, fill_value, data_for
     factors = reshape(factors, (-1, 8)) if len(factors.shape) == 1 else factors
     a, b, c, d, e, f, g, h = (reshape(p, (-1, 1, 1)) for p in unstack(factors, 8, axis=1))
     scale = g * columns + h * rows + 1
-    new_columns, new_rows = (
-        (a * columns + b * rows + c) / scale,
-        (d * columns + e * rows + f) / scale,
-    )
-    full_shape = (shape_of(x)[0], *shape_of(rows)[1:])
-    places = (broadcast_to(p, full_shape) for p in (new_rows, new_columns))
-    result = _sampled(x, *places, interpolation, fill_mode, fill_value)
+    shape = (shape_of(x)[0], *shape_of(scale)[1:])
+    new_rows = broadcast_to((d * columns + e * rows + f) / scale, shape)
+    new_columns = broadcast_to((a * columns + b * rows + c) / scale, shape)
+    result = _sampled(x, new_rows, new_columns, interpolation, fill_mode, fill_value)
     return back(result[0] if single else result)
 
 
@@ -462,6 +511,18 @@ def affine_transform(
     return _transformed(images, transform, interpolation, fill_mode, fill_value, data_format)
 
 
+def homography(start_points, end_points):
+    """The factors (batch, 8) that take corners (batch, 4, 2) from where they were, x before y."""
+    start, end = (reshape(cast(p, "float32"), (-1, 4, 2)) for p in (start_points, end_points))
+    x, y = unstack(end, 2, axis=2)
+    u, v = unstack(start, 2, axis=2)
+    zero, one = zeros_like(x), ones_like(x)
+    first = stack([x, y, one, zero, zero, zero, -u * x, -u * y], -1)
+    second = stack([zero, zero, zero, x, y, one, -v * x, -v * y], -1)
+    equations = concatenate([first, second], 1)
+    return linalg.solve(equations, concatenate([u, v], 1))
+
+
 @op(operands=3, dtype=None)
 def perspective_transform(
     images, start_points, end_points, interpolation="bilinear", fill_value=0, data_format=None
@@ -470,14 +531,7 @@ def perspective_transform(
 
     start_points, end_points: (4, 2) or (batch, 4, 2)
     """
-    start, end = (reshape(cast(p, "float32"), (-1, 4, 2)) for p in (start_points, end_points))
-    x, y = unstack(end, 2, axis=2)
-    u, v = unstack(start, 2, axis=2)
-    zero, one = zeros_like(x), ones_like(x)
-    first = stack([x, y, one, zero, zero, zero, -u * x, -u * y], -1)
-    second = stack([zero, zero, zero, x, y, one, -v * x, -v * y], -1)
-    equations = concatenate([first, second], 1)
-    factors = linalg.solve(equations, concatenate([u, v], 1))
+    factors = homography(start_points, end_points)
     return _transformed(images, factors, interpolation, "constant", fill_value, data_format)
 
 
@@ -534,8 +588,7 @@ def elastic_transform(
     size = 2 * numbers.ceil(3 * sigma) + 1
     moves = _blurred(field, (size, size), (sigma, sigma), "same")[..., 0] * alpha
     down, right = moves[: shape_of(x)[0]], moves[shape_of(x)[0] :]
-    rows, columns = _grid(x)
-    result = _sampled(x, rows + down, columns + right, interpolation, fill_mode, fill_value)
+    result = displaced(x, down, right, interpolation, fill_mode, fill_value, "channels_last")
     return back(result[0] if single else result)
 
 

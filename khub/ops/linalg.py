@@ -10,7 +10,7 @@ from khub.ops.array import *  # noqa: F403
 from khub.ops.core import cast, jvp, where  # noqa: F401
 from khub.ops.core import shape as shape_of
 from khub.ops.numeric import slogdet
-from khub.ops.op import op, primitive, promote_float
+from khub.ops.op import full_precision, op, primitive, promote_float
 
 # ruff: noqa: A002, F405  (the names are NumPy's, many of them array's)
 
@@ -19,53 +19,53 @@ __all__ += ["matrix_rank", "norm", "pinv", "qr", "solve", "solve_triangular", "s
 
 
 # --- factors -------------------------------------------------------------------------------------
-@primitive(dtype=promote_float)
+@primitive(dtype=full_precision)
 def cholesky(x, upper=False):
     """The triangle L with L L^H = x, or U with U^H U = x.  x: Hermitian, positive definite"""
 
 
-@primitive(dtype=promote_float)
+@primitive(dtype=full_precision)
 def eig(x):
     """The complex eigenvalues, and the eigenvectors as columns.  -> (..., n), (..., n, n)"""
 
 
-@primitive(dtype=promote_float)
+@primitive(dtype=full_precision)
 def eigh(x):
     """The rising eigenvalues of Hermitian matrices, and the eigenvectors as columns."""
 
 
-@primitive(dtype=promote_float)
+@primitive(dtype=full_precision)
 def lu_factor(x):
     """L (without its ones) and U in one matrix; the int32 row each row changed places with."""
 
 
-@primitive(dtype=promote_float)
+@primitive(dtype=full_precision)
 def qr(x, mode="reduced"):
     """Orthonormal columns Q and the upper triangle R.  mode: "reduced" or "complete" Q"""
 
 
-@primitive(dtype=promote_float)
+@primitive(dtype=full_precision)
 def svd(x, full_matrices=True, compute_uv=True):
     """U, the falling singular values, V^H with x = U diag(s) V^H; the values alone if asked for."""
 
 
 # --- equations -----------------------------------------------------------------------------------
-@primitive(dtype=promote_float)
+@primitive(dtype=full_precision)
 def det(x):
     """The determinant.  (..., n, n) -> (...)"""
 
 
-@primitive(dtype=promote_float)
+@primitive(dtype=full_precision)
 def inv(x):
     """The inverse.  (..., n, n) -> same"""
 
 
-@primitive(operands=2, dtype=promote_float)
+@primitive(operands=2, dtype=full_precision)
 def _solve(a, b):
     """x with a x = b.  (..., n, n), (..., n, m) -> (..., n, m)"""
 
 
-@primitive(operands=2, dtype=promote_float)
+@primitive(operands=2, dtype=full_precision)
 def _solve_triangular(a, b, lower):
     """x with a x = b, where only one triangle of a is read."""
 
@@ -77,19 +77,19 @@ def _columns(solver, a, b, *rest):
     return solver(a, b, *rest)
 
 
-@op(operands=2, dtype=promote_float)
+@op(operands=2, dtype=full_precision)
 def solve(a, b):
     """x with a x = b.  (..., n, n), (..., n) or (..., n, m)  ->  like b"""
     return _columns(_solve, a, b)
 
 
-@op(operands=2, dtype=promote_float)
+@op(operands=2, dtype=full_precision)
 def solve_triangular(a, b, lower=False):
     """x with a x = b for triangular a, whose other triangle is not read."""
     return _columns(_solve_triangular, a, b, lower)
 
 
-@op(dtype=promote_float)
+@op(dtype=full_precision)
 def cholesky_inverse(x, upper=False):
     """The inverse of the matrix whose `cholesky` is x."""
     unit = broadcast_to(eye(x.shape[-1], dtype=dtypes.standardize(x.dtype)), shape_of(x))
@@ -98,7 +98,7 @@ def cholesky_inverse(x, upper=False):
     return math.matmul(half, other) if upper else math.matmul(other, half)
 
 
-@op(dtype=promote_float)
+@op(dtype=full_precision)
 def logdet(x):
     """log |det x|.  (..., n, n) -> (...)"""
     return slogdet(x)[1]
@@ -111,7 +111,7 @@ def _small(x, share):
     return share * max(x.shape[-2:]) * precision
 
 
-@op(dtype=promote_float)
+@op(dtype=full_precision)
 def pinv(x, rcond=None):
     """The pseudo-inverse; singular values below `rcond` times the largest count as 0."""
     u, s, vh = svd(x, full_matrices=False)
@@ -126,13 +126,13 @@ def _beside(s, matrix):
     return cast(expand_dims(s, -2), dtypes.standardize(matrix.dtype))
 
 
-@op(operands=2, dtype=promote_float)
+@op(operands=2, dtype=full_precision)
 def lstsq(a, b, rcond=None):
     """The shortest x with the least |a x - b|.  (m, n), (m,) or (m, k)  ->  (n,) or (n, k)"""
     return _columns(lambda a, b: math.matmul(pinv(a, rcond), b), a, b)
 
 
-@op(dtype=promote_float)
+@op(dtype=full_precision)
 def matrix_rank(x, tol=None):
     """The int32 number of singular values above `tol`."""
     s = svd(x, compute_uv=False)
@@ -187,4 +187,5 @@ def _matrix_norm(x, ord):
     reductions = {2: math.max, -2: math.min, "nuc": math.sum}
     if ord not in reductions:
         raise ValueError(f'norm: matrices have ord 1, 2, inf, "fro", "nuc", got {ord!r}.')
-    return reductions[ord](svd(x, compute_uv=False), -1)
+    values = svd(x, compute_uv=False)  # 32 bits at least
+    return cast(reductions[ord](values, -1), dtypes.standardize(math.real(x).dtype))

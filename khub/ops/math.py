@@ -14,7 +14,16 @@ from khub.ops.array import (
     zeros_like,
 )
 from khub.ops.core import cast, stop_gradient, where, while_loop
-from khub.ops.op import accumulate, boolean, counted, op, primitive, promote, promote_float
+from khub.ops.op import (
+    accumulate,
+    boolean,
+    counted,
+    full_precision,
+    op,
+    primitive,
+    promote,
+    promote_float,
+)
 
 # ruff: noqa: A001, A002  (the names are NumPy's)
 
@@ -48,9 +57,9 @@ add = _binary("add", "x1 + x2")
 subtract = _binary("subtract", "x1 - x2")
 multiply = _binary("multiply", "x1 * x2")
 divide = _binary("divide", "x1 / x2, a float", promote_float)
-floor_divide = _binary("floor_divide", "x1 // x2, rounded down")
+floor_divide = _binary("floor_divide", "x1 // x2, rounded down", counted)
 mod = _binary("mod", "x1 % x2, with the sign of x2", counted)
-power = _binary("power", "x1 ** x2")
+power = _binary("power", "x1 ** x2", counted)
 maximum = _binary("maximum", "the larger of each pair; NaN if one is")
 minimum = _binary("minimum", "the smaller of each pair; NaN if one is")
 arctan2 = _binary("arctan2", "the angle of the point (x2, x1), radians", promote_float)
@@ -104,7 +113,7 @@ bitwise_or = _bits("bitwise_or", "the bits set in either")
 bitwise_xor = _bits("bitwise_xor", "the bits set in exactly one")
 bitwise_left_shift = _bits("bitwise_left_shift", "x * 2**y")
 bitwise_right_shift = _bits("bitwise_right_shift", "x / 2**y, rounded down")
-_complex = _binary("_complex", "x1 + i x2", promote_float)
+_complex = _binary("_complex", "x1 + i x2", full_precision)
 
 exp2 = _derived("exp2", "2 ** x", lambda x: power(2.0, x))
 cbrt = _derived("cbrt", "the cube root", lambda x: sign(x) * power(absolute(x), 1 / 3))
@@ -307,7 +316,7 @@ def fmin(x1, x2):
     return where(isnan(x1), x2, where(isnan(x2), x1, minimum(x1, x2)))
 
 
-@op(operands=2, dtype=promote)
+@op(operands=2, dtype=counted)
 def fmod(x1, x2):
     """x1 - x2 * trunc(x1 / x2), with the sign of x1"""
     rest = mod(absolute(x1), absolute(x2))

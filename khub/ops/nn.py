@@ -288,9 +288,9 @@ def normalize(x, axis=-1, order=2, epsilon=None):
 
 @op()
 def moments(x, axes, keepdims=False, synchronized=False):
-    """Mean and variance over `axes`; float16 is computed in float32."""
+    """Mean and variance over `axes`; half floats are computed in float32."""
     name = dtypes.standardize(x.dtype)
-    y = cast(x, "float32") if name == "float16" else x
+    y = cast(x, "float32") if name in ("float16", "bfloat16") else x
     average = math.mean(y, axis=axes, keepdims=True)
     variance = math.mean(math.square(y - average), axis=axes, keepdims=keepdims)
     if not keepdims:

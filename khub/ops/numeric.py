@@ -9,7 +9,7 @@ from khub.ops import math
 from khub.ops.array import *  # noqa: F403
 from khub.ops.core import cast, convert_to_tensor, is_tensor, ndim, shape, vmap, where
 from khub.ops.nn import conv
-from khub.ops.op import accumulate, op, primitive, promote, promote_float
+from khub.ops.op import accumulate, full_precision, op, primitive, promote, promote_float
 from khub.ops.symbolic import KerasTensor
 
 # ruff: noqa: A002, F405  (the names are NumPy's, many of them array's)
@@ -64,7 +64,7 @@ def trace(x, offset=0, axis1=0, axis2=1):
     return math.sum(diagonal(x, offset, axis1, axis2), -1)
 
 
-@primitive(dtype=promote_float)
+@primitive(dtype=full_precision)
 def slogdet(x):
     """The sign of the determinant of matrices, and the logarithm of its size."""
 

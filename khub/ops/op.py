@@ -9,7 +9,7 @@ checks.
 import inspect
 from functools import cache, update_wrapper
 
-from khub import dtypes
+from khub import dtypes, tree
 from khub.backend import active
 from khub.backend.host import here, host_function
 from khub.backend.scope import local
@@ -18,6 +18,7 @@ from khub.ops.symbolic import KerasTensor, any_symbolic, record
 
 OPS = {}  # name -> the public function
 PRIMITIVES = {}  # name -> the declared signature, checked against every backend
+SPARSE = {}  # name -> the function (call, *args) for sparse operands (khub/ops/sparse.py)
 
 _TENSORS = active.TENSORS
 _SCALARS = (bool, int, float, complex)
@@ -34,6 +35,11 @@ def promote(*names):
 def promote_float(*names):
     """The lattice's result, integers and bool become float."""
     return dtypes.floating(dtypes.result_type(*names))
+
+
+def full_precision(*names):
+    """`promote_float`, in 32 bits at least: half floats have no factors and no transforms."""
+    return dtypes.result_type(promote_float(*names), "float32")
 
 
 def accumulate(name):
@@ -59,6 +65,9 @@ _FAST_TEST = {  # rule -> the extra test of the fast path; the backend may promo
     promote_float: lambda names: " and ".join(
         [f"{names[0]}.dtype in FLOATS"] + [f"{n}.dtype is {names[0]}.dtype" for n in names[1:]]
     ),
+    full_precision: lambda names: " and ".join(
+        [f"{names[0]}.dtype in FULL"] + [f"{n}.dtype is {names[0]}.dtype" for n in names[1:]]
+    ),
     accumulate: lambda names: f"{names[0]}.dtype in WIDE",
     counted: lambda names: " and ".join(
         [f"{names[0]}.dtype is not BOOL"] + [f"{n}.dtype is {names[0]}.dtype" for n in names[1:]]
@@ -82,12 +91,33 @@ def value_of(x):
     return x.value if isinstance(x, Variable) else x
 
 
+def has_sparse(operands):
+    """Say whether one of these is a sparse tensor."""
+    return _IS_SPARSE is not None and any(map(_IS_SPARSE, operands))
+
+
+native_sparse = getattr(active, "sparse", None)  # what the backend has for sparse tensors
+_IS_SPARSE = None if native_sparse is None else native_sparse.is_sparse
+
+
+def _on_sparse(call, args):
+    """Run an op as it treats sparse operands, or with dense ones in their place."""
+    rule = SPARSE.get(call.__name__)
+    if rule is not None:
+        return rule(call, *map(value_of, args))
+    return call(
+        *tree.map_structure(lambda x: native_sparse.densify(x) if _IS_SPARSE(x) else x, args)
+    )
+
+
 def _slow(call, run, places, rule, args):
     operands = [args[i] for i in places]
     if any(isinstance(x, KerasTensor) for x in operands) or (
         any(isinstance(x, (list, tuple)) for x in args) and any_symbolic(args)
     ):
         return record(call, args, {}, call.spec and call.spec(*args))
+    if has_sparse(operands):
+        return _on_sparse(call, args)
     operands = [value_of(x) for x in operands]
     convert = here().convert_to_tensor
     if local.host:
@@ -104,17 +134,19 @@ def _slow(call, run, places, rule, args):
 
 
 def _agree(operands):
-    """Whether they are tensors of one dtype."""
-    dtypes_ = {x.dtype for x in operands if type(x) in _TENSORS}
-    return len(dtypes_) == 1 and all(type(x) in _TENSORS for x in operands)
+    """Whether this is a list of tensors of one dtype."""
+    if type(operands) not in (list, tuple) or not operands:
+        return False
+    dtype = getattr(operands[0], "dtype", None)
+    return all(type(x) in _TENSORS and x.dtype is dtype for x in operands)
 
 
 def _slow_list(call, run, rule, args):
     """The first argument is a list of operands (concatenate, stack, ...)."""
-    if type(args[0]) in (list, tuple) and _agree(args[0]):
-        return run(*args)
     if any_symbolic(args):
         return record(call, args, {})
+    if has_sparse(args[0]):
+        return _on_sparse(call, args)
     operands = [value_of(x) for x in args[0]]
     dtype = rule(*[dtype_of(x) for x in operands])
     if local.host:
@@ -134,9 +166,11 @@ def _wrap(declared, run, operands, rule):
     names = [p.name for p in parameters]
     space = {"TENSORS": _TENSORS, "Variable": Variable, "run": run}
     space |= {"slow": _slow, "rule": rule, "slow_list": _slow_list}
+    space |= {"agree": _agree, "has_sparse": has_sparse, "on_sparse": _on_sparse}
     space |= {
         "NUMBERS": (int, float),
         "FLOATS": active.FLOATS,
+        "FULL": active.FLOATS - {active.NATIVE[name] for name in ("float16", "bfloat16")},
         "WIDE": active.WIDE,
         "BOOL": active.BOOL,
     }
@@ -150,7 +184,10 @@ def _wrap(declared, run, operands, rule):
     everything = ", ".join(names)
     name = declared.__name__
     if operands == "list":
-        body = f"    return slow_list(call, run, rule, ({everything},))"
+        body = (
+            f"    if agree({names[0]}):\n        return run({everything})\n"
+            f"    return slow_list(call, run, rule, ({everything},))"
+        )
     else:
         tensors = names[:operands] if isinstance(operands, int) else list(operands)
         required = [
@@ -163,20 +200,26 @@ def _wrap(declared, run, operands, rule):
         if rule is not None:
             tests += [text for text in [_FAST_TEST[rule](required)] if text]
         places = tuple(names.index(n) for n in tensors)
+        go = f"        return run({everything})\n"
+        if _IS_SPARSE is not None and native_sparse.SPARSE_ARE_TENSORS:  # a try costs nothing
+            go = (
+                f"        try:\n            return run({everything})\n        except Exception:\n"
+                f"            if not has_sparse(({', '.join(tensors)},)): raise\n"
+                f"        return on_sparse(call, ({everything},))\n"
+            )
         number = ""
         if active.WEAK_NUMBERS and name in _TAKE_NUMBERS:
             one, two = tensors
             number = (
                 f"    if type({two}) in NUMBERS and type({one}) in TENSORS and "
-                f"{one}.dtype in FLOATS:\n"
-                f"        return run({everything})\n"
+                f"{one}.dtype in FLOATS:\n{go}"
             )
         unwrap = "".join(  # beside a symbol a Variable stays one: it may change between calls
             f"    if type({n}) is Variable and type({names[0]}) in TENSORS: {n} = {n}.value\n"
             for n in tensors[1:]
         )
         body = (
-            f"{unwrap}    if {' and '.join(tests)}:\n        return run({everything})\n{number}"
+            f"{unwrap}    if {' and '.join(tests)}:\n{go}{number}"
             f"    return slow(call, run, {places}, rule, ({everything},))"
         )
     exec(_compiled(f"def call({', '.join(heads)}):\n{body}"), space)

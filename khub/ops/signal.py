@@ -8,7 +8,7 @@ from khub.ops.array import *  # noqa: F403
 from khub.ops.core import convert_to_tensor, where
 from khub.ops.core import shape as shape_of
 from khub.ops.math import _complex
-from khub.ops.op import op, primitive, promote_float
+from khub.ops.op import full_precision, op, primitive, promote_float
 from khub.ops.symbolic import KerasTensor
 
 # ruff: noqa: A002, F405
@@ -39,31 +39,31 @@ def _transform(x, axes, inverse=False):
     return _parts(_fft(_complex(real, imaginary), axes, inverse))
 
 
-@op(operands="list", dtype=promote_float)
+@op(operands="list", dtype=full_precision)
 def fft(x):
     """The Fourier transform over the last axis.  x: (real, imaginary) -> the same"""
     return _transform(x, 1)
 
 
-@op(operands="list", dtype=promote_float)
+@op(operands="list", dtype=full_precision)
 def fft2(x):
     """The Fourier transform over the last two axes.  x: (real, imaginary) -> the same"""
     return _transform(x, 2)
 
 
-@op(operands="list", dtype=promote_float)
+@op(operands="list", dtype=full_precision)
 def ifft2(x):
     """The inverse of `fft2`.  x: (real, imaginary) -> the same"""
     return _transform(x, 2, True)
 
 
-@op(dtype=promote_float)
+@op(dtype=full_precision)
 def rfft(x, fft_length=None):
     """The Fourier transform of real numbers.  (..., n) -> two of (..., fft_length // 2 + 1)"""
     return _parts(_rfft(x, fft_length))
 
 
-@op(operands="list", dtype=promote_float)
+@op(operands="list", dtype=full_precision)
 def irfft(x, fft_length=None):
     """The inverse of `rfft`.  (real, imaginary) -> (..., fft_length)"""
     real, imaginary = x
@@ -109,7 +109,7 @@ def _window(window, sequence_length, fft_length, dtype):
     return pad(convert_to_tensor(weights, dtype), borders)
 
 
-@op(dtype=promote_float)
+@op(dtype=full_precision)
 def stft(x, sequence_length, sequence_stride, fft_length, window="hann", center=True):
     """The Fourier transforms of windows.  (..., n) -> two of (..., windows, fft_length // 2 + 1)
 
@@ -124,7 +124,7 @@ def stft(x, sequence_length, sequence_stride, fft_length, window="hann", center=
     return rfft(math.multiply(extract_sequences(x, fft_length, sequence_stride), weights))
 
 
-@op(operands="list", dtype=promote_float)
+@op(operands="list", dtype=full_precision)
 def istft(x, sequence_length, sequence_stride, fft_length, length=None, window="hann", center=True):
     """The inverse of `stft`, by the least squares of overlapping windows.  -> (..., length)
 

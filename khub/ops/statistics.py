@@ -1,5 +1,7 @@
 """Statistics: averages, quantiles, and reductions that leave out NaN."""
 
+import math as numbers
+
 from khub import dtypes
 from khub.ops import math
 from khub.ops.array import *  # noqa: F403
@@ -66,7 +68,9 @@ def _quantile(x, q, axis, method, keepdims, without_nan=False):
     axes = range(rank) if axis is None else [axis] if isinstance(axis, int) else axis
     axes = sorted(a % rank for a in axes)
     kept = [a for a in range(rank) if a not in axes]
-    y = reshape(transpose(_wide(x), (*kept, *axes)), (*(sizes[a] for a in kept), -1))
+    known = all(isinstance(sizes[a], int) for a in axes)
+    count = numbers.prod(sizes[a] for a in axes) if known else -1  # -1 is none of nothing
+    y = reshape(transpose(_wide(x), (*kept, *axes)), (*(sizes[a] for a in kept), count))
     missing = math.isnan(y)
     y = sort(where(missing, float("inf"), y), -1)
     name = dtypes.standardize(y.dtype)
@@ -103,13 +107,22 @@ def nanquantile(x, q, axis=None, method="linear", keepdims=False):
 @op(dtype=promote_float)
 def percentile(x, q, axis=None, method="linear", keepdims=False):
     """The values below which `q` percent (0 to 100) of `x` lie, over `axis`."""
-    return _quantile(x, convert_to_tensor(q, "float32") / 100, axis, method, keepdims)
+    return _quantile(
+        x, convert_to_tensor(q, dtypes.standardize(_wide(x).dtype)) / 100, axis, method, keepdims
+    )
 
 
 @op(dtype=promote_float)
 def nanpercentile(x, q, axis=None, method="linear", keepdims=False):
     """`percentile` of the elements that are not NaN."""
-    return _quantile(x, convert_to_tensor(q, "float32") / 100, axis, method, keepdims, True)
+    return _quantile(
+        x,
+        convert_to_tensor(q, dtypes.standardize(_wide(x).dtype)) / 100,
+        axis,
+        method,
+        keepdims,
+        True,
+    )
 
 
 @op(dtype=promote_float)

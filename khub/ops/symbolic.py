@@ -20,6 +20,7 @@ class KerasTensor:
         self.ragged = ragged
         self.name = name or unique_name("keras_tensor")
         self.node = None  # set by `record`
+        self.mask = None  # a symbol too, where a layer made one
 
     @property
     def ndim(self):

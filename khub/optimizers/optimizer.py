@@ -11,6 +11,7 @@ from khub import fields, ops
 from khub.backend import active
 from khub.backend.scope import Scope, local
 from khub.backend.variable import Variable, name_scope, unique_name
+from khub.ops.op import has_sparse, native_sparse
 from khub.optimizers.schedules import LearningRateSchedule
 from khub.saving import registry
 
@@ -42,6 +43,8 @@ class Optimizer(_Known):
 
     _kind = "optimizers"
     slots = ()  # names of the tensors a rule keeps for each Variable
+    by_rows = False  # whether the rule leaves rows alone whose gradient is zero
+    takes_rows = False  # whether a gradient may stay sparse; `setup` says
     apart = ()  # those among them that come after the others of all Variables in `variables`
 
     learning_rate: object
@@ -91,6 +94,10 @@ class Optimizer(_Known):
             self._rate = self.add_variable((), self._rate, "float32", name="learning_rate")
         built_in = type(self).__module__.startswith("khub.")
         self._fused = active.fused.get(type(self).__name__) if built_in else None
+        whole = (self.weight_decay, self.clipnorm, self.clipvalue, self.global_clipnorm)
+        whole += (self.loss_scale_factor, self.gradient_accumulation_steps)
+        # whether a gradient may stay sparse; all else needs dense ones, to give the same numbers
+        self.takes_rows = built_in and self.by_rows and not any(whole)
         self._follows_rule = type(self).update_step is Optimizer.update_step
 
     def _begin(self):
@@ -260,6 +267,8 @@ class Optimizer(_Known):
             raise ValueError(f"Got {len(grads)} gradients for {len(variables)} variables.")
         if not self.built:
             self.build(variables)
+        if not self.takes_rows or local.scope is not None:
+            grads = [g if g is None else ops.convert_to_tensor(g, sparse=False) for g in grads]
         pairs = [(g, v) for g, v in zip(grads, variables, strict=True) if g is not None]
         if not pairs:
             raise ValueError("No variable has a gradient; does the loss depend on them?")
@@ -292,11 +301,16 @@ class Optimizer(_Known):
         ops.cond(ops.equal((self._iterations.value + 1) % steps, 0), apply, keep)
 
     def _update(self, pairs):
+        everything = [v for _, v in pairs]
+        rate = self.current_learning_rate()
+        for g, variable in pairs:
+            if has_sparse((g,)):
+                self._follow_rows(g, variable, rate)
+        pairs = [(g, v) for g, v in pairs if not has_sparse((g,))]
         gradients = self._clip([g for g, _ in pairs])
         variables = [v for _, v in pairs]
-        rate = self.current_learning_rate()
-        done = False
-        if self._fused is not None and local.scope is None:
+        done = not pairs
+        if pairs and self._fused is not None and local.scope is None:
             slots = [self._slots[self._index[id(v)]] for v in variables]
             done = self._fused(self, gradients, variables, slots, rate)
         if not done:
@@ -307,7 +321,7 @@ class Optimizer(_Known):
                 if decay := self.decay_of(variable):
                     variable.assign_sub(variable.value * (rate * decay))
                 self.update_step(g, variable, rate)
-        for variable in variables:
+        for variable in everything:
             if variable.constraint is not None:
                 variable.assign(variable.constraint(variable.value))
         if self.use_ema:
@@ -316,6 +330,18 @@ class Optimizer(_Known):
     def update_step(self, gradient, variable, learning_rate):
         """Update one Variable by the rule; a subclass may update it in its own way instead."""
         self._follow_rule(gradient, variable, learning_rate, None)
+
+    def _follow_rows(self, gradient, variable, rate):
+        """Update the rows of a Variable and of its slots that a sparse gradient holds."""
+        rows, gradient = native_sparse.sparse_rows(gradient)
+        kept = [variable, *self._slots[self._index[id(variable)]]]
+        dtype = "float32" if variable.dtype in ("float16", "bfloat16") else variable.dtype
+        with active.no_gradient():
+            now = [ops.cast(ops.take(x.value, rows, axis=0), dtype) for x in kept]
+            gradient, rate = ops.cast(gradient, dtype), ops.cast(rate, dtype)
+            new = self.rule(gradient, now[0], rate, *now[1:])
+            for x, values in zip(kept, new, strict=True):
+                native_sparse.write_rows(x.materialize(), rows, ops.cast(values, x.dtype))
 
     def _follow_rule(self, gradient, variable, rate, decay):
         slots = self._slots[self._index[id(variable)]]

@@ -18,6 +18,7 @@ class SGD(Optimizer):
         if not 0 <= self.momentum <= 1:
             raise ValueError(f"momentum must lie between 0 and 1, got {self.momentum!r}.")
         self.slots = ("momentum",) if self.momentum else ()
+        self.by_rows = not self.momentum
         super().setup()
 
     def rule(self, gradient, value, rate, velocity=None):
@@ -304,6 +305,7 @@ class Adagrad(Optimizer):
     """Gradients divided by the root of the sum of their squares.  Duchi et al. 2011"""
 
     slots = ("accumulator",)
+    by_rows = True
 
     learning_rate: object = 0.001
     initial_accumulator_value: float = 0.1

@@ -5,8 +5,9 @@ A built-in class registers itself when it is defined (`khub.fields`); a user's c
 `{"module", "class_name", "config", "registered_name"}`.
 """
 
-import difflib
 import re
+
+from khub.choices import hint
 
 _BUILT_IN = {}  # (kind, name) -> class or function; kind: the public module, "layers", ...
 _CUSTOM = {}  # "package>Name" -> class or function
@@ -43,9 +44,30 @@ def register_keras_serializable(package="Custom", name=None):
     return decorate
 
 
+def get_custom_objects():
+    """Return the dict of the user's own objects: a change of it counts."""
+    return _CUSTOM
+
+
+class CustomObjectScope:
+    """Inside a `with` block these objects (name -> class or function) may be loaded too."""
+
+    def __init__(self, custom_objects):
+        self.custom_objects = custom_objects or {}
+
+    def __enter__(self):
+        self._before = dict(_CUSTOM)
+        _CUSTOM.update(self.custom_objects)
+        return self
+
+    def __exit__(self, *_):
+        _CUSTOM.clear()
+        _CUSTOM.update(self._before)
+
+
 def get_registered_name(obj):
     """Return the name under which `obj` was registered, else its own name."""
-    return getattr(obj, "_registered_name", None) or obj.__name__
+    return vars(obj).get("_registered_name") or obj.__name__
 
 
 def get_registered_object(name, custom_objects=None, module_objects=None):
@@ -71,9 +93,8 @@ def get(kind, identifier, custom_objects=None):
         found = found or _BUILT_IN.get((kind, identifier)) or _CUSTOM.get(identifier)
         found = found or _CUSTOM.get(f"Custom>{identifier}")
         if found is None:
-            near = difflib.get_close_matches(identifier, registered(kind), 3, 0.5)
-            hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
-            raise ValueError(f"khub.{kind} has no {identifier!r}{hint}")
+            near = hint(identifier, registered(kind))
+            raise ValueError(f"khub.{kind} has no {identifier!r}{near}")
         return found() if isinstance(found, type) else found
     if isinstance(identifier, type):
         return identifier()
@@ -96,7 +117,7 @@ def serialize(obj):
             "module": _module(cls),
             "class_name": cls.__name__,
             "config": obj.get_config(),
-            "registered_name": getattr(cls, "_registered_name", None),
+            "registered_name": vars(cls).get("_registered_name"),
         }
     if callable(obj):
         custom = getattr(obj, "_registered_name", None)
@@ -122,7 +143,7 @@ def deserialize(config, custom_objects=None, kind=None):
         return get(kind, config, custom_objects) if isinstance(config, str) and kind else config
     name = config["class_name"]
     module = (config.get("module") or "").removeprefix("keras.")
-    cls = (custom_objects or {}).get(name) or _CUSTOM.get(config.get("registered_name") or "")
+    cls = (custom_objects or {}).get(name) or _CUSTOM.get(config.get("registered_name") or name)
     for place in (module, *module.split("."), kind, "models"):  # "keras.src.models.functional"
         cls = cls or _BUILT_IN.get((place, name))
     if cls is None:

@@ -254,6 +254,29 @@ class EarlyStopping(Callback):
             self.model.set_weights(self.best_weights)
 
 
+class LearningRateScheduler(Callback):
+    """Sets the learning rate of each epoch to schedule(epoch, learning rate so far)."""
+
+    def __init__(self, schedule, verbose=0):
+        super().__init__()
+        self.schedule, self.verbose = schedule, verbose
+
+    def on_epoch_begin(self, epoch, logs=None):
+        optimizer = self.model.optimizer
+        rate = self.schedule(epoch, float(to_number(optimizer.learning_rate)))
+        if not isinstance(rate, (float, np.floating)):
+            raise ValueError(
+                f"The schedule of LearningRateScheduler must return a float, got {rate!r}."
+            )
+        optimizer.learning_rate = rate
+        if self.verbose:
+            print(f"\nEpoch {epoch + 1}: the learning rate is {rate}.")
+
+    def on_epoch_end(self, epoch, logs=None):
+        if logs is not None:
+            logs["learning_rate"] = float(to_number(self.model.optimizer.learning_rate))
+
+
 class ProgressBar(Callback):
     """A bar, redrawn at most ten times a second; without a terminal one plain line an epoch."""
 

@@ -162,7 +162,7 @@ class Compiled:
         if y is None:
             return []
         targets = self._targets(y, names, len(flat))
-        result = []
+        result, taken = [], set()
         for given, weighted in ((self.given_metrics, False), (self.given_weighted, True)):
             if given is None:
                 continue
@@ -172,8 +172,9 @@ class Compiled:
                 one = [] if one is None else one if isinstance(one, (list, tuple)) else [one]
                 for metric in one:
                     made = as_metric(metric, targets[i], flat[i])
-                    if len(flat) > 1:
-                        made._output_name = names[i]
+                    label = f"weighted_{made.name}" if (i, made.name) in taken else made.name
+                    taken.add((i, made.name))
+                    made._logged_as = f"{names[i]}_{label}" if len(flat) > 1 else label
                     result.append((i, made, weighted))
         return result
 
@@ -187,10 +188,9 @@ class Compiled:
         """Return name -> value of the losses and metrics."""
         logs = {}
         for metric in self.metrics:
-            prefix = getattr(metric, "_output_name", None)
             value = metric.result()
             if isinstance(value, dict):
                 logs.update(value)
             else:
-                logs[f"{prefix}_{metric.name}" if prefix else metric.name] = value
+                logs[getattr(metric, "_logged_as", metric.name)] = value
         return logs

@@ -13,6 +13,7 @@ import numpy as np
 
 from khub import config, dtypes, tree
 from khub.backend import active
+from khub.ops.op import has_sparse, native_sparse
 
 
 class PyDataset:
@@ -62,11 +63,27 @@ def pack_x_y_sample_weight(x, y=None, sample_weight=None):
 
 
 def _is_array(x):
-    return hasattr(x, "shape") and hasattr(x, "__getitem__") and len(x.shape) > 0
+    return _is_scipy(x) or hasattr(x, "shape") and hasattr(x, "__getitem__") and len(x.shape) > 0
+
+
+def _is_scipy(x):
+    return type(x).__module__.startswith("scipy.sparse")
+
+
+def _rows(x, index):
+    """Rows of one leaf; those of a scipy matrix as the backend's sparse tensor."""
+    if x is None or not _is_scipy(x):
+        return None if x is None else x[index]
+    rows, dtype = x[index], config.floatx() if x.dtype.kind == "f" else x.dtype.name
+    if native_sparse is None:  # NumPy has no sparse arrays
+        return rows.toarray().astype(dtype)
+    return native_sparse.from_scipy(rows, dtype)
 
 
 def _as_array(x, where):
     """Return one leaf as something to slice: any framework's array stays, a list becomes NumPy."""
+    if _is_scipy(x):
+        return x.tocsr()  # whose rows can be taken
     if x is None or _is_array(x):
         if type(x).__module__.startswith("pandas"):
             x = x.to_numpy()
@@ -120,12 +137,14 @@ class ArraySource:
             lambda leaf: _as_array(leaf, "sample_weight"), sample_weight
         )
         lengths = {
-            len(leaf) for leaf in tree.flatten((self.y, self.sample_weight)) if leaf is not None
+            self._length(leaf)
+            for leaf in tree.flatten((self.y, self.sample_weight))
+            if leaf is not None
         }
         lengths |= (
             {self._length(self.x)}
             if self.raw
-            else {len(leaf) for leaf in tree.flatten(self.x) if leaf is not None}
+            else {self._length(leaf) for leaf in tree.flatten(self.x) if leaf is not None}
         )
         if len(lengths) != 1:
             raise ValueError(
@@ -141,6 +160,8 @@ class ArraySource:
 
     @staticmethod
     def _length(x):
+        if _is_scipy(x):
+            return x.shape[0]
         return len(x[0]) if isinstance(x, tuple) else len(x)
 
     @property
@@ -165,10 +186,8 @@ class ArraySource:
             if structure is None:
                 return None
             if type(structure) in (list, tuple, dict):
-                return tree.map_structure(
-                    lambda leaf: None if leaf is None else leaf[index], structure
-                )
-            return structure[index]
+                return tree.map_structure(lambda leaf: _rows(leaf, index), structure)
+            return _rows(structure, index)
 
         x = _take(self.x, index) if self.raw else take(self.x)
         y, weight = take(self.y), take(self.sample_weight)
@@ -240,7 +259,9 @@ def _host(x):
     """Tensors of another framework come in as NumPy, as do strings; the backend's own stay."""
     if getattr(getattr(x, "dtype", None), "name", None) == "string" and hasattr(x, "numpy"):
         return x.numpy()
-    if x is None or active.is_tensor(x) or isinstance(x, (str, bytes)):
+    if _is_scipy(x):
+        return _rows(x.tocsr(), slice(None))
+    if x is None or active.is_tensor(x) or isinstance(x, (str, bytes)) or has_sparse((x,)):
         return x
     if type(x).__module__.startswith("torch") and hasattr(x, "detach"):
         return x.detach().cpu().numpy()

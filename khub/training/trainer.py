@@ -10,6 +10,7 @@ import numpy as np
 
 from khub import dtypes, ops, tree
 from khub.backend import active
+from khub.backend.scope import sparse_gradients
 from khub.layers.layer import Layer
 from khub.ops.core import jit, value_and_grad
 from khub.ops.symbolic import KerasTensor, output_spec
@@ -156,7 +157,8 @@ class Trainer:
             loss = self.compute_loss(x, y, y_pred, sample_weight, training=True)
             return self.optimizer.scale_loss(loss), (loss, y_pred)
 
-        (_, (loss, y_pred)), gradients = value_and_grad(forward, variables, has_aux=True)()
+        with sparse_gradients(self.optimizer.takes_rows):
+            (_, (loss, y_pred)), gradients = value_and_grad(forward, variables, has_aux=True)()
         self.optimizer.apply(gradients, variables)
         self._compiled.loss_tracker.update_state(loss, sample_weight=_rows(x))
         return self.compute_metrics(x, y, y_pred, sample_weight)
@@ -189,10 +191,15 @@ class Trainer:
     # --- functions -------------------------------------------------------------------------------
     def _step_function(self, step, grouped=True):
         """Return `step` over one batch, or over a list of them, to be called again and again."""
-        eager = self.run_eagerly or (
-            self._compiled is not None
-            and self._compiled.options["jit_compile"] is False
-            and active.EAGER
+        strings = any(getattr(layer, "_host_only", False) for layer in self._flatten_layers())
+        eager = (
+            self.run_eagerly
+            or strings
+            or (
+                self._compiled is not None
+                and self._compiled.options["jit_compile"] is False
+                and active.EAGER
+            )
         )
 
         order = []
@@ -303,6 +310,7 @@ class Trainer:
         steps = steps_per_epoch or source.num_batches
         history = History()
         callbacks = self._callbacks(callbacks, verbose, history, epochs=epochs, steps=steps)
+        self.history = history
         step = self.make_train_function()
         per_call = self._compiled.options["steps_per_execution"]
         self.stop_training = False
@@ -342,12 +350,12 @@ class Trainer:
             return unpack_x_y_sample_weight(tuple(data))
         return (data,)
 
-    def _callbacks(self, given, verbose, *first, **params):
+    def _callbacks(self, given, verbose, *last, **params):
         if isinstance(given, CallbackList):
             return given
         given = [given] if isinstance(given, Callback) else list(given or ())
         bar = [ProgressBar(verbose)] if verbose else []
-        return CallbackList([*first, *given, *bar], self, verbose=verbose, **params)
+        return CallbackList([*given, *bar, *last], self, verbose=verbose, **params)
 
     def _batches(self, source):
         """Iterate over the batches, preprocessed in a thread where there is a preprocessor."""
@@ -502,5 +510,7 @@ def _rows(x):
 
 
 def _dtype(leaf):
+    if getattr(getattr(leaf, "dtype", None), "kind", "") in ("O", "U", "S"):
+        return "string"
     name = dtypes.standardize(leaf.dtype) if hasattr(leaf, "dtype") else "float32"
     return "float32" if name == "float64" else name

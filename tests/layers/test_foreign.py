@@ -8,7 +8,7 @@ from khub import layers, ops
 
 BACKEND = khub.backend.name
 only = {
-    name: pytest.mark.skipif(BACKEND != name, reason=f"needs the {name} backend")
+    name: pytest.mark.skipif(name != BACKEND, reason=f"needs the {name} backend")
     for name in ("torch", "jax", "tensorflow")
 }
 X = np.random.RandomState(0).randn(6, 4).astype("float32")

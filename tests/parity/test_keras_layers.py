@@ -4,7 +4,7 @@ import os
 
 import numpy as np
 import pytest
-from layer_samples import CASES, ELSEWHERE, IDS, SAMPLES, array, call, core_layers, inputs
+from layer_samples import CASES, IDS, SAMPLES, array, call, inputs, untested
 
 # Keras' own NumPy backend imports JAX anyway.
 KERAS = os.environ["KERAS_BACKEND"] = os.environ["KHUB_BACKEND"].replace("numpy", "jax")
@@ -44,7 +44,7 @@ def agree(ours, theirs, tolerance=1e-5):
 
 
 def test_every_layer_has_a_sample():
-    assert core_layers() - ELSEWHERE == SAMPLES.keys()
+    assert untested() == set()
 
 
 # Where Keras itself fails: averages that count the border on torch, norms over inner axes.
@@ -326,3 +326,17 @@ def test_reversed_embedding():
         ours.build((None,)), theirs.build((None,))
         same_weights(ours, theirs)
         agree(ours(array((2, 3)), reverse=True), theirs(array((2, 3)), reverse=True))
+
+
+@pytest.mark.parametrize("options", [{}, dict(scale=False, center=False), dict(axis=1)])
+@pytest.mark.parametrize("limits", [None, dict(rmax=1.5, rmin=0.6, dmax=0.4)])
+def test_batch_renormalization_over_several_steps(limits, options):
+    options |= dict(renorm=True, renorm_clipping=limits, renorm_momentum=0.8, momentum=0.9)
+    ours, theirs = unbuilt("BatchNormalization", options)
+    for step in range(4):
+        x = array((6, 3, 4), step) * 2 + 1
+        agree(ours(x, training=True), theirs(x, training=True))
+        assert [v.name for v in ours.weights] == [v.name for v in theirs.weights]
+        all_agree([v.value for v in ours.weights], [v.value for v in theirs.weights])
+    agree(ours(x), theirs(x))
+    assert ours.get_config()["renorm_clipping"] == theirs.get_config()["renorm_clipping"]

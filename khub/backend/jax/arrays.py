@@ -62,7 +62,8 @@ def convert_to_tensor(x, dtype=None):
 
 
 def _native(dtype):
-    return jax.dtypes.canonicalize_dtype(dtypes.numpy_dtype(dtype))
+    native = NATIVE[dtype]
+    return native if native.itemsize < 8 else jax.dtypes.canonicalize_dtype(native)
 
 
 def convert_to_numpy(x):
@@ -70,7 +71,7 @@ def convert_to_numpy(x):
 
 
 def cast(x, dtype):
-    return x if x.dtype.name == dtype else x.astype(_native(dtype))
+    return x if x.dtype is NATIVE[dtype] else lax.convert_element_type(x, _native(dtype))
 
 
 def shape(x):
@@ -151,7 +152,7 @@ def pad(x, pad_width, mode="constant", constant_values=None):
 
 
 def concatenate(xs, axis=0):
-    return jnp.concatenate(xs, axis)
+    return lax.concatenate(xs, axis % xs[0].ndim)
 
 
 def stack(x, axis=0):

@@ -237,11 +237,17 @@ def vmap(function, in_axes, out_axes):
 
 
 def cond(pred, true_fn, false_fn):
+    return switch(jnp.asarray(pred, bool).astype("int32"), (false_fn, true_fn))
+
+
+def switch(index, branches):
+    if not isinstance(index, jax.core.Tracer):
+        return branches[int(index)]()
     written = {}
-    for branch in (true_fn, false_fn):
+    for branch in branches:
         written |= _uses(branch)[1]
-    branches = [_pure(branch, (), written) for branch in (true_fn, false_fn)]
-    result, values = lax.cond(jnp.asarray(pred, bool), *(lambda b=b: b(()) for b in branches))
+    branches = [_pure(branch, (), written) for branch in branches]
+    result, values = lax.switch(index, [lambda b=b: b(()) for b in branches])
     _assign(written, values)
     return result
 

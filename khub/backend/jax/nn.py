@@ -52,71 +52,44 @@ def dot_product_attention(
     )
 
 
-def conv(inputs, kernel, strides=1, padding="valid", data_format=None, dilation_rate=1):
-    count = kernel.ndim - 2
-    first = windows.channels_first(data_format)
-    strides = windows.per_axis(strides, count, "strides")
-    dilations = windows.per_axis(dilation_rate, count, "dilation_rate")
-    sizes = inputs.shape[2:] if first else inputs.shape[1:-1]
-    pads = windows.paddings(padding, sizes, kernel.shape[:count], strides, dilations)
-    channels = inputs.shape[1 if first else -1]
-    return lax.conv_general_dilated(
-        inputs,
-        kernel,
-        strides,
-        pads,
-        rhs_dilation=dilations,
-        dimension_numbers=_dimensions(count, first),
-        feature_group_count=channels // kernel.shape[-2],
-    )
+def _space(inputs, first):
+    return inputs.shape[2:] if first else inputs.shape[1:-1]
 
 
-def _dimensions(count, first):
-    space = "DHW"[3 - count :]
+def _conv(inputs, first, kernel, strides, padding, dilations):
+    sizes = _space(inputs, first), kernel.shape[:-2]
+    pads = windows.paddings(padding, *sizes, strides, dilations)
+    return _convolve(inputs, first, kernel, strides, pads, None, dilations)
+
+
+def _conv_transpose(inputs, first, kernel, strides, padding, dilations, extra):
+    sizes = _space(inputs, first), kernel.shape[:-2]
+    borders = windows.transposed(padding, *sizes, strides, dilations, extra)
+    kernel = jnp.swapaxes(jnp.flip(kernel, range(kernel.ndim - 2)), -1, -2)
+    pads, ones = [border[:2] for border in borders], (1,) * len(borders)
+    return _convolve(inputs, first, kernel, ones, pads, strides, dilations)
+
+
+def _convolve(inputs, first, kernel, strides, pads, spread, dilations):
+    space = "DHW"[5 - kernel.ndim :]
     layout = f"NC{space}" if first else f"N{space}C"
-    return layout, f"{space}IO", layout
-
-
-def conv_transpose(
-    inputs,
-    kernel,
-    strides=1,
-    padding="valid",
-    output_padding=None,
-    data_format=None,
-    dilation_rate=1,
-):
-    count = kernel.ndim - 2
-    first = windows.channels_first(data_format)
-    strides = windows.per_axis(strides, count, "strides")
-    dilations = windows.per_axis(dilation_rate, count, "dilation_rate")
-    extra = [None] * count
-    if output_padding is not None:
-        extra = windows.per_axis(output_padding, count, "output_padding")
-    sizes = inputs.shape[2:] if first else inputs.shape[1:-1]
-    axes = zip(sizes, kernel.shape[:count], strides, dilations, extra, strict=True)
+    groups = inputs.shape[layout.index("C")] // kernel.shape[-2]
+    dimensions = layout, f"{space}IO", layout
     return lax.conv_general_dilated(
-        inputs,
-        jnp.swapaxes(jnp.flip(kernel, range(count)), -1, -2),
-        (1,) * count,
-        [windows.transposed(padding, *axis)[:2] for axis in axes],
-        lhs_dilation=strides,
-        rhs_dilation=dilations,
-        dimension_numbers=_dimensions(count, first),
+        inputs, kernel, strides, pads, spread, dilations, dimensions, groups
     )
 
 
-def _pool(inputs, pool_size, strides, padding, data_format, start, function):
-    count = inputs.ndim - 2
-    first = windows.channels_first(data_format)
-    sizes = windows.per_axis(pool_size, count, "pool_size")
-    strides = sizes if strides is None else windows.per_axis(strides, count, "strides")
+conv = windows.convolution(_conv)
+conv_transpose = windows.transposed_convolution(_conv_transpose)
 
+
+@windows.pooling
+def _pool(inputs, first, sizes, strides, padding, start, function):
     def full(values, rest):
         return (rest, rest, *values) if first else (rest, *values, rest)
 
-    space = inputs.shape[2:] if first else inputs.shape[1:-1]
-    pads = windows.paddings(padding, space, sizes, strides, (1,) * count)
+    pads = windows.paddings(padding, _space(inputs, first), sizes, strides, (1,) * len(sizes))
     return lax.reduce_window(
         inputs, start, function, full(sizes, 1), full(strides, 1), full(pads, (0, 0))
     )
@@ -124,15 +97,13 @@ def _pool(inputs, pool_size, strides, padding, data_format, start, function):
 
 def max_pool(inputs, pool_size, strides=None, padding="valid", data_format=None):
     floating = jnp.issubdtype(inputs.dtype, jnp.floating)
-    lowest = -jnp.inf if floating else jnp.iinfo(inputs.dtype).min
+    lowest = -jnp.inf if floating else inputs.dtype.type(jnp.iinfo(inputs.dtype).min)
     return _pool(inputs, pool_size, strides, padding, data_format, lowest, lax.max)
 
 
 def average_pool(inputs, pool_size, strides=None, padding="valid", data_format=None):
-    total = _pool(inputs, pool_size, strides, padding, data_format, 0.0, lax.add)
-    if str(padding).lower() == "valid":
-        count = inputs.ndim - 2
-        return total / math.prod(windows.per_axis(pool_size, count, "pool_size"))
-    return total / _pool(
-        jnp.ones_like(inputs), pool_size, strides, padding, data_format, 0.0, lax.add
-    )
+    settings = pool_size, strides, padding, data_format, 0.0, lax.add
+    if padding == "valid":
+        sizes = windows.per_axis(pool_size, inputs.ndim - 2, "pool_size")
+        return _pool(inputs, *settings) / math.prod(sizes)
+    return _pool(inputs, *settings) / _pool(jnp.ones_like(inputs), *settings)

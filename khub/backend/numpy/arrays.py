@@ -240,7 +240,7 @@ def rsqrt(x):
 
 
 def erf(x):
-    return np.frompyfunc(math.erf, 1, 1)(x).astype(x.dtype)
+    return np.asarray(np.frompyfunc(math.erf, 1, 1)(x), x.dtype)
 
 
 def erfinv(x):
@@ -250,7 +250,7 @@ def erfinv(x):
     def scalar(y):
         return edges[y] if y in edges else inverse((y + 1) / 2) / math.sqrt(2)
 
-    return np.frompyfunc(lambda y: scalar(float(y)), 1, 1)(x).astype(x.dtype)
+    return np.asarray(np.frompyfunc(lambda y: scalar(float(y)), 1, 1)(x), x.dtype)
 
 
 def round(x, decimals=0):

@@ -120,6 +120,10 @@ def cond(pred, true_fn, false_fn):
     return true_fn() if pred else false_fn()
 
 
+def switch(index, branches):
+    return branches[int(index)]()
+
+
 def while_loop(cond, body, loop_vars, maximum_iterations):
     steps = 0
     while cond(*loop_vars) and (maximum_iterations is None or steps < maximum_iterations):

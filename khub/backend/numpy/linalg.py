@@ -53,7 +53,7 @@ def lu_factor(x):
 
 
 def erfc(x):
-    return np.frompyfunc(math.erfc, 1, 1)(x).astype(x.dtype)
+    return np.asarray(np.frompyfunc(math.erfc, 1, 1)(x), x.dtype)
 
 
 def _fft(x, axes, inverse):

@@ -1,5 +1,6 @@
 """The TensorFlow backend: eager ops, `tf.function` for `jit`; a Layer is a trackable object."""
 
+from khub.backend.tensorflow import sparse  # noqa: F401
 from khub.backend.tensorflow.arrays import *  # noqa: F403
 from khub.backend.tensorflow.arrays import _complex, _complex_part, _einsum, _select  # noqa: F401
 from khub.backend.tensorflow.engine import *  # noqa: F403

@@ -96,7 +96,7 @@ def jit(function):
     def call(*args, **kwargs):
         if local.scope is not None or not tf.executing_eagerly():
             return function(*args, **kwargs)
-        leaves, structure = optree.tree_flatten((args, kwargs), none_is_leaf=True)
+        leaves, structure = optree.tree_flatten((args, kwargs), none_is_leaf=True, namespace="khub")
         tensors, key = [], [structure]
         for leaf in leaves:
             kind = type(leaf)
@@ -143,17 +143,6 @@ def _trace(function, key, shapes):
     return tf.function(flat, autograph=False).get_concrete_function(*specs)
 
 
-def compiled(function):
-    """Compile a function of tensors alone with XLA: loops run in a fraction of the time."""
-    run = tf.function(function, jit_compile=True, autograph=False)
-
-    def call(*args):
-        sizes = [n for x in optree.tree_leaves(args) for n in x.shape[1:]]
-        return function(*args) if None in sizes else run(*args)  # XLA would compile for each size
-
-    return call
-
-
 def value_and_grad(function, variables, has_aux):
     def call(*args, **kwargs):
         scope = None
@@ -171,7 +160,8 @@ def value_and_grad(function, variables, has_aux):
             result = _within(scope, function, args, kwargs)
             loss = result[0] if has_aux else result
         gradients = tape.gradient(loss, sources, unconnected_gradients="zero")
-        gradients = [tf.convert_to_tensor(g) for g in gradients]  # IndexedSlices become dense
+        if not local.sparse_gradients:
+            gradients = [tf.convert_to_tensor(g) for g in gradients]  # IndexedSlices become dense
         if variables is None:
             gradients = tree.pack_sequence_as(args[0], gradients)
         return result, gradients
@@ -264,7 +254,13 @@ def _move(x, source, destination):
 def cond(pred, true_fn, false_fn):
     if tf.executing_eagerly():
         return true_fn() if pred else false_fn()
-    written = _written(true_fn) | _written(false_fn)
+    return switch(tf.cast(tf.cast(pred, tf.bool), tf.int32), (false_fn, true_fn))
+
+
+def switch(index, branches):
+    if tf.executing_eagerly():
+        return branches[int(index)]()
+    written = {v: None for branch in branches for v in _written(branch)}
 
     def branch(function):
         def run():
@@ -273,10 +269,9 @@ def cond(pred, true_fn, false_fn):
 
         return run
 
-    pred = tf.cast(pred, tf.bool)
     if not written:
-        return tf.cond(pred, true_fn, false_fn)
-    result, values = tf.cond(pred, branch(true_fn), branch(false_fn))
+        return tf.switch_case(index, branches)
+    result, values = tf.switch_case(index, [branch(function) for function in branches])
     _assign(written, values)
     return result
 
@@ -356,11 +351,16 @@ def scan(function, init, xs, length, reverse):
     state = [local.scope.get(v) for v in written]
     rows = [] if sample is None else tree.flatten(sample)
     arrays = [tf.TensorArray(y.dtype, length, element_shape=y.shape) for y in rows]
+    # read from arrays: the gradient of a slice would be as large as the whole, at every step
+    given = xs
+    if xs is not None:
+        given = tree.map_structure(lambda x: tf.TensorArray(x.dtype, length).unstack(x), xs)
 
     def body(step, flat, arrays, state):
         i = length - 1 - step if reverse else step
+        x = None if xs is None else tree.map_structure(lambda array: array.read(i), given)
         with _inner_scope(zip(written, state, strict=True)) if written else nullcontext() as scope:
-            carry, y = function(tree.pack_sequence_as(init, flat), at(i))
+            carry, y = function(tree.pack_sequence_as(init, flat), x)
         ys = [] if y is None else tree.flatten(y)
         arrays = [a.write(i, v) for a, v in zip(arrays, ys, strict=True)]
         return step + 1, tree.flatten(carry), arrays, [scope.values[v] for v in written]

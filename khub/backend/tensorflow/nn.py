@@ -5,6 +5,7 @@ labels, whose gradient takes the labels to sum to one.
 """
 
 import math
+from functools import cache
 
 import tensorflow as tf
 
@@ -16,6 +17,7 @@ from khub.backend.tensorflow.convert import (
     FLOATS,
     HALVES,
     TENSORS,
+    UNSIGNED,
     cast,
     constant,
     convert_to_tensor,
@@ -49,6 +51,8 @@ softsign = raw.Softsign
 
 
 def leaky_relu(x, negative_slope=0.2):
+    if x.dtype is tf.float64:  # the kernel's slope is a float32
+        return tf.where(x > 0, x, x * negative_slope)
     return raw.LeakyRelu(x, negative_slope)
 
 
@@ -255,35 +259,12 @@ def dot_product_attention(
 
 
 # --- convolution and pooling: kernels are for images, channels last ------------------------------
-def _channels_last(function):
-    """Run a function of (batch, *space, channels) on either layout."""
-
-    def run(inputs, data_format, *args):
-        if not windows.channels_first(data_format):
-            return function(inputs, *args)
-        rank = len(inputs.shape)
-        result = function(transpose(inputs, (0, *range(2, rank), 1)), *args)
-        return transpose(result, (0, rank - 1, *range(1, rank - 1)))
-
-    return run
-
-
-def _padding(padding):
-    name = str(padding).upper()
-    if name not in ("VALID", "SAME"):
-        raise ValueError(f'padding must be "valid" or "same", got {padding!r}.')
-    return name
-
-
-def conv(inputs, kernel, strides=1, padding="valid", data_format=None, dilation_rate=1):
-    count = len(kernel.shape) - 2
-    strides = windows.per_axis(strides, count, "strides")
-    dilations = windows.per_axis(dilation_rate, count, "dilation_rate")
-    return _conv(inputs, data_format, kernel, strides, _padding(padding), dilations)
+_channels_last = windows.channels_last(transpose)
 
 
 @_channels_last
 def _conv(x, kernel, strides, padding, dilations):
+    padding = padding.upper()
     if (x.shape[-1] or 0) % kernel.shape[-2]:  # TensorFlow would end the process
         raise ValueError(f"{x.shape[-1]} channels do not divide into groups of {kernel.shape[-2]}.")
     if len(strides) == 1:  # an image one pixel high
@@ -308,77 +289,85 @@ def _conv2d(x, kernel, strides, padding, dilations):
     if depth == 1 < channels and strides[0] == strides[1] and dilations == (1, 1):
         kernel = raw.Reshape(kernel, vector((*window, channels, filters // channels)))
         return raw.DepthwiseConv2dNative(x, kernel, [1, *strides, 1], padding)
-    return raw.Conv2D(x, kernel, [1, *strides, 1], padding, dilations=[1, *dilations, 1])
+    if dilations == (1, 1) and depth == channels:
+        return raw.Conv2D(x, kernel, [1, *strides, 1], padding)
+    return _unusual_conv2d(tuple(strides), padding, tuple(dilations))(x, kernel)
 
 
-def conv_transpose(
-    inputs,
-    kernel,
-    strides=1,
-    padding="valid",
-    output_padding=None,
-    data_format=None,
-    dilation_rate=1,
-):
-    count = len(kernel.shape) - 2
-    strides = windows.per_axis(strides, count, "strides")
-    dilations = windows.per_axis(dilation_rate, count, "dilation_rate")
-    if output_padding is not None:
-        output_padding = windows.per_axis(output_padding, count, "output_padding")
-    return _conv_transpose(
-        inputs, data_format, kernel, strides, _padding(padding), output_padding, dilations
-    )
+@cache
+def _unusual_conv2d(strides, padding, dilations):
+    """A convolution in groups or dilated, whose gradient only XLA has on every processor."""
+
+    def conv(x, kernel):
+        return raw.Conv2D(x, kernel, [1, *strides, 1], padding, dilations=[1, *dilations, 1])
+
+    @tf.function(jit_compile=True, autograph=False)
+    def gradients(x, kernel, upstream):
+        with tf.GradientTape() as tape:
+            tape.watch((x, kernel))
+            y = conv(x, kernel)
+        return tape.gradient(y, (x, kernel), upstream)
+
+    @tf.custom_gradient
+    def run(x, kernel):
+        return conv(x, kernel), lambda upstream: gradients(x, kernel, upstream)
+
+    return run
 
 
 @_channels_last
-def _conv_transpose(x, kernel, strides, padding, extra, dilations):
+def _conv_transpose(x, kernel, strides, padding, dilations, extra):
     if len(strides) == 1:
         x, kernel = raw.ExpandDims(x, 1), raw.ExpandDims(kernel, 0)
-        extra = None if extra is None else (0, *extra)
-        result = _image_transpose(x, kernel, (1, *strides), padding, extra, (1, *dilations))
+        extra = (None if extra[0] is None else 0, *extra)
+        result = _image_transpose(x, kernel, (1, *strides), padding, (1, *dilations), extra)
         return raw.Squeeze(result, [1])
-    return _image_transpose(x, kernel, strides, padding, extra, dilations)
+    return _image_transpose(x, kernel, strides, padding, dilations, extra)
 
 
-def _image_transpose(x, kernel, strides, padding, extra, dilations):
+def _image_transpose(x, kernel, strides, padding, dilations, extra):
     batch, *sizes, _ = shape(x)
     filters = kernel.shape[-2]
-    cuts, wholes, outs = [], [], []
-    for axis, size in enumerate(sizes):
-        window, more = kernel.shape[axis], None if extra is None else extra[axis]
-        reach = (window - 1) * dilations[axis] + 1
-        before, _, out = windows.transposed(
-            padding, size, window, strides[axis], dilations[axis], more
-        )
-        cuts.append(reach - 1 - before)
-        wholes.append((size - 1) * strides[axis] + reach + max((more or 0) - cuts[-1], 0))
-        outs.append(out)
-    direct = extra is None or not any(cuts)  # else the whole result is made, and its borders cut
+    full = kernel if max(dilations) == 1 else _spread(kernel, dilations)
+    borders = windows.transposed(padding, sizes, kernel.shape[:-2], strides, dilations, extra)
+    outs = [out for *_, out in borders]
+    reaches = full.shape[:-2]
+    cuts = [reach - 1 - before for reach, (before, *_) in zip(reaches, borders)]
+    direct = extra[0] is None or not any(cuts)  # else the whole is made, and its borders cut
+    lengths = outs
+    if not direct:
+        lengths = [
+            (size - 1) * stride + reach + max(more - cut, 0)
+            for size, stride, reach, more, cut in zip(sizes, strides, reaches, extra, cuts)
+        ]
+        padding = "valid"
     run = raw.Conv2DBackpropInput if len(sizes) == 2 else raw.Conv3DBackpropInputV2
-    result = run(
-        vector((batch, *(outs if direct else wholes), filters)),
-        kernel,
-        x,
-        [1, *strides, 1],
-        padding if extra is None else "VALID",
-        dilations=[1, *dilations, 1],
-    )
+    result = run(vector((batch, *lengths, filters)), full, x, [1, *strides, 1], padding.upper())
     if direct:
         return result
     return raw.Slice(result, vector((0, *cuts, 0)), vector((batch, *outs, filters)))
 
 
-def _pool(kernel, inputs, pool_size, strides, padding, data_format):
-    count = len(inputs.shape) - 2
-    sizes = windows.per_axis(pool_size, count, "pool_size")
-    strides = sizes if strides is None else windows.per_axis(strides, count, "strides")
-    return _pooled(inputs, data_format, kernel, sizes, strides, _padding(padding))
+conv = windows.convolution(_conv)
+conv_transpose = windows.transposed_convolution(_conv_transpose)
 
 
+def _spread(kernel, dilations):
+    """Put dilation - 1 zeros between a kernel's elements: TensorFlow's CPUs dilate no gradient."""
+    for axis, dilation in enumerate(dilations):
+        shape, borders = list(kernel.shape), [[0, 0]] * (len(kernel.shape) + 1)
+        borders[axis + 1] = [0, dilation - 1]
+        reach, shape[axis] = (shape[axis] - 1) * dilation + 1, shape[axis] * dilation
+        kernel = tf.reshape(tf.pad(raw.ExpandDims(kernel, axis + 1), borders), shape)
+        kernel = tf.gather(kernel, range(reach), axis=axis)
+    return kernel
+
+
+@windows.pooling
 @_channels_last
-def _pooled(x, kernel, sizes, strides, padding):
+def _pool(x, sizes, strides, padding, kernel):
     def image(x, sizes, strides):
-        return kernel(x, [1, *sizes, 1], [1, *strides, 1], padding)
+        return kernel(x, [1, *sizes, 1], [1, *strides, 1], padding.upper())
 
     if len(sizes) == 2:
         return image(x, sizes, strides)
@@ -394,13 +383,14 @@ def _pooled(x, kernel, sizes, strides, padding):
     return raw.Reshape(x, vector((batch, shape(x)[1], height, width, channels)))
 
 
+@through(tf.int64, UNSIGNED)
 def max_pool(inputs, pool_size, strides=None, padding="valid", data_format=None):
-    return _pool(raw.MaxPool, inputs, pool_size, strides, padding, data_format)
+    return _pool(inputs, pool_size, strides, padding, data_format, raw.MaxPool)
 
 
 @through(tf.float32, HALVES)
 def average_pool(inputs, pool_size, strides=None, padding="valid", data_format=None):
-    return _pool(raw.AvgPool, inputs, pool_size, strides, padding, data_format)
+    return _pool(inputs, pool_size, strides, padding, data_format, raw.AvgPool)
 
 
 PARTIAL = {

@@ -13,6 +13,7 @@ from torch import movedim as moveaxis
 from torch import ne as not_equal
 
 from khub import config, dtypes, tree
+from khub.backend.scope import local
 
 # ruff: noqa: A001, A002, F401  (imported names are this backend's functions)
 
@@ -330,11 +331,21 @@ def take(x, indices, axis=None):
     if axis is None:
         x, axis = x.reshape(-1), 0
     axis = axis % x.dim()
-    indices = _from_end(indices, x.shape[axis])
+    indices = indices if indices.dtype is torch.int32 else indices.long()
+    indices = torch.where(indices < 0, indices + x.shape[axis], indices)
     if axis == 0 and x.dim() == 2 and x.is_floating_point():
-        return torch.nn.functional.embedding(indices, x)  # its gradient is the fastest
+        # its gradient is the fastest
+        return torch.nn.functional.embedding(
+            indices, x, sparse=local.sparse_gradients and x.is_leaf
+        )
     result = x.index_select(axis, indices.reshape(-1))
     return result.reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
+
+
+def bincount(x, weights=None, minlength=0, sparse=False):
+    if weights is not None or x.dim() != 1 or x.is_meta:
+        return NotImplemented
+    return torch.bincount(x, minlength=minlength).to(torch.int32)
 
 
 @_wide
@@ -388,12 +399,22 @@ def _partial(whole, part):
     return [axis for axis, size in enumerate(part) if size != whole[axis]]
 
 
+def _known(start):
+    """Whether a place can be read at once: an int, or a tensor on the CPU that nothing traces."""
+    return isinstance(start, int) or (
+        type(start) is torch.Tensor
+        and start.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and not torch._C._functorch.is_functorch_wrapped_tensor(start)
+    )
+
+
 @_wide
 def slice(inputs, start_indices, shape):
     for axis in _partial(inputs.shape, shape):
         start, size = start_indices[axis], shape[axis]
-        if isinstance(start, int):
-            inputs = inputs.narrow(axis, start, size)
+        if _known(start):
+            inputs = inputs.narrow(axis, int(start), size)
         else:
             inputs = inputs.index_select(axis, start + torch.arange(size))
     return inputs

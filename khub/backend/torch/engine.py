@@ -2,12 +2,15 @@
 
 import threading
 import weakref
+from contextlib import nullcontext
 from functools import wraps
 from operator import itemgetter
 
 import numpy as np
 import torch
 from torch.nn import Parameter
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from khub import tree
 from khub.backend.scope import Resumed, Scope, local
@@ -64,9 +67,27 @@ def placeholder(shape, dtype):
     return torch.empty(shape, dtype=NATIVE[dtype], device="meta")
 
 
+class _OnMeta(TorchDispatchMode):
+    """Takes the shape alone of tensors with values: constants of a layer among placeholders."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        args, kwargs = pytree.tree_map_only(
+            torch.Tensor, lambda x: x.to("meta"), (args, kwargs or {})
+        )
+        return function(*args, **kwargs)
+
+
 def abstract_eval(function, specs):
-    with torch.device("meta"), torch.no_grad():
-        return function(*[placeholder(shape, dtype) for shape, dtype in specs])
+    def run(mode):
+        with torch.device("meta"), torch.no_grad(), mode:
+            return function(*[placeholder(shape, dtype) for shape, dtype in specs])
+
+    try:
+        return run(nullcontext())
+    except (RuntimeError, NotImplementedError) as error:
+        if "meta" not in str(error):
+            raise
+        return run(_OnMeta())  # slower, and seldom needed
 
 
 def no_gradient():
@@ -254,6 +275,10 @@ def vmap(function, in_axes, out_axes):
 
 def cond(pred, true_fn, false_fn):
     return true_fn() if _holds(pred) else false_fn()
+
+
+def switch(index, branches):
+    return branches[0 if index.is_meta else int(index)]()
 
 
 def _holds(pred):

@@ -7,9 +7,9 @@ import math
 from contextlib import nullcontext
 
 import torch
-from torch import celu, relu, selu, sigmoid
+from torch import celu, selu, sigmoid
 from torch.nn import functional
-from torch.nn.functional import elu, glu, mish, relu6, silu, softplus, softsign
+from torch.nn.functional import elu, glu, mish, silu, softsign
 from torch.nn.functional import hardshrink as hard_shrink
 from torch.nn.functional import hardsigmoid as hard_sigmoid
 from torch.nn.functional import hardswish as hard_silu
@@ -19,7 +19,7 @@ from torch.nn.functional import tanhshrink as tanh_shrink
 
 from khub import config, dtypes
 from khub.backend import windows
-from khub.backend.torch.arrays import FLOATS, NATIVE, dtype_name
+from khub.backend.torch.arrays import FLOATS, NATIVE, _wide, dtype_name
 
 # ruff: noqa: A002, F401  (imported names are this backend's functions)
 
@@ -27,6 +27,13 @@ _HALF = frozenset((torch.float16, torch.bfloat16))
 
 
 # --- activations and losses ----------------------------------------------------------------------
+relu, relu6 = _wide(torch.relu), _wide(functional.relu6)
+
+
+def softplus(x):
+    return functional.softplus(x, threshold=40)  # from where on it is x, in float64 too
+
+
 def leaky_relu(x, negative_slope=0.2):
     return functional.leaky_relu(x, negative_slope)
 
@@ -188,12 +195,16 @@ _CONV = {2: functional.conv2d, 3: functional.conv3d}
 _CONV_TRANSPOSE = {2: functional.conv_transpose2d, 3: functional.conv_transpose3d}
 
 
-def _channels_second(inputs, data_format):
-    """Return the view (batch, n, *space) and the way back.
+def _image(settings, lead=1):
+    """Return settings of each space axis: sequences pass as images of height 1.
 
-    Sequences pass as images of height 1: torch has a channels-last layout for these only.
+    torch has a channels-last layout for images and volumes only.
     """
-    first = windows.channels_first(data_format)
+    return (lead, *settings) if len(settings) == 1 else settings
+
+
+def _channels_second(inputs, first):
+    """Return the view (batch, n, *space) and the way back."""
     x = inputs if first else inputs.movedim(-1, 1)
     flat = inputs.dim() == 3
     x = x.unsqueeze(2) if flat else x
@@ -203,13 +214,6 @@ def _channels_second(inputs, data_format):
         return y if first else y.movedim(1, -1)
 
     return x, back
-
-
-def _settings(count, *values):
-    """Return each value as a tuple of one int a space axis, (1, n) for sequences."""
-    lead = (1,) if count == 1 else ()
-    names = ("strides", "dilation_rate")
-    return [lead + windows.per_axis(v, count, name) for v, name in zip(values, names, strict=False)]
 
 
 def _padded(x, borders, fill=0.0):
@@ -227,60 +231,47 @@ def _weights(kernel):
     return kernel.unsqueeze(2) if count == 1 else kernel
 
 
-def conv(inputs, kernel, strides=1, padding="valid", data_format=None, dilation_rate=1):
-    strides, dilations = _settings(kernel.dim() - 2, strides, dilation_rate)
-    x, back = _channels_second(inputs, data_format)
-    weights = _weights(kernel)
+def _conv(inputs, first, kernel, strides, padding, dilations):
+    x, back = _channels_second(inputs, first)
+    weights, strides, dilations = _weights(kernel), _image(strides), _image(dilations)
     borders = windows.paddings(padding, x.shape[2:], weights.shape[2:], strides, dilations)
     x, borders = _padded(x, borders)
     groups = x.shape[1] // weights.shape[1]
     return back(_CONV[x.dim() - 2](x, weights, None, strides, borders, dilations, groups))
 
 
-def conv_transpose(
-    inputs,
-    kernel,
-    strides=1,
-    padding="valid",
-    output_padding=None,
-    data_format=None,
-    dilation_rate=1,
-):
-    count = kernel.dim() - 2
-    extra = (None,) * count
-    if output_padding is not None:
-        extra = windows.per_axis(output_padding, count, "output_padding")
-    strides, dilations = _settings(count, strides, dilation_rate)
-    x, back = _channels_second(inputs, data_format)
-    weights = _weights(kernel)
-    cuts, longer, lengths = [], [], []
-    axes = zip(x.shape[2:], weights.shape[2:], strides, dilations, (None, *extra)[-x.dim() + 2 :])
-    for size, window, stride, dilation, more in axes:
-        before, _, out = windows.transposed(padding, size, window, stride, dilation, more)
+def _conv_transpose(inputs, first, kernel, strides, padding, dilations, extra):
+    x, back = _channels_second(inputs, first)
+    weights, strides, dilations = _weights(kernel), _image(strides), _image(dilations)
+    axes = x.shape[2:], weights.shape[2:], strides, dilations, _image(extra, None)
+    borders = windows.transposed(padding, *axes)
+    cuts, longer = [], []
+    for (before, _, out), (size, window, stride, dilation, _) in zip(borders, zip(*axes)):
         reach = (window - 1) * dilation + 1
         cuts.append(reach - 1 - before)
         longer.append(max(out - ((size - 1) * stride + reach - 2 * cuts[-1]), 0))
-        lengths.append(out)
     y = _CONV_TRANSPOSE[x.dim() - 2](x, weights, None, strides, cuts, longer, 1, dilations)
-    for axis, length in enumerate(lengths, 2):
-        y = y.narrow(axis, 0, length)
+    for axis, (*_, out) in enumerate(borders, 2):
+        y = y.narrow(axis, 0, out)
     return back(y)
 
 
+conv = windows.convolution(_conv)
+conv_transpose = windows.transposed_convolution(_conv_transpose)
+
+
 # --- pooling -------------------------------------------------------------------------------------
-def _pool(inputs, pool_size, strides, padding, data_format, fill):
+@windows.pooling
+def _pool(inputs, first, sizes, strides, padding, fill):
     """Return (x, back, sizes, strides, padding) of a pooling."""
-    count = inputs.dim() - 2
-    sizes = windows.per_axis(pool_size, count, "pool_size")
-    strides = sizes if strides is None else windows.per_axis(strides, count, "strides")
-    if count == 1:
-        sizes, strides = (1, *sizes), (1, *strides)
-    x, back = _channels_second(inputs, data_format)
+    sizes, strides = _image(sizes), _image(strides)
+    x, back = _channels_second(inputs, first)
     borders = windows.paddings(padding, x.shape[2:], sizes, strides, (1,) * len(sizes))
     x, borders = _padded(x, borders, fill)
     return x, back, sizes, strides, borders
 
 
+@_wide
 def max_pool(inputs, pool_size, strides=None, padding="valid", data_format=None):
     lowest = -math.inf if inputs.dtype in FLOATS else torch.iinfo(inputs.dtype).min
     x, back, *settings = _pool(inputs, pool_size, strides, padding, data_format, lowest)
@@ -289,9 +280,7 @@ def max_pool(inputs, pool_size, strides=None, padding="valid", data_format=None)
 
 
 def _average_pool3d(x, *args, **kwargs):
-    wide = (
-        x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-    )  # torch lacks it on the CPU
+    wide = x.float() if x.dtype in _HALF else x  # torch lacks it on the CPU
     return functional.avg_pool3d(wide, *args, **kwargs).to(x.dtype)
 
 
@@ -316,9 +305,8 @@ def _adaptive_pool(name, inputs, output_size, data_format):
     if inputs.dtype not in FLOATS:
         return NotImplemented
     sizes = windows.per_axis(output_size, inputs.dim() - 2, "output_size")
-    x, back = _channels_second(inputs, data_format)
-    sizes = (1, *sizes) if len(sizes) == 1 else sizes
-    return back(getattr(functional, f"{name}{len(sizes)}d")(x, sizes))
+    x, back = _channels_second(inputs, windows.channels_first(data_format))
+    return back(getattr(functional, f"{name}{x.dim() - 2}d")(x, _image(sizes)))
 
 
 def fold(x, output_size, kernel_size, dilation=1, padding=0, stride=1):
@@ -343,6 +331,7 @@ def ctc_loss(target, output, target_length, output_length, mask_index=0):
     loss = functional.ctc_loss(
         frames.transpose(0, 1), target.long(), *lengths, mask_index, "none", zero_infinity=True
     )
+    target, output_length, target_length = target.long(), *lengths
     labels = torch.arange(1, target.shape[1]) < target_length[:, None]
     repeats = ((target[:, 1:] == target[:, :-1]) & labels).sum(1)  # each needs a blank between
     loss = torch.where(target_length + repeats > output_length, math.inf, loss)
@@ -351,4 +340,4 @@ def ctc_loss(target, output, target_length, output_length, mask_index=0):
 
 # Functions that leave some arguments to the op's reference body.
 PARTIAL = {"dot_product_attention", "adaptive_average_pool", "adaptive_max_pool"}
-PARTIAL |= {"ctc_loss", "fold", "unfold"}
+PARTIAL |= {"ctc_loss", "fold", "unfold", "resize_pixels", "sample_images", "bincount"}

@@ -1,0 +1,39 @@
+"""Classes and sequences as arrays."""
+
+import numpy as np
+
+from khub import ops
+from khub.backend import active
+from khub.ops.symbolic import any_symbolic
+
+
+def to_categorical(x, num_classes=None):
+    """Return one-hot rows: (...) or (..., 1) of integers -> (..., num_classes)"""
+    if active.is_tensor(x) or any_symbolic((x,)):
+        return ops.one_hot(x, num_classes)
+    labels = np.asarray(x, "int64")
+    if labels.ndim > 1 and labels.shape[-1] == 1:
+        labels = labels[..., 0]
+    return np.eye(num_classes or int(labels.max()) + 1)[labels]
+
+
+def pad_sequences(
+    sequences, maxlen=None, dtype="int32", padding="pre", truncating="pre", value=0.0
+):
+    """Return lists of different lengths as one array (rows, maxlen, ...), filled with `value`.
+
+    padding, truncating: "pre" or "post", the end that is filled or cut; maxlen: by default the
+    longest row's length
+    """
+    for name, given in (("padding", padding), ("truncating", truncating)):
+        if given not in ("pre", "post"):
+            raise ValueError(f"{name} must be 'pre' or 'post', got {given!r}.")
+    rows = [np.asarray(row) for row in sequences]
+    width = max(map(len, rows), default=0) if maxlen is None else maxlen
+    inner = next((row.shape[1:] for row in rows if len(row)), ())
+    result = np.full((len(rows), width, *inner), value, dtype)
+    for target, row in zip(result, rows):
+        if len(row) and width:
+            row = row[-width:] if truncating == "pre" else row[:width]
+            target[slice(-len(row), None) if padding == "pre" else slice(len(row))] = row
+    return result

@@ -8,6 +8,8 @@
 
         options: Weights(kernel="glorot_uniform", bias="zeros")
 
+`FieldsOf` declares fields as another class has them.
+
 Own fields come first, inherited ones after them, those without a default before the others;
 annotating an inherited field again moves it. A class with a hand-written `__init__` keeps it, and
 its arguments are recorded for `get_config`.
@@ -32,6 +34,12 @@ def _positive(name, value):
 def _rate(name, value):
     if not hasattr(value, "__float__") or not 0 <= value <= 1:
         raise ValueError(f"{name} must lie between 0 and 1, got {value!r}.")
+    return value
+
+
+def _positive_number(name, value):
+    if not hasattr(value, "__float__") or not value > 0:
+        raise ValueError(f"{name} must be a positive number, got {value!r}.")
     return value
 
 
@@ -65,6 +73,7 @@ DATA_FORMATS = ("channels_last", "channels_first")
 PositiveInt = Annotated[int, _positive]
 DataFormat = Annotated[str, _data_format]
 Rate = Annotated[float, _rate]
+Positive = Annotated[float, _positive_number]
 NotNegative = Annotated[float, _not_negative]
 Activation = Annotated[object, _activation]
 Initializer = Annotated[object, partial(_named, "initializers")]
@@ -96,9 +105,15 @@ def Weights(activity=False, **initializers):  # noqa: N802
     return Initializers(**initializers) + Penalties(*initializers, activity=activity)
 
 
+def FieldsOf(owner, *names):  # noqa: N802
+    """The fields of these names as the class `owner` declares them, in this order."""
+    declared = {field[0]: field for field in owner._fields}
+    return [declared[name] for name in names]
+
+
 def _own_fields(cls):
     for name, annotation in inspect.get_annotations(cls).items():
-        if isinstance(annotation, list):  # fields of several weights
+        if isinstance(annotation, list):  # several fields
             yield from annotation
             continue
         if name.startswith("_") or annotation is ClassVar or get_origin(annotation) is ClassVar:

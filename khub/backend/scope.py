@@ -67,6 +67,17 @@ class Scope:
         self.values[variable] = value if self.seal is None else self.seal(value)
 
 
+def within(scope, function, args, kwargs):
+    """Call `function` in a scope, if there is one; what it assigns goes to the scope outside."""
+    if scope is None:
+        return function(*args, **kwargs)
+    with scope:
+        result = function(*args, **kwargs)
+    for variable in scope.written:
+        scope.outer.set(variable, scope.values[variable])
+    return result
+
+
 class Resumed:
     """Puts a thread's state back to what it was when this was made, inside a `with` block."""
 

@@ -24,6 +24,17 @@ def channels_first(data_format):
     return data_format == "channels_first"
 
 
+def _check_fit(inputs, first, sizes, dilations):
+    """Raise ValueError where a window without padding is larger than the input."""
+    space = inputs.shape[2:] if first else inputs.shape[1:-1]
+    for size, window, dilation in zip(space, sizes, dilations):
+        if size is not None and (window - 1) * dilation >= size:
+            raise ValueError(
+                f"A window of {tuple(sizes)} with dilation_rate={tuple(dilations)} is larger than "
+                f"the input of {tuple(space)}; give padding='same' or a larger input."
+            )
+
+
 def convolution(run):
     """Return `conv` of a backend's run(inputs, first, kernel, strides, padding, dilations)."""
 
@@ -32,7 +43,10 @@ def convolution(run):
         strides = per_axis(strides, count, "strides")
         dilations = per_axis(dilation_rate, count, "dilation_rate")
         padding = choose("padding", padding, ("valid", "same"))
-        return run(inputs, channels_first(data_format), kernel, strides, padding, dilations, *extra)
+        first = channels_first(data_format)
+        if padding == "valid" and not extra:
+            _check_fit(inputs, first, kernel.shape[:-2], dilations)
+        return run(inputs, first, kernel, strides, padding, dilations, *extra)
 
     return conv
 
@@ -56,8 +70,10 @@ def pooling(run):
         count = len(inputs.shape) - 2
         sizes = per_axis(pool_size, count, "pool_size")
         strides = sizes if strides is None else per_axis(strides, count, "strides")
-        padding = choose("padding", padding, ("valid", "same"))
-        return run(inputs, channels_first(data_format), sizes, strides, padding, *settings)
+        padding, first = choose("padding", padding, ("valid", "same")), channels_first(data_format)
+        if padding == "valid":
+            _check_fit(inputs, first, sizes, (1,) * count)
+        return run(inputs, first, sizes, strides, padding, *settings)
 
     return pool
 

@@ -1,9 +1,13 @@
 """Attention on tensors as they are (Luong, Bahdanau), and in heads with projections."""
 
+from functools import reduce
+
 from khub import ops, random
 from khub.fields import Choice, PositiveInt, Rate, Weights
 from khub.layers.core import EinsumDense
 from khub.layers.layer import Layer
+
+_OPTIONS = Weights(activity=True, kernel="glorot_uniform", bias="zeros")
 
 
 class Attention(Layer):
@@ -60,7 +64,7 @@ class Attention(Layer):
         scores = self._scores(query, key)
         seen = None if value_mask is None else ops.expand_dims(ops.cast(value_mask, "bool"), 1)
         if use_causal_mask:
-            causal = _causal(scores)
+            causal = _distances(*ops.shape(scores)[-2:]) >= 0
             seen = causal if seen is None else ops.logical_and(seen, causal)
         if seen is not None:
             hidden = ops.cast(ops.logical_not(seen), scores.dtype)
@@ -99,75 +103,114 @@ class AdditiveAttention(Attention):
         return ops.sum(both if self.scale is None else both * self.scale, axis=-1)
 
 
-def _causal(scores):
-    """True where a step of (..., time, source) may look: at itself and before."""
-    time, source = ops.shape(scores)[-2:]
-    return ops.expand_dims(ops.arange(time), -1) >= ops.expand_dims(ops.arange(source), 0)
+def _distances(time, source):
+    """How far each of `time` steps lies behind each of `source` steps: (time, source)"""
+    return ops.expand_dims(ops.arange(time), -1) - ops.expand_dims(ops.arange(source), 0)
 
 
 class _Heads(Layer):
-    """What the layers with projections share: masks, the attention itself, the way out."""
+    """Attention in heads on projections; a subclass has the fields and says the heads' sizes.
+
+    `_prefix` begins the names of the projections' attributes.
+    """
 
     supports_masking = True
+    output_shape = attention_axes = None
     _keras_keys = {"activity_regularizer": None}
     _unsaved = ("flash_attention",)
+    _prefix = ""
+    _rank = None  # of the inputs, where one alone will do
 
     def setup(self):
         if self.dropout > 0:
             self.seed_generator = random.SeedGenerator(self.seed)
 
-    def _dense(self, rank, name, output, bias_axes, equation):
+    def build(self, query_shape, value_shape, key_shape=None):
+        heads, groups, width, value_width = self._sizes()
+        rank = self._rank or len(query_shape)
+        self._axes = [a % rank for a in self.attention_axes or range(1, rank - 1)]
+        self._add_into_heads("query", query_shape, heads, width)
+        self._add_into_heads("key", key_shape or value_shape, groups, width)
+        if self.use_gate:
+            self._add_into_heads("gate", query_shape, heads, value_width)
+        self._add_into_heads("value", value_shape, groups, value_width)
+        outputs = self.output_shape or (query_shape[-1],)
+        free, out = "abcdefgh"[: rank - 1], "opqrst"[: len(outputs)]
+        dense = self._dense("attention_output", rank, f"{free}yz,yz{out}->{free}{out}", outputs)
+        dense.build((*query_shape[:-1], heads, value_width))
+        setattr(self, f"{self._prefix}output_dense", dense)
+
+    def _add_into_heads(self, name, shape, heads, width):
+        """Make a projection (batch, *places, n) -> (batch, *places, heads, width)."""
+        rank = self._rank or len(shape)
+        free = "abcdefgh"[: rank - 1]
+        dense = self._dense(name, rank, f"{free}x,xyz->{free}yz", (heads, width))
+        dense.build(shape)
+        setattr(self, f"{self._prefix}{name}_dense", dense)
+
+    def _dense(self, name, rank, equation, outputs):
         return EinsumDense(
             equation,
-            output,
-            bias_axes=bias_axes if self.use_bias else None,
-            kernel_initializer=self.kernel_initializer,
-            bias_initializer=self.bias_initializer,
-            kernel_regularizer=self.kernel_regularizer,
-            bias_regularizer=self.bias_regularizer,
-            activity_regularizer=self.activity_regularizer,
-            kernel_constraint=self.kernel_constraint,
-            bias_constraint=self.bias_constraint,
+            (*[None] * (rank - 2), *outputs),
+            bias_axes=equation[-len(outputs) :] if self.use_bias else None,
+            **{field: getattr(self, field) for field, *_ in _OPTIONS},
             dtype=self.dtype_policy,
             name=name,
         )
 
-    def _into_heads(self, rank, name, heads, width):
-        """A projection (batch, *places, n) -> (batch, *places, heads, width)."""
-        free = "abcdefgh"[: rank - 1]
-        equation = f"{free}x,xyz->{free}yz"
-        return self._dense(rank, name, (*[None] * (rank - 2), heads, width), "yz", equation)
+    def call(
+        self,
+        query,
+        value,
+        key=None,
+        query_mask=None,
+        value_mask=None,
+        key_mask=None,
+        attention_mask=None,
+        return_attention_scores=False,
+        training=None,
+        use_causal_mask=False,
+    ):
+        masks = (attention_mask, None), (query_mask, -1), (value_mask, -2), (key_mask, -2)
+        mask = self._allowed(query.shape[1], value.shape[1], masks, use_causal_mask)
+        gate = self._project("gate", query) if self.use_gate else None
+        key = self._project("key", value if key is None else key)
+        query, value = self._project("query", query), self._project("value", value)
+        shape, source = ops.shape(query), ops.shape(key)
+        folds = len(shape) != 4 or self._axes != [1]
+        if mask is not None:
+            while len(mask.shape) < len(shape) - 1 + len(self._axes):
+                mask = ops.expand_dims(mask, -2 * len(self._axes) - 1)
+        if folds:
+            query, key, value = (self._fold(x) for x in (query, key, value))
+            if mask is not None:
+                mask = self._fold_mask(mask, shape, query.shape[1], key.shape[1])
+        y, weights = self._attend(query, key, value, mask, training, return_attention_scores)
+        if folds:
+            y = self._unfold(y, shape)
+        y = self._project("output", y if gate is None else y * ops.sigmoid(gate))
+        if not return_attention_scores:
+            return y
+        return y, self._unfold_weights(weights, shape, source) if folds else weights
 
-    def _out_of_heads(self, rank, name, shape):
-        """A projection (batch, *places, heads, width) -> (batch, *places, *shape)."""
-        free, out = "abcdefgh"[: rank - 1], "opqrst"[: len(shape)]
-        equation = f"{free}yz,yz{out}->{free}{out}"
-        return self._dense(rank, name, (*[None] * (rank - 2), *shape), out, equation)
+    def _project(self, name, x):
+        return getattr(self, f"{self._prefix}{name}_dense")(x)
 
-    def _allowed(self, time, source, masks, attention_mask, causal):
-        """Which of (batch, time, source) may be looked at, or None: all."""
-        query_mask, value_mask, key_mask = masks
-        found = [] if attention_mask is None else [ops.cast(attention_mask, "bool")]
-        if query_mask is not None:
-            found.append(ops.expand_dims(ops.cast(query_mask, "bool"), -1))
-        found += [
-            ops.expand_dims(ops.cast(m, "bool"), -2)
-            for m in (value_mask, key_mask)
-            if m is not None
+    def _allowed(self, time, source, masks, causal):
+        """Which of (batch, time, source) may be looked at, or None: all.
+
+        masks: pairs of a mask or None, and the axis it lacks or None
+        """
+        found = [
+            ops.cast(mask if axis is None else ops.expand_dims(mask, axis), "bool")
+            for mask, axis in masks
+            if mask is not None
         ]
-        if causal or self.sliding_window is not None:
-            distance = ops.expand_dims(ops.arange(time), -1) - ops.expand_dims(
-                ops.arange(source), 0
-            )
-            if causal:
-                found.append(ops.expand_dims(distance >= 0, 0))
-            if self.sliding_window is not None:
-                near = ops.abs(distance) < self.sliding_window
-                found.append(ops.expand_dims(near, 0))
-        result = None
-        for mask in found:
-            result = mask if result is None else ops.logical_and(result, mask)
-        return result
+        if causal:
+            found.append(_distances(time, source) >= 0)
+        if self.sliding_window is not None:
+            found.append(ops.abs(_distances(time, source)) < self.sliding_window)
+        return reduce(ops.logical_and, found) if found else None
 
     def _attend(self, query, key, value, mask, training, scores_too):
         """(batch, time, heads, width)s -> the same, and the weights (batch, heads, time, source).
@@ -197,6 +240,37 @@ class _Heads(Layer):
             used = random.dropout(weights, self.dropout, seed=self.seed_generator)
         return ops.einsum("bhts,bshw->bthw", used, value), weights
 
+    def _order(self, rank):
+        """The axes of (batch, *places, heads, width): those outside the attention first."""
+        outside = [a for a in range(rank - 2) if a not in self._axes]
+        return [*outside, *self._axes, rank - 2, rank - 1]
+
+    def _fold(self, x):
+        """(batch, *places, heads, width) -> (all outside, all attended over, heads, width)"""
+        shape, order = ops.shape(x), self._order(len(x.shape))
+        places = 1
+        for a in self._axes:
+            places = places * shape[a]
+        return ops.reshape(ops.transpose(x, order), (-1, places, *shape[-2:]))
+
+    def _unfold(self, y, shape):
+        order = self._order(len(shape))
+        y = ops.reshape(y, [*[shape[a] for a in order[:-1]], y.shape[-1]])
+        return ops.transpose(y, sorted(range(len(order)), key=order.__getitem__))
+
+    def _outside(self, shape):
+        return [shape[a] for a in range(len(shape) - 2) if a not in self._axes]
+
+    def _fold_mask(self, mask, shape, time, source):
+        """Put a mask over (batch, 1, *time, *source) in the shape of folded scores."""
+        last = ops.shape(mask)[-2 * len(self._axes) - 1 :]
+        mask = ops.broadcast_to(mask, (*self._outside(shape), *last))
+        return ops.reshape(mask, (-1, last[0], time, source))
+
+    def _unfold_weights(self, weights, shape, source):
+        places = [*(shape[a] for a in self._axes), *(source[a] for a in self._axes)]
+        return ops.reshape(weights, (*self._outside(shape), weights.shape[1], *places))
+
 
 class MultiHeadAttention(_Heads):
     """Attention of several heads, each on projections of its own.  arXiv:1706.03762
@@ -217,7 +291,7 @@ class MultiHeadAttention(_Heads):
     attention_axes: tuple = None
     sliding_window: int = None
     flash_attention: bool = None
-    options: Weights(activity=True, kernel="glorot_uniform", bias="zeros")
+    options: _OPTIONS
     use_gate: bool = False
     seed: int = None
 
@@ -229,95 +303,8 @@ class MultiHeadAttention(_Heads):
         if isinstance(self.attention_axes, int):
             self.attention_axes = (self.attention_axes,)
 
-    def build(self, query_shape, value_shape, key_shape=None):
-        key_shape = key_shape or value_shape
-        rank = len(query_shape)
-        axes = self.attention_axes or tuple(range(1, rank - 1))
-        self._axes = [a % rank for a in axes]
-        self.query_dense = self._into_heads(rank, "query", self.num_heads, self.key_dim)
-        self.key_dense = self._into_heads(len(key_shape), "key", self.num_heads, self.key_dim)
-        if self.use_gate:
-            self.gate_dense = self._into_heads(rank, "gate", self.num_heads, self.value_dim)
-        value_rank = len(value_shape)
-        self.value_dense = self._into_heads(value_rank, "value", self.num_heads, self.value_dim)
-        shape = self.output_shape or (query_shape[-1],)
-        self.output_dense = self._out_of_heads(rank, "attention_output", shape)
-        self.query_dense.build(query_shape)
-        self.key_dense.build(key_shape)
-        if self.use_gate:
-            self.gate_dense.build(query_shape)
-        self.value_dense.build(value_shape)
-        self.output_dense.build((*query_shape[:-1], self.num_heads, self.value_dim))
-
-    def call(
-        self,
-        query,
-        value,
-        key=None,
-        query_mask=None,
-        value_mask=None,
-        key_mask=None,
-        attention_mask=None,
-        return_attention_scores=False,
-        training=None,
-        use_causal_mask=False,
-    ):
-        gate = self.gate_dense(query) if self.use_gate else None
-        masks = query_mask, value_mask, key_mask
-        mask = self._allowed(query.shape[1], value.shape[1], masks, attention_mask, use_causal_mask)
-        key = self.key_dense(value if key is None else key)
-        query, value = self.query_dense(query), self.value_dense(value)
-        shape, source = ops.shape(query), ops.shape(key)
-        query, key, value = (self._fold(x) for x in (query, key, value))
-        if mask is not None:
-            mask = self._fold_mask(mask, shape, query.shape[1], key.shape[1])
-        y, weights = self._attend(query, key, value, mask, training, return_attention_scores)
-        y = self._unfold(y, shape)
-        y = self.output_dense(y if gate is None else y * ops.sigmoid(gate))
-        return (y, self._unfold_weights(weights, shape, source)) if return_attention_scores else y
-
-    def _order(self, rank):
-        """The axes of (batch, *places, heads, width): those outside the attention first."""
-        outside = [a for a in range(rank - 2) if a not in self._axes]
-        return [*outside, *self._axes, rank - 2, rank - 1]
-
-    def _fold(self, x):
-        """(batch, *places, heads, width) -> (all outside, all attended over, heads, width)"""
-        rank = len(x.shape)
-        if rank == 4 and self._axes == [1]:
-            return x
-        shape, order = ops.shape(x), self._order(rank)
-        places = 1
-        for a in self._axes:
-            places = places * shape[a]
-        return ops.reshape(ops.transpose(x, order), (-1, places, *shape[-2:]))
-
-    def _unfold(self, y, shape):
-        if len(shape) == 4 and self._axes == [1]:
-            return y
-        order = self._order(len(shape))
-        y = ops.reshape(y, [*[shape[a] for a in order[:-1]], y.shape[-1]])
-        return ops.transpose(y, sorted(range(len(order)), key=order.__getitem__))
-
-    def _outside(self, shape):
-        return [shape[a] for a in range(len(shape) - 2) if a not in self._axes]
-
-    def _fold_mask(self, mask, shape, time, source):
-        """Put a mask over (batch, *time, *source) in the shape of folded scores."""
-        inner = 2 * len(self._axes)
-        while len(mask.shape) < len(shape) - 1 + len(self._axes):
-            mask = ops.expand_dims(mask, -inner - 1)
-        if len(shape) == 4 and self._axes == [1]:
-            return mask
-        last = ops.shape(mask)[-inner - 1 :]
-        mask = ops.broadcast_to(mask, (*self._outside(shape), *last))
-        return ops.reshape(mask, (-1, last[0], time, source))
-
-    def _unfold_weights(self, weights, shape, source):
-        if len(shape) == 4 and self._axes == [1]:
-            return weights
-        places = [*(shape[a] for a in self._axes), *(source[a] for a in self._axes)]
-        return ops.reshape(weights, (*self._outside(shape), self.num_heads, *places))
+    def _sizes(self):
+        return self.num_heads, self.num_heads, self.key_dim, self.value_dim
 
 
 class GroupQueryAttention(_Heads):
@@ -327,6 +314,9 @@ class GroupQueryAttention(_Heads):
     Masks as those of `MultiHeadAttention`.
     """
 
+    _prefix = "_"
+    _rank = 3
+
     head_dim: PositiveInt
     num_query_heads: PositiveInt
     num_key_value_heads: PositiveInt
@@ -334,7 +324,7 @@ class GroupQueryAttention(_Heads):
     use_bias: bool = True
     sliding_window: int = None
     flash_attention: bool = None
-    options: Weights(activity=True, kernel="glorot_uniform", bias="zeros")
+    options: _OPTIONS
     use_gate: bool = False
     seed: int = None
 
@@ -346,49 +336,8 @@ class GroupQueryAttention(_Heads):
                 f"{self.num_key_value_heads} groups."
             )
 
-    def build(self, query_shape, value_shape, key_shape=None):
-        few, many, width = self.num_key_value_heads, self.num_query_heads, self.head_dim
-        self._query_dense = self._into_heads(3, "query", many, width)
-        self._key_dense = self._into_heads(3, "key", few, width)
-        if self.use_gate:
-            self._gate_dense = self._into_heads(3, "gate", many, width)
-        self._value_dense = self._into_heads(3, "value", few, width)
-        self._output_dense = self._out_of_heads(3, "attention_output", (query_shape[-1],))
-        self._query_dense.build(query_shape)
-        self._key_dense.build(key_shape or value_shape)
-        if self.use_gate:
-            self._gate_dense.build(query_shape)
-        self._value_dense.build(value_shape)
-        self._output_dense.build((*query_shape[:-1], many, width))
-
-    def call(
-        self,
-        query,
-        value,
-        key=None,
-        query_mask=None,
-        value_mask=None,
-        key_mask=None,
-        attention_mask=None,
-        return_attention_scores=False,
-        training=None,
-        use_causal_mask=False,
-    ):
-        masks = query_mask, value_mask, key_mask
-        mask = self._allowed(query.shape[1], value.shape[1], masks, attention_mask, use_causal_mask)
-        if mask is not None and len(mask.shape) == 3:
-            mask = ops.expand_dims(mask, 1)
-        gate = self._gate_dense(query) if self.use_gate else None
-        y, weights = self._attend(
-            self._query_dense(query),
-            self._key_dense(value if key is None else key),
-            self._value_dense(value),
-            mask,
-            training,
-            return_attention_scores,
-        )
-        y = self._output_dense(y if gate is None else y * ops.sigmoid(gate))
-        return (y, weights) if return_attention_scores else y
+    def _sizes(self):
+        return self.num_query_heads, self.num_key_value_heads, self.head_dim, self.head_dim
 
 
 __all__ = ["AdditiveAttention", "Attention", "GroupQueryAttention", "MultiHeadAttention"]

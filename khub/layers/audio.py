@@ -35,15 +35,13 @@ class MelSpectrogram(_ListLayer):
     ref_power: float = 1.0
 
     def setup(self):
-        self.sequence_length = self.sequence_length or self.fft_length
-        self.max_freq = self.max_freq or int(self.sampling_rate / 2)
-        if self.sequence_length > self.fft_length:
-            raise ValueError(
-                f"sequence_length must be at most fft_length={self.fft_length}, got "
-                f"{self.sequence_length}."
-            )
-        if not 0 <= self.min_freq < self.max_freq:
-            limits = self.min_freq, self.max_freq
+        self.sequence_length = length = self.sequence_length or self.fft_length
+        self.max_freq = high = self.max_freq or int(self.sampling_rate / 2)
+        if length > self.fft_length:
+            most = f"fft_length={self.fft_length}"
+            raise ValueError(f"sequence_length must be at most {most}, got {length}.")
+        if not 0 <= self.min_freq < high:
+            limits = self.min_freq, high
             raise ValueError(f"min_freq must lie between 0 and max_freq, got {limits}.")
 
     def call(self, inputs):
@@ -111,16 +109,12 @@ class STFTSpectrogram(DataLayer):
 
     def setup(self):
         width = self.frame_length
-        self._step = width // 2 if self.frame_step is None else self.frame_step
-        self._length = self.fft_length or 1 << (width - 1).bit_length()
-        if not 0 < self._step <= width:
-            raise ValueError(
-                f"frame_step must lie between 1 and frame_length={width}, got {self._step}."
-            )
-        if self._length < width:
-            raise ValueError(
-                f"fft_length must be at least frame_length={width}, got {self._length}."
-            )
+        self._step = step = width // 2 if self.frame_step is None else self.frame_step
+        self._length = length = self.fft_length or 1 << (width - 1).bit_length()
+        if not 0 < step <= width:
+            raise ValueError(f"frame_step must lie between 1 and frame_length={width}, got {step}.")
+        if length < width:
+            raise ValueError(f"fft_length must be at least frame_length={width}, got {length}.")
         self.input_spec = InputSpec(ndim=3)
         self._weights = self._window()
         names = [self.mode] if self.mode in ("real", "imag") else ["real", "imag"]

@@ -39,6 +39,16 @@ class _Convolution(Layer):
         self.bias = self.add_weight((outputs,), name="bias") if self.use_bias else None
         self.input_spec = InputSpec(ndim=self._space + 2, axes={axis: channels})
 
+    def _add_kernel(self, part, shape, name):
+        """Make the weight whose fields begin with `part`."""
+        return self.add_weight(
+            shape,
+            getattr(self, f"{part}_initializer"),
+            regularizer=getattr(self, f"{part}_regularizer"),
+            constraint=getattr(self, f"{part}_constraint"),
+            name=name,
+        )
+
     def call(self, inputs):
         if inputs.shape[1 if self._first else -1] != self._width:  # or it would pass for groups
             raise ValueError(f"{self.name} was built for {self._width} channels.")
@@ -115,10 +125,9 @@ class _ConvTranspose(_Convolution):
 
     def setup(self):
         super().setup()
-        if self.output_padding is not None:
-            self.output_padding = windows.per_axis(
-                self.output_padding, self._space, "output_padding"
-            )
+        extra = self.output_padding
+        if extra is not None:
+            self.output_padding = windows.per_axis(extra, self._space, "output_padding")
 
     def _add_kernels(self, channels):
         shape = (*self.kernel_size, self.filters, channels)
@@ -126,15 +135,9 @@ class _ConvTranspose(_Convolution):
         return self.filters
 
     def _convolve(self, inputs):
-        return ops.conv_transpose(
-            inputs,
-            self.kernel,
-            self.strides,
-            self.padding,
-            self.output_padding,
-            self.data_format,
-            self.dilation_rate,
-        )
+        settings = self.strides, self.padding, self.output_padding
+        settings = *settings, self.data_format, self.dilation_rate
+        return ops.conv_transpose(inputs, self.kernel, *settings)
 
 
 class _DepthwiseConv(_Convolution):
@@ -155,13 +158,8 @@ class _DepthwiseConv(_Convolution):
     options: Weights(activity=True, depthwise="glorot_uniform", bias="zeros")
 
     def _add_kernels(self, channels):
-        self.kernel = self.add_weight(
-            (*self.kernel_size, channels, self.depth_multiplier),
-            self.depthwise_initializer,
-            regularizer=self.depthwise_regularizer,
-            constraint=self.depthwise_constraint,
-            name="kernel",
-        )
+        shape = (*self.kernel_size, channels, self.depth_multiplier)
+        self.kernel = self._add_kernel("depthwise", shape, "kernel")
         return channels * self.depth_multiplier
 
     def _convolve(self, inputs):
@@ -193,29 +191,16 @@ class _SeparableConv(_Convolution):
 
     def _add_kernels(self, channels):
         deep = channels * self.depth_multiplier
-        for part, shape in (
-            ("depthwise", (*self.kernel_size, channels, self.depth_multiplier)),
-            ("pointwise", (*[1] * self._space, deep, self.filters)),
-        ):
-            kernel = self.add_weight(
-                shape,
-                getattr(self, f"{part}_initializer"),
-                regularizer=getattr(self, f"{part}_regularizer"),
-                constraint=getattr(self, f"{part}_constraint"),
-                name=f"{part}_kernel",
-            )
-            setattr(self, f"{part}_kernel", kernel)
+        shape = (*self.kernel_size, channels, self.depth_multiplier)
+        self.depthwise_kernel = self._add_kernel("depthwise", shape, "depthwise_kernel")
+        shape = (*[1] * self._space, deep, self.filters)
+        self.pointwise_kernel = self._add_kernel("pointwise", shape, "pointwise_kernel")
         return self.filters
 
     def _convolve(self, inputs):
+        kernels = self.depthwise_kernel, self.pointwise_kernel
         return ops.separable_conv(
-            inputs,
-            self.depthwise_kernel,
-            self.pointwise_kernel,
-            self.strides,
-            self.padding,
-            self.data_format,
-            self.dilation_rate,
+            inputs, *kernels, self.strides, self.padding, self.data_format, self.dilation_rate
         )
 
 
@@ -227,7 +212,7 @@ for _base, _name, _spaces in (
     (_SeparableConv, "SeparableConv{}D", (1, 2)),
 ):
     for _space in _spaces:
-        _members = {"_space": _space, "__doc__": _base.__doc__, "__module__": __name__}
+        _members = {"_space": _space, "__doc__": _base.__doc__}
         if _space == 1:
             _members["_paddings"] = ("valid", "same", *(("causal",) if _base is _Conv else ()))
         else:

@@ -76,9 +76,8 @@ class EinsumDense(Layer):
                 if size is not None:
                     if sizes.get(letter, size) not in (None, size):
                         raise ValueError(
-                            f"EinsumDense {self.equation!r}: axis {letter!r} is "
-                            f"{sizes[letter]} in the "
-                            f"input {tuple(input_shape)} and {size} in output_shape."
+                            f"EinsumDense {self.equation!r}: axis {letter!r} is {sizes[letter]} "
+                            f"in the input {tuple(input_shape)} and {size} in output_shape."
                         )
                     sizes[letter] = size
         shape = [sizes[letter] for letter in self._kernel]
@@ -257,9 +256,8 @@ class InputLayer(Layer):
         self.input_dtype, self.sparse = dtype or "float32", bool(sparse)
         self.built = True
         if input_tensor is None:
-            input_tensor = KerasTensor(
-                self.batch_shape, self.input_dtype, bool(sparse), name=self.name
-            )
+            spec = self.batch_shape, self.input_dtype, self.sparse
+            input_tensor = KerasTensor(*spec, name=self.name)
             input_tensor.input_layer = self
         self._first_call = (), input_tensor
 

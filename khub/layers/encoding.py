@@ -135,10 +135,7 @@ class _Encoder(_ListLayer):
 
     def _sparse(self, found):
         """Return the result as a sparse tensor, where that is wanted."""
-        if not self.sparse or isinstance(found, np.ndarray):
-            return found
-        if isinstance(found, KerasTensor):
-            found.sparse = True
+        if not self.sparse or isinstance(found, (np.ndarray, KerasTensor)):
             return found
         return sys.modules["tensorflow"].sparse.from_dense(found)
 
@@ -157,4 +154,4 @@ class _Encoder(_ListLayer):
             return KerasTensor(shape, self._result_dtype())
         if self.output_mode != "one_hot" or len(shape) > 1 and shape[-1] == 1:
             shape = shape[:-1]
-        return KerasTensor((*shape, self._count()), self._result_dtype())
+        return KerasTensor((*shape, self._count()), self._result_dtype(), sparse=self.sparse)

@@ -3,12 +3,10 @@
 import inspect
 from importlib import import_module
 
-import numpy as np
-
 from khub import backend, ops, random, tree
 from khub.backend.scope import local
 from khub.backend.variable import Variable
-from khub.layers.layer import Layer
+from khub.layers.layer import Layer, _map_shapes
 from khub.ops.symbolic import KerasTensor
 
 
@@ -134,13 +132,9 @@ class JaxLayer(_Foreign):
             self._trees[kind] = lambda leaves=leaves, rebuild=rebuild: (leaves, rebuild)
 
     def _weight(self, name, leaf, trainable):
+        dtype, name = ops.dtype(leaf), name.replace(".", "_")
         return self.add_weight(
-            leaf.shape,
-            lambda shape, dtype: leaf,
-            ops.dtype(leaf),
-            trainable,
-            autocast=False,
-            name=name.replace(".", "_"),
+            leaf.shape, lambda shape, dtype: leaf, dtype, trainable, autocast=False, name=name
         )
 
     def build(self, input_shape):
@@ -150,7 +144,7 @@ class JaxLayer(_Foreign):
         def sample(shape):
             return ops.zeros([1 if n is None else n for n in shape], self.compute_dtype)
 
-        given = {"rng": self.seed_generator.next(), "inputs": _of_shapes(sample, input_shape)}
+        given = {"rng": self.seed_generator.next(), "inputs": _map_shapes(sample, input_shape)}
         if "training" in inspect.signature(self.init_fn).parameters:
             given["training"] = True
         made = self.init_fn(**given)
@@ -184,7 +178,8 @@ class FlaxLayer(JaxLayer):
     """
 
     def __init__(self, module, method=None, variables=None, **kwargs):
-        self._check(module)
+        if not (hasattr(module, "init") and hasattr(module, "apply")):
+            raise TypeError(f"FlaxLayer takes a flax.linen.Module, got {type(module).__name__}.")
         self.method = method
         function = getattr(module, method) if isinstance(method, str) else method
         switches = "training" in inspect.signature(function or module.__call__).parameters
@@ -212,11 +207,6 @@ class FlaxLayer(JaxLayer):
         params, state = (None, None) if variables is None else split(variables)
         super().__init__(call_fn, init_fn, params, state, **kwargs)
         self.module = module
-
-    @staticmethod
-    def _check(module):
-        if not (hasattr(module, "init") and hasattr(module, "apply")):
-            raise TypeError(f"FlaxLayer takes a flax.linen.Module, got {type(module).__name__}.")
 
 
 class TFSMLayer(_Foreign):
@@ -255,11 +245,3 @@ class TFSMLayer(_Foreign):
         given = inputs if isinstance(inputs, dict) else dict(zip(names, tree.flatten(inputs)))
         outputs = function(**given, **kwargs)
         return next(iter(outputs.values())) if len(outputs) == 1 else outputs
-
-
-def _of_shapes(function, shape):
-    if isinstance(shape, dict):
-        return {key: _of_shapes(function, value) for key, value in shape.items()}
-    if all(n is None or isinstance(n, (int, np.integer)) for n in shape):
-        return function(shape)
-    return type(shape)(_of_shapes(function, each) for each in shape)

@@ -13,18 +13,13 @@ class MaxNumBoundingBoxes(ImageLayer):
 
     max_number: PositiveInt
     fill_value: int = -1
+    _always = True
+    _unsaid = {**ImageLayer._unsaid, "fill_value": -1}
 
-    def get_config(self):
-        config = super().get_config()
-        if self.fill_value == -1:
-            del config["fill_value"]  # as Keras has it
-        return config
-
-    def transform_bounding_boxes(self, bounding_boxes, transformation, training=True):
+    def on_bounding_boxes(self, bounding_boxes, transformation):
         return {name: self._fill(part) for name, part in bounding_boxes.items()}
 
     def _fill(self, part):
-        missing = self.max_number - part.shape[1] if part.shape[1] is not None else self.max_number
-        borders = [(0, 0), (0, max(missing, 0))] + [(0, 0)] * (len(part.shape) - 2)
+        borders = [(0, 0), (0, self.max_number)] + [(0, 0)] * (len(part.shape) - 2)
         filled = ops.pad(part, borders, constant_values=self.fill_value)
         return filled[:, : self.max_number]

@@ -1,48 +1,16 @@
 """Image layers that change colours and leave every pixel, box, mask and label where it is."""
 
+import itertools
 import math
-from typing import Annotated
+import operator
 
-from khub import ops, random, tree
-from khub.backend import active
-from khub.backend.scope import local
-from khub.fields import DataFormat, PositiveInt, Rate
-from khub.layers.image_layer import Factor, ImageLayer, bounds
+from khub import ops, random
+from khub.fields import PositiveInt, Rate
+from khub.layers.image_layer import Factor, ImageLayer, Pair, Shared
 from khub.ops.symbolic import KerasTensor
 
 _PART = 1 << 21  # numbers of a batch that eager work takes at a time: what is between fits caches
 _EVEN = 1e-4  # added before cutting to whole levels: 127.99999 is the level 128
-
-
-def _pair(low, high, first=None):
-    """The type of a field (lower, upper); one number is both, or comes after `first`."""
-
-    def convert(name, value):
-        both = isinstance(value, (tuple, list))
-        return bounds(
-            name, value if both else (value if first is None else first, value), low, high
-        )
-
-    return Annotated[object, convert]
-
-
-def _two(text, hold, single=False):
-    """The type of a field that takes two numbers that `hold`, or one of them for both."""
-
-    def check(name, value):
-        pair = (value, value) if single and isinstance(value, int) else value
-        if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not hold(*pair):
-            raise ValueError(f"{name} must be {text}, got {value!r}.")
-        return tuple(pair)
-
-    return Annotated[object, check]
-
-
-def _counts(*numbers):
-    return all(isinstance(n, int) and n > 0 for n in numbers)
-
-
-ValueRange = _two("a pair (low, high) with low < high", lambda low, high: low < high)
 
 
 def per_image(values):
@@ -50,34 +18,10 @@ def per_image(values):
     return ops.reshape(values, (-1, 1, 1, 1))
 
 
-def in_parts(function, images, transformation):
-    """`function(images, transformation)`, eagerly on one part of a large batch after another.
-
-    What the transformation holds for each image is cut along.
-    """
-    count = images.shape[0]
-    traced = local.scope is not None or active.is_traced(images)
-    if traced or not isinstance(count, int) or math.prod(images.shape) < 2 * _PART:
-        return function(images, transformation)
-    step = max(1, _PART // math.prod(images.shape[1:]))
-
-    def cut(x, start):
-        own = getattr(x, "shape", ())[:1] == (count,)
-        return x[start : start + step] if own else x
-
-    return ops.concatenate(
-        [
-            function(images[i : i + step], tree.map_structure(lambda x: cut(x, i), transformation))  # noqa: B023
-            for i in range(0, count, step)
-        ]
-    )
-
-
 class ColourLayer(ImageLayer):
     """Base of layers that give images new values: `change` them, in floats of `value_range`."""
 
     value_range = (0, 255)
-    _always = False  # whether it acts at inference, too
 
     def setup(self):
         super().setup()
@@ -90,29 +34,11 @@ class ColourLayer(ImageLayer):
 
         return {**data, "images": image(data["images"])} if isinstance(data, dict) else image(data)
 
-    def get_random_transformation(self, data, training=True, seed=None):
-        if not training:
-            return None
-        return self.drawn(data, self.generator if seed is None else seed)
-
-    def factors(self, data, seed, limits, rank=1):
-        """One random number for each image between two limits.  -> (batch, 1, ...)"""
-        shape = (self.images_shape(data)[0], *[1] * (rank - 1))
-        return random.uniform(shape, *limits, dtype="float32", seed=seed)
-
-    def chances(self, data, seed):
-        """Whether each image is meant, with a probability drawn between the limits `factor`."""
-        probability = self.factors(data, seed, self.factor)
-        return self.factors(data, seed, (0.0, 1.0)) < probability
-
-    def transform_images(self, images, transformation=None, training=True):
-        if not self._always and (transformation is None or not training):
-            return self.cast_images(images)
-
+    def on_images(self, images, transformation):
         def run(images, transformation):
             return self.fit_dtype(self.adjust(self.in_float(images), transformation))
 
-        return in_parts(run, images, transformation)
+        return ops.image.in_parts(run, _PART, images, transformation)
 
     def adjust(self, x, transformation):
         """`change` float images by what was drawn, which is made to fit them."""
@@ -130,15 +56,11 @@ class ColourLayer(ImageLayer):
 class RangeSeedFormat(ColourLayer):
     """What has these fields at the end, in this order."""
 
-    value_range: ValueRange = (0, 255)
-    seed: int = None
-    data_format: DataFormat = None
+    options: Shared("value_range", "seed")
 
 
 class _RangeFormatSeed(ColourLayer):
-    value_range: ValueRange = (0, 255)
-    data_format: DataFormat = None
-    seed: int = None
+    options: Shared("value_range", "data_format", "seed")
 
 
 class RandomBrightness(RangeSeedFormat):
@@ -162,14 +84,14 @@ class RandomContrast(RangeSeedFormat):
     factor: (lower, upper), the factor lies in [1 - lower, 1 + upper]; f means (f, f)
     """
 
-    factor: _pair(0, 1)
+    factor: Factor(0, 1, first=operator.pos)
 
     def drawn(self, data, seed):
         lower, upper = self.factor
         return {"contrast_factor": self.factors(data, seed, (1 - lower, 1 + upper), 4)}
 
     def change(self, x, contrast_factor):
-        mean = ops.mean(x, (self.height_axis, self.width_axis), keepdims=True)
+        mean = ops.mean(x, self.axes, keepdims=True)
         return self.clipped(x * contrast_factor + mean * (1 - contrast_factor))
 
 
@@ -179,7 +101,7 @@ class RandomHue(_RangeFormatSeed):
     factor: (lower, upper) of the angle, in parts of half a turn; f means (0, f)
     """
 
-    factor: Factor(0, 1, symmetric=False)
+    factor: Factor(0, 1, first=0)
 
     def drawn(self, data, seed):
         sign = ops.sign(self.factors(data, seed, (-1.0, 1.0)))
@@ -187,22 +109,11 @@ class RandomHue(_RangeFormatSeed):
 
     def change(self, x, factor):
         axis = self.channel_axis
-        red, green, blue = ops.split(x, 3, axis)
         value, least = ops.max(x, axis, keepdims=True), ops.min(x, axis, keepdims=True)
         spread = value - least
         unit = 1 / ops.maximum(spread, 1e-6 * self.span)  # grey stays grey, whatever the hue
-        sixths = ops.where(
-            ops.equal(value, red),
-            (green - blue) * unit,
-            ops.where(ops.equal(value, green), 2 + (blue - red) * unit, 4 + (red - green) * unit),
-        )
-        sixths = sixths + 6 * factor
-
-        def channel(offset):
-            place = ops.mod(sixths + offset, 6.0)
-            return value - spread * ops.clip(ops.minimum(place, 4 - place), 0.0, 1.0)
-
-        return ops.concatenate([channel(5), channel(3), channel(1)], axis)
+        sixths = ops.image.hue_sixths(*ops.split(x, 3, axis), value, unit) + 6 * factor
+        return ops.concatenate(ops.image.from_hue(sixths, value, spread), axis)
 
 
 class RandomSaturation(_RangeFormatSeed):
@@ -211,7 +122,7 @@ class RandomSaturation(_RangeFormatSeed):
     factor: (lower, upper) from 0 (grey) over 0.5 (nothing happens) to 1; f means (0, f)
     """
 
-    factor: Factor(-1, 1, symmetric=False)
+    factor: Factor(-1, 1, first=0)
 
     def drawn(self, data, seed):
         factor = self.factors(data, seed, self.factor)
@@ -231,7 +142,7 @@ class RandomColorDegeneration(_RangeFormatSeed):
     factor: (lower, upper) of the share of grey; f means (0, f)
     """
 
-    factor: Factor(-1, 1, symmetric=False)
+    factor: Factor(-1, 1, first=0)
 
     def drawn(self, data, seed):
         return {"factor": self.factors(data, seed, self.factor, 4)}
@@ -247,13 +158,12 @@ class RandomColorJitter(ColourLayer):
     Each factor is that of the layer of its name; without one its step is left out.
     """
 
-    value_range: ValueRange = (0, 255)
+    value_range: Shared("value_range")
     brightness_factor: object = None
     contrast_factor: object = None
     saturation_factor: object = None
     hue_factor: object = None
     seed: int = None
-    data_format: DataFormat = None
 
     def setup(self):
         super().setup()
@@ -282,8 +192,7 @@ class RandomGrayscale(ColourLayer):
     """
 
     factor: Rate = 0.5
-    data_format: DataFormat = None
-    seed: int = None
+    options: Shared("data_format", "seed")
 
     def drawn(self, data, seed):
         return self.factors(data, seed, (0.0, 1.0), 4) < self.factor
@@ -299,7 +208,7 @@ class RandomInvert(RangeSeedFormat):
     factor: (lower, upper) of the probability, drawn for each image; f means (0, f)
     """
 
-    factor: Factor(0, 1, symmetric=False) = 1.0
+    factor: Factor(0, 1, first=0) = 1.0
 
     def drawn(self, data, seed):
         return {"apply_inversion": self.chances(data, seed)}
@@ -314,7 +223,7 @@ class RandomPosterization(_RangeFormatSeed):
     factor: (lower, upper) of the number of bits, 1 to 8; n means (1, n)
     """
 
-    factor: _pair(1, 8, first=1)
+    factor: Factor(1, 8, first=1)
 
     def drawn(self, data, seed):
         lower, upper = (int(bits) for bits in self.factor)
@@ -343,18 +252,22 @@ class RandomSharpness(_RangeFormatSeed):
     factor: (lower, upper) from 0 (blurred) over 0.5 (nothing happens) to 1 (sharp); f means (0, f)
     """
 
-    factor: Factor(0, 1, symmetric=False)
+    factor: Factor(0, 1, first=0)
 
     def drawn(self, data, seed):
         return {"factor": self.factors(data, seed, self.factor)}
 
     def change(self, x, factor):
         total = x  # of the pixel and its eight neighbours; the pixel counts five times in the blur
-        for axis in (self.height_axis, self.width_axis):
+        for axis in self.axes:
             before, here, after = _neighbours(total, axis, 1)
             total = before + here + after
         blur = (1 - 2 * factor) / 13
         return self.clipped(total * blur + x * (2 * factor + 4 * blur))
+
+
+def _counts(*numbers):
+    return all(isinstance(n, int) and n > 0 for n in numbers)
 
 
 def _odd(*sizes):
@@ -369,9 +282,9 @@ class RandomGaussianBlur(_RangeFormatSeed):
     sigma: (lower, upper) of the deviation in pixels, drawn for each image and axis; s means (0, s)
     """
 
-    factor: Factor(0, 1, symmetric=False) = 1.0
-    kernel_size: _two("an odd integer or two of them", _odd, single=True) = 3
-    sigma: Factor(0, math.inf, symmetric=False) = 1.0
+    factor: Factor(0, 1, first=0) = 1.0
+    kernel_size: Pair("an odd integer or two of them", _odd, single=True) = 3
+    sigma: Factor(0, math.inf, first=0) = 1.0
 
     def drawn(self, data, seed):
         shape = (self.images_shape(data)[0], 2)
@@ -380,8 +293,7 @@ class RandomGaussianBlur(_RangeFormatSeed):
 
     def change(self, x, should_apply_blur, blur_factor):
         sigmas = ops.unstack(ops.reshape(blur_factor, (-1, 2)), 2, axis=1)
-        axes = self.width_axis, self.height_axis
-        for axis, size, sigma in zip(axes, self.kernel_size, sigmas, strict=True):
+        for axis, size, sigma in zip(self.axes[::-1], self.kernel_size, sigmas, strict=True):
             sigma = ops.where(should_apply_blur, per_image(sigma), 0.0)  # 0 changes nothing
             narrow = -0.5 / ops.maximum(ops.square(sigma), 1e-5)
             weights = [ops.exp(narrow * distance**2) for distance in range(1, size // 2 + 1)]
@@ -399,8 +311,8 @@ class Solarization(RangeSeedFormat):
     in parts of the width of value_range; f means (0, f)
     """
 
-    addition_factor: Factor(0, 1, symmetric=False) = 0.0
-    threshold_factor: Factor(0, 1, symmetric=False) = 0.0
+    addition_factor: Factor(0, 1, first=0) = 0.0
+    threshold_factor: Factor(0, 1, first=0) = 0.0
 
     def drawn(self, data, seed):
         limits = {"additions": self.addition_factor, "thresholds": self.threshold_factor}
@@ -413,32 +325,24 @@ class Solarization(RangeSeedFormat):
 
 
 # --- from the image itself, the same at inference ------------------------------------------------
-class _Always(ColourLayer):
-    """What draws nothing and acts at inference, too."""
-
-    _always = True
-
-    def get_random_transformation(self, data, training=True, seed=None):
-        return None
-
-
-class AutoContrast(_Always):
+class AutoContrast(ColourLayer):
     """Stretches each channel of an image over all of `value_range`."""
 
-    value_range: ValueRange = (0, 255)
+    value_range: Shared("value_range")
+    _always = True
 
     def change(self, x):
-        axes = self.height_axis, self.width_axis
-        low, high = ops.min(x, axes, keepdims=True), ops.max(x, axes, keepdims=True)
+        low, high = (f(x, self.axes, keepdims=True) for f in (ops.min, ops.max))
         flat = ops.equal(low, high)
         scale = ops.where(flat, ops.ones_like(low), self.span / ops.where(flat, 1.0, high - low))
         return x * scale + ops.where(flat, ops.zeros_like(low), self.low - low * scale)
 
 
-class _ByLevels(_Always):
+class _ByLevels(ColourLayer):
     """What gives each of `bins` levels a new value, by how often each of them comes."""
 
     bins = 256
+    _always = True
 
     def levels(self, x):
         """The level of each number, int32."""
@@ -469,9 +373,8 @@ class Equalization(_ByLevels):
     bins: how many levels are told apart
     """
 
-    value_range: ValueRange = (0, 255)
+    value_range: Shared("value_range")
     bins: PositiveInt = 256
-    data_format: DataFormat = None
 
     def change(self, x):
         shape = list(ops.shape(x))
@@ -490,10 +393,9 @@ class ContrastLimitedAdaptiveHistogramEqualization(_ByLevels):
     levels alike (0: no limit)
     """
 
-    value_range: ValueRange = (0, 255)
+    value_range: Shared("value_range")
     clip_limit: float = 4.0
-    tile_grid_size: _two("two positive integers (rows, columns)", _counts) = (8, 8)
-    data_format: DataFormat = None
+    tile_grid_size: Pair("two positive integers (rows, columns)", _counts) = (8, 8)
 
     def change(self, x):
         first = self.channel_axis == -3
@@ -525,9 +427,6 @@ class ContrastLimitedAdaptiveHistogramEqualization(_ByLevels):
             counts = limited + ops.mean(counts - limited, 1, keepdims=True)
         table = ops.ravel(self.evened(counts) * self.span + self.low)
         levels, total = levels + image + ops.arange(channels) * self.bins, 0.0
-        for column, column_share in neighbours[0]:
-            for row, row_share in neighbours[1]:
-                total = total + ops.take(table, levels + (row + column)) * (
-                    row_share * column_share
-                )
+        for (column, share), (row, row_share) in itertools.product(*neighbours):
+            total = total + ops.take(table, levels + (row + column)) * (row_share * share)
         return ops.cast(ops.moveaxis(total, -1, -3) if first else total, x.dtype)

@@ -3,12 +3,9 @@
 import math
 
 from khub import ops, random
-from khub.fields import DataFormat, PositiveInt, Rate
-from khub.layers.image_layer import Factor, ImageLayer, bounds, one_of
+from khub.fields import Choice, Rate
+from khub.layers.image_layer import Factor, ImageLayer, Shared, bounds
 from khub.utils import bounding_boxes as boxes_of
-
-Interpolation = one_of("nearest", "bilinear")
-FillMode = one_of("constant", "nearest", "wrap", "reflect")
 
 
 class _Geometry(ImageLayer):
@@ -18,35 +15,26 @@ class _Geometry(ImageLayer):
 
     def size_before(self, transformation):
         """(height, width) of the images that the transformation was drawn for."""
-        shape = transformation["input_shape"]
-        return shape[self.height_axis], shape[self.width_axis]
+        return tuple(transformation["input_shape"][axis] for axis in self.axes)
 
     def size_after(self, size):
         """(height, width) of the results."""
         return size
 
     def get_random_transformation(self, data, training=True, seed=None):
-        if training:
-            drawn = self.drawn(data, self.generator if seed is None else seed)
-            return {**drawn, "input_shape": self.images_shape(data)}
+        drawn = super().get_random_transformation(data, training, seed)
+        return drawn and {**drawn, "input_shape": self.images_shape(data)}
 
-    def transform_images(self, images, transformation=None, training=True):
-        if transformation is None:
-            return self.cast_images(images)
+    def on_images(self, images, transformation):
         return self.fit_dtype(self.move(images, transformation, self.interpolation))
 
-    def transform_segmentation_masks(self, segmentation_masks, transformation=None, training=True):
-        masks = segmentation_masks
-        if transformation is None:
-            return masks
+    def on_segmentation_masks(self, masks, transformation):
         flat = len(masks.shape) == 3  # without channels
         masks = ops.expand_dims(masks, self.channel_axis) if flat else masks
         found = ops.cast(self.move(masks, transformation, "nearest"), masks.dtype)
         return ops.squeeze(found, self.channel_axis) if flat else found
 
-    def transform_bounding_boxes(self, bounding_boxes, transformation, training=True):
-        if transformation is None:
-            return bounding_boxes
+    def on_bounding_boxes(self, bounding_boxes, transformation):
         size, form = self.size_before(transformation), self.bounding_box_format
         corners = boxes_of.convert_format(bounding_boxes["boxes"], form, "xyxy", *size)
         corners = self.move_boxes(corners, transformation)
@@ -58,6 +46,8 @@ class _Geometry(ImageLayer):
 # --- a part of the image becomes the whole -------------------------------------------------------
 class _Window(_Geometry):
     """What shows a window of the image: (top, left, height, width), which may exceed the image."""
+
+    _always = True
 
     def size_after(self, size):
         return self.height, self.width
@@ -77,22 +67,18 @@ class Resizing(_Window):
     borders of `fill_value` instead; antialias: smooth before making smaller
     """
 
-    height: PositiveInt
-    width: PositiveInt
-    interpolation: one_of("nearest", "bilinear", "bicubic", "lanczos3", "lanczos5") = "bilinear"
+    size: Shared("height", "width")
+    interpolation: Choice("nearest", "bilinear", "bicubic", "lanczos3", "lanczos5") = "bilinear"
     crop_to_aspect_ratio: bool = False
     pad_to_aspect_ratio: bool = False
-    fill_mode: one_of("constant") = "constant"
+    fill_mode: Choice("constant") = "constant"
     fill_value: float = 0.0
     antialias: bool = False
-    data_format: DataFormat = None
 
     def setup(self):
         super().setup()
         if self.crop_to_aspect_ratio and self.pad_to_aspect_ratio:
-            raise ValueError(
-                "Only one of crop_to_aspect_ratio and pad_to_aspect_ratio may be True."
-            )
+            raise ValueError("Only one of crop_to_aspect_ratio and pad_to_aspect_ratio may be set.")
 
     def get_random_transformation(self, data, training=True, seed=None):
         return self.images_size(data)
@@ -105,29 +91,20 @@ class Resizing(_Window):
             return 0, 0, *size
         return ops.image.window(*size, (self.height, self.width), self.crop_to_aspect_ratio)
 
-    def transform_images(self, images, transformation=None, training=True):
+    def on_images(self, images, transformation):
         return self.move(images, transformation, self.interpolation)
 
     def move(self, x, transformation, interpolation):
-        return ops.image.resize(
-            x,
-            (self.height, self.width),
-            interpolation,
-            self.antialias and interpolation != "nearest",
-            self.crop_to_aspect_ratio,
-            self.pad_to_aspect_ratio,
-            self.fill_mode,
-            self.fill_value,
-            self.data_format,
-        )
+        size, filled = (self.height, self.width), (self.fill_mode, self.fill_value)
+        kept = self.crop_to_aspect_ratio, self.pad_to_aspect_ratio
+        options = self.antialias, *kept, *filled, self.data_format
+        return ops.image.resize(x, size, interpolation, *options)
 
 
 class CenterCrop(_Window):
     """The middle of the images; of smaller ones, what has the ratio of `height` and `width`."""
 
-    height: PositiveInt
-    width: PositiveInt
-    data_format: DataFormat = None
+    options: Shared("height", "width")
 
     def get_random_transformation(self, data, training=True, seed=None):
         return {"input_shape": self.images_shape(data)}
@@ -149,13 +126,12 @@ class CenterCrop(_Window):
         return not any(isinstance(n, int) and n < wanted for n, wanted in pairs)
 
     def move(self, x, transformation, interpolation):
-        axes, target = (self.height_axis, self.width_axis), (self.height, self.width)
-        start, shape = [0] * 4, list(ops.shape(x))
-        place = self.place([shape[axis] for axis in axes], transformation)
+        target, start, shape = (self.height, self.width), [0] * 4, list(ops.shape(x))
+        place = self.place([shape[axis] for axis in self.axes], transformation)
         if place is None:
             options = dict(crop_to_aspect_ratio=True, data_format=self.data_format)
             return ops.image.resize(self.in_float(x), target, interpolation, **options)
-        for axis, first, count in zip(axes, place, target, strict=True):
+        for axis, first, count in zip(self.axes, place, target, strict=True):
             start[axis], shape[axis] = first, count
         return ops.slice(x, start, shape)
 
@@ -166,21 +142,16 @@ class RandomCrop(CenterCrop):
     Smaller images, and all outside of training, are resized and cut to `height` and `width`.
     """
 
-    height: PositiveInt
-    width: PositiveInt
-    seed: int = None
-    data_format: DataFormat = None
+    options: Shared("height", "width", "seed")
 
     def get_random_transformation(self, data, training=True, seed=None):
         shape, size = self.images_shape(data), self.images_size(data)
         if not training or not self._fits(size):
             return None, None, shape
-        draw = random.uniform((2,), seed=self.generator if seed is None else seed)
-        room = [
-            ops.cast(n - wanted + 1, "float32")
-            for n, wanted in zip(size, (self.height, self.width), strict=True)
-        ]
-        return *(ops.cast(draw[i] * room[i], "int32") for i in (0, 1)), shape
+        drawn = ops.unstack(random.uniform((2,), seed=self.generator if seed is None else seed))
+        room = size[0] - self.height + 1, size[1] - self.width + 1
+        top, left = (drawn[i] * ops.cast(room[i], "float32") for i in (0, 1))
+        return ops.cast(top, "int32"), ops.cast(left, "int32"), shape
 
     def size_before(self, transformation):
         return super().size_before({"input_shape": transformation[2]})
@@ -192,9 +163,8 @@ class RandomCrop(CenterCrop):
 class RandomFlip(_Geometry):
     """Images mirrored in training with probability 1/2: horizontal, vertical or both."""
 
-    mode: one_of("horizontal", "vertical", "horizontal_and_vertical") = "horizontal_and_vertical"
+    mode: Choice("horizontal", "vertical", "horizontal_and_vertical") = "horizontal_and_vertical"
     seed: int = None
-    data_format: DataFormat = None
 
     def drawn(self, data, seed):
         return {"flips": random.uniform((self.images_shape(data)[0], 1, 1, 1), seed=seed) < 0.5}
@@ -231,14 +201,11 @@ class _Warp(_Geometry):
         return random.uniform(shape, seed=seed) * (high - low) + low
 
     def move(self, x, transformation, interpolation):
-        return ops.image.affine_transform(
-            self.in_float(x),
-            self.matrix(transformation),
-            interpolation,
-            self.fill_mode,
-            self.fill_value,
-            self.data_format,
-        )
+        matrix, options = self.matrix(transformation), self.sampling(interpolation)
+        return ops.image.affine_transform(self.in_float(x), matrix, *options)
+
+    def sampling(self, interpolation):
+        return interpolation, self.fill_mode, self.fill_value, self.data_format
 
     def move_boxes(self, boxes, transformation):
         matrix = ops.unstack(ops.reshape(self.matrix(transformation), (-1, 8, 1, 1)), 8, axis=1)
@@ -261,11 +228,7 @@ def _affine(a, b, c, d, e, f):
 class _Filled(_Warp):
     """What the signatures of some warps end with."""
 
-    fill_mode: FillMode = "reflect"
-    interpolation: Interpolation = "bilinear"
-    seed: int = None
-    fill_value: float = 0.0
-    data_format: DataFormat = None
+    options: Shared("fill_mode", "interpolation", "seed", "fill_value")
 
 
 class RandomRotation(_Filled):
@@ -360,11 +323,7 @@ class RandomShear(_Warp):
 
     x_factor: Factor(-1, 1) = 0.0
     y_factor: Factor(-1, 1) = 0.0
-    interpolation: Interpolation = "bilinear"
-    fill_mode: FillMode = "reflect"
-    fill_value: float = 0.0
-    data_format: DataFormat = None
-    seed: int = None
+    options: Shared("interpolation", "fill_mode", "fill_value", "data_format", "seed")
 
     def drawn(self, data, seed):
         drawn = self.draw(data, [self.x_factor, self.y_factor, (-1, 1), (-1, 1)], seed)
@@ -382,12 +341,9 @@ class RandomPerspective(_Warp):
     scale: how far corners move at most, in parts of half the size
     """
 
-    factor: Factor(0, 1, symmetric=False) = 1.0
+    factor: Factor(0, 1, first=0) = 1.0
     scale: Rate = 1.0
-    interpolation: Interpolation = "bilinear"
-    fill_value: float = 0.0
-    seed: int = None
-    data_format: DataFormat = None
+    options: Shared("interpolation", "fill_value", "seed")
 
     def drawn(self, data, seed):
         inwards = [(0, self.scale / 2)] * 8
@@ -416,14 +372,9 @@ class RandomElasticTransform(_Warp):
     strong the field is; f means (0, f)
     """
 
-    factor: Factor(0, 1, symmetric=False) = 1.0
-    scale: Factor(0, 1, symmetric=False) = 1.0
-    interpolation: Interpolation = "bilinear"
-    fill_mode: FillMode = "reflect"
-    fill_value: float = 0.0
-    value_range: tuple = (0, 255)
-    seed: int = None
-    data_format: DataFormat = None
+    factor: Factor(0, 1, first=0) = 1.0
+    scale: Factor(0, 1, first=0) = 1.0
+    options: Shared("interpolation", "fill_mode", "fill_value", "value_range", "seed")
 
     def drawn(self, data, seed):
         drawn = self.draw(data, [self.factor, (0, 1), self.scale], seed)
@@ -443,22 +394,16 @@ class RandomElasticTransform(_Warp):
 
     def move(self, x, transformation, interpolation):
         down, right = ops.unstack(transformation["field"], 2, axis=0)
-        options = interpolation, self.fill_mode, self.fill_value, self.data_format
+        options = self.sampling(interpolation)
         return ops.image.displaced(self.in_float(x), down, right, *options)
 
     def move_boxes(self, boxes, transformation):
-        height, width = self.size_before(transformation)
-        field = ops.reshape(transformation["field"], (2, -1, height * width))
+        field = ops.moveaxis(transformation["field"], 0, -1)
 
         def forward(x, y):  # what came from beside goes back there
-            row = ops.clip(ops.cast(y, "int32"), 0, height - 1)
-            column = ops.clip(ops.cast(x, "int32"), 0, width - 1)
-            place = ops.reshape(row * width + column, (ops.shape(x)[0], -1))
-            down, right = (
-                ops.reshape(ops.take_along_axis(part, place, axis=1), ops.shape(x))
-                for part in ops.unstack(field, 2, axis=0)
-            )
-            return x - right, y - down
+            options = "nearest", "nearest", 0.0
+            moves = ops.image.sample_images(field, y - 0.5, x - 0.5, *options)
+            return x - moves[..., 1], y - moves[..., 0]
 
         return boxes_of.transform(boxes, forward)
 

@@ -1,16 +1,20 @@
 """Base of the image layers: one transformation is drawn and given to images, boxes, masks, labels.
 
-A layer says how it draws (`get_random_transformation`) and what the transformation does to a batch
-of each kind (`transform_images`, `transform_bounding_boxes`, ...); single images are batches of 1.
+A layer says what it draws (`drawn`) and what that does to a batch of each kind (`on_images`,
+`on_bounding_boxes`, ...; what has no method stays); single images are batches of 1.
 """
 
+import operator
+from functools import partial
 from typing import Annotated
 
-from khub import dtypes, fields, ops, tree
+from khub import dtypes, ops, random, tree
 from khub.backend import windows
+from khub.fields import Choice, Configurable, DataFormat, FieldsOf, PositiveInt
 from khub.layers.data_layer import DataLayer
 from khub.random import SeedGenerator
 from khub.saving import registry
+from khub.utils import bounding_boxes as boxes_of
 
 _PARTS = {  # of a dict of data -> what one of them is called
     "images": "image",
@@ -20,12 +24,12 @@ _PARTS = {  # of a dict of data -> what one of them is called
 }
 
 
-def bounds(name, value, low, high, symmetric=True):
-    """Return (lower, upper): the pair `value`, or of a number f (-f, f), else (0, f)."""
+def bounds(name, value, low, high, first=operator.neg):
+    """Return (lower, upper): the pair `value`, or of a number f (first, f) or (first(f), f)."""
     pair = value if isinstance(value, (tuple, list)) else (value, value)
     numbers = len(pair) == 2 and all(hasattr(v, "__float__") for v in pair)
     if numbers and pair is not value:
-        pair = (-value if symmetric else 0, value)
+        pair = (first(value) if callable(first) else first, value)
     if not numbers or min(pair) < low or max(pair) > high:
         raise ValueError(
             f"{name} must be a number or a pair (lower, upper) between {low} and {high}, "
@@ -34,26 +38,41 @@ def bounds(name, value, low, high, symmetric=True):
     return tuple(sorted(pair))
 
 
-def Factor(low, high, symmetric=True):
+def Factor(low, high, first=operator.neg):
     """The type of a field that holds (lower, upper), see `bounds`."""
-    return Annotated[object, lambda name, value: bounds(name, value, low, high, symmetric)]
+    return Annotated[object, lambda name, value: bounds(name, value, low, high, first)]
 
 
-def one_of(*names):
-    """Return the type of a field that takes one of these names."""
+def Pair(text, hold, single=False):
+    """The type of a field that takes two numbers that `hold`, or one of them for both."""
 
     def check(name, value):
-        if value not in names:
-            raise ValueError(f"{name} must be one of {', '.join(names)}, got {value!r}.")
-        return value
+        pair = (value, value) if single and isinstance(value, int) else value
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not hold(*pair):
+            raise ValueError(f"{name} must be {text}, got {value!r}.")
+        return tuple(pair)
 
-    return Annotated[str, check]
+    return Annotated[object, check]
+
+
+class _Options(Configurable):
+    """Fields that many of the layers share, each at its own place: `Shared` declares them."""
+
+    height: PositiveInt
+    width: PositiveInt
+    value_range: Pair("a pair (low, high) with low < high", operator.lt) = (0, 255)
+    interpolation: Choice("nearest", "bilinear") = "bilinear"
+    fill_mode: Choice("constant", "nearest", "wrap", "reflect") = "reflect"
+    fill_value: float = 0.0
+    seed: int = None
+    data_format: DataFormat = None
+
+
+Shared = partial(FieldsOf, _Options)
 
 
 def _box_format(name, value):
-    from khub.utils import bounding_boxes
-
-    return None if value is None else bounding_boxes.check_format(name, value)
+    return None if value is None else boxes_of.check_format(name, value)
 
 
 def _tensors(part):
@@ -72,14 +91,15 @@ class ImageLayer(DataLayer):
     rel_center_xywh
     """
 
+    data_format: DataFormat = None
     bounding_box_format: Annotated[str, _box_format] = None
-    data_format: fields.DataFormat = None
+    _always = False  # whether it acts outside of training, too
+    _unsaid = {"bounding_box_format": None}  # what a config leaves out, as Keras' do
 
     def setup(self):
         first = windows.channels_first(self.data_format)
-        self.height_axis, self.width_axis, self.channel_axis = (
-            (-2, -1, -3) if first else (-3, -2, -1)
-        )
+        self.channel_axis = -3 if first else -1
+        self.axes = self.height_axis, self.width_axis = (-2, -1) if first else (-3, -2)
         if hasattr(self, "seed"):
             self.generator = SeedGenerator(self.seed)
         self.autocast = False
@@ -87,60 +107,73 @@ class ImageLayer(DataLayer):
 
     def get_config(self):
         config = super().get_config()
-        if self.bounding_box_format is None:
-            del config["bounding_box_format"]
-        return config
+        return {n: value for n, value in config.items() if (n, value) not in self._unsaid.items()}
 
-    # --- what a layer defines; the batch axis is always there ------------------------------------
+    # --- what a layer does to each part; the batch axis is always there -------------------------
     def get_random_transformation(self, data, training=True, seed=None):
         """Return what is drawn for this batch (or image); None changes nothing."""
-        return None
+        if training and not self._always:
+            return self.drawn(data, self.generator if seed is None else seed)
+
+    def factors(self, data, seed, limits, rank=1):
+        """One random number for each image between two limits.  -> (batch, 1, ...)"""
+        shape = (self.images_shape(data)[0], *[1] * (rank - 1))
+        return random.uniform(shape, *limits, dtype="float32", seed=seed)
+
+    def chances(self, data, seed):
+        """Whether each image is meant, with a probability drawn between the limits `factor`."""
+        probability = self.factors(data, seed, self.factor)
+        return self.factors(data, seed, (0.0, 1.0)) < probability
 
     def transform_images(self, images, transformation=None, training=True):
         """Return the images (batch, ...) as the transformation makes them."""
-        return images
+        return self._changed("images", images, transformation, training)
 
     def transform_labels(self, labels, transformation=None, training=True):
         """Return the labels (batch, ...) as the transformation makes them."""
-        return labels
+        return self._changed("labels", labels, transformation, training)
 
     def transform_bounding_boxes(self, bounding_boxes, transformation, training=True):
         """Return {"boxes": (batch, count, 4), "labels": (batch, count)} of the new images."""
-        return bounding_boxes
+        return self._changed("bounding_boxes", bounding_boxes, transformation, training)
 
     def transform_segmentation_masks(self, segmentation_masks, transformation=None, training=True):
         """Return the masks (batch, ...) as the transformation makes them."""
-        return segmentation_masks
+        return self._changed("segmentation_masks", segmentation_masks, transformation, training)
+
+    def _changed(self, name, part, transformation, training):
+        """What the layer's method `on_{name}` makes of a part; without one the part stays."""
+        if not self._always and (transformation is None or not training):
+            return self.cast_images(part) if name == "images" else part
+        change = getattr(self, f"on_{name}", None)
+        return part if change is None else change(part, transformation)
 
     def transform_single_image(self, image, transformation, training=True):
         """`transform_images` of an image without a batch axis."""
-        return self._single(self.transform_images, image, transformation, training)
+        return self._single("images", image, transformation, training)
 
     def transform_single_label(self, label, transformation, training=True):
         """`transform_labels` of a label without a batch axis."""
-        return self._single(self.transform_labels, label, transformation, training)
+        return self._single("labels", label, transformation, training)
 
     def transform_single_bounding_box(self, bounding_box, transformation, training=True):
         """`transform_bounding_boxes` of the boxes of an image without a batch axis."""
-        return self._single(self.transform_bounding_boxes, bounding_box, transformation, training)
+        return self._single("bounding_boxes", bounding_box, transformation, training)
 
     def transform_single_segmentation_mask(self, segmentation_mask, transformation, training=True):
         """`transform_segmentation_masks` of a mask without a batch axis."""
-        transform = self.transform_segmentation_masks
-        return self._single(transform, segmentation_mask, transformation, training)
+        return self._single("segmentation_masks", segmentation_mask, transformation, training)
 
-    @staticmethod
-    def _single(transform, part, transformation, training):
+    def _single(self, name, part, transformation, training):
         batch = tree.map_structure(lambda x: ops.expand_dims(x, 0), part)
-        found = transform(batch, transformation, training=training)
+        found = getattr(self, f"transform_{name}")(batch, transformation, training=training)
         return tree.map_structure(lambda x: ops.squeeze(x, 0), found)
 
     # --- the call --------------------------------------------------------------------------------
     def call(self, data, training=True):
         parts = dict(data) if isinstance(data, dict) else {"images": data}
         self._check(parts)
-        own = {name: parts[name] for name in _PARTS if parts.get(name) is not None}
-        own = {name: _tensors(part) for name, part in own.items()}
+        own = {name: _tensors(parts[name]) for name in _PARTS if parts.get(name) is not None}
         transformation = self.get_random_transformation(parts | own, training=training)
         single = len(own["images"].shape) == 3
         for name, part in own.items():
@@ -161,14 +194,13 @@ class ImageLayer(DataLayer):
                 f"{tuple(images.shape)}."
             )
         boxes = parts.get("bounding_boxes")
-        if boxes is None:
-            return
-        if self.bounding_box_format is None:
+        if boxes is not None and self.bounding_box_format is None:
             raise ValueError(
                 f"{self.name} got bounding boxes but does not know their form: give the layer "
                 'bounding_box_format, for example "xyxy".'
             )
-        if not isinstance(boxes, dict) or not {"boxes", "labels"} <= boxes.keys():
+        complete = isinstance(boxes, dict) and {"boxes", "labels"} <= boxes.keys()
+        if boxes is not None and not complete:
             raise ValueError(
                 f'bounding_boxes must be a dict of "boxes" and "labels", got {boxes!r}.'
             )
@@ -197,7 +229,7 @@ class ImageLayer(DataLayer):
     def images_size(self, data):
         """(height, width) of the images."""
         shape = self.images_shape(data)
-        return shape[self.height_axis], shape[self.width_axis]
+        return tuple(shape[axis] for axis in self.axes)
 
 
 class Rescaling(DataLayer):
@@ -224,9 +256,8 @@ class Pipeline(DataLayer):
         return {key: super(Pipeline, self).get_config()[key] for key in ("name", "layers")}
 
     def call(self, inputs, training=True, mask=None):
+        options = {"training": training, "mask": mask}
         for layer in self.layers:
-            options = {"training": training, "mask": mask}
-            inputs = layer(
-                inputs, **{k: options[k] for k in options if k in layer._call_spec.names}
-            )
+            known = {k: v for k, v in options.items() if k in layer._call_spec.names}
+            inputs = layer(inputs, **known)
         return inputs

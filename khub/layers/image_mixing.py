@@ -1,59 +1,36 @@
 """Image layers that erase, mix images of a batch, or draw which other layers act."""
 
-from typing import Annotated
+from functools import partial
 
 from khub import dtypes, ops, random, tree
-from khub.fields import DataFormat, PositiveInt
+from khub.fields import Positive, PositiveInt
 from khub.layers import image_color as colour
-from khub.layers.image_color import ColourLayer, RangeSeedFormat, ValueRange, in_parts, per_image
+from khub.layers.image_color import ColourLayer, RangeSeedFormat, per_image
 from khub.layers.image_geometry import RandomRotation, RandomShear, RandomTranslation
-from khub.layers.image_layer import Factor, ImageLayer, one_of
+from khub.layers.image_layer import Factor, ImageLayer, Shared
+from khub.saving.registry import snake_case
 
 
-def _positive(name, value):
-    if not hasattr(value, "__float__") or not value > 0:
-        raise ValueError(f"{name} must be a positive number, got {value!r}.")
-    return value
+def _rectangles(layer, data, seed, shares):
+    """Draw a rectangle for each image: masks that hold in it, and the share that each covers.
+
+    shares: of the height and of the width, (batch,)
+    -> bool (batch, height, width, 1), (batch, 1, 1, 1)
+    """
+    masks, covered = True, 1.0
+    for axis, size, share in zip(layer.axes, layer.images_size(data), shares, strict=True):
+        whole = ops.cast(size, "float32")
+        length = ops.round(per_image(share) * whole)
+        place = ops.floor(layer.factors(data, seed, (0.0, 1.0), 4) * (whole - length + 1))
+        ends = [1, 1, 1, 1]
+        ends[axis] = -1
+        pixel = ops.reshape(ops.cast(ops.arange(size), "float32"), ends) - place
+        masks = ops.logical_and(masks, ops.logical_and(pixel >= 0, pixel < length))
+        covered = covered * length / whole
+    return masks, covered
 
 
-Positive = Annotated[float, _positive]
-
-
-def _in_training(method):
-    """Wrap what transforms a part of the data: outside of training the part stays as it is."""
-
-    def transform(self, part, transformation=None, training=True):
-        if transformation is None or not training:
-            return part
-        return method(self, part, transformation)
-
-    return transform
-
-
-class _Rectangles(ColourLayer):
-    """What draws a rectangle for each image."""
-
-    def rectangles(self, data, seed, shares):
-        """Masks that hold in a rectangle, and the shares of the image that these cover.
-
-        shares: of the height and of the width, (batch,)
-        -> bool (batch, height, width, 1), (batch, 1, 1, 1)
-        """
-        masks, covered = True, 1.0
-        axes = self.height_axis, self.width_axis
-        for axis, size, share in zip(axes, self.images_size(data), shares, strict=True):
-            whole = ops.cast(size, "float32")
-            length = ops.round(per_image(share) * whole)
-            place = ops.floor(self.factors(data, seed, (0.0, 1.0), 4) * (whole - length + 1))
-            ends = [1, 1, 1, 1]
-            ends[axis] = -1
-            pixel = ops.reshape(ops.cast(ops.arange(size), "float32"), ends) - place
-            masks = ops.logical_and(masks, ops.logical_and(pixel >= 0, pixel < length))
-            covered = covered * length / whole
-        return masks, covered
-
-
-class RandomErasing(RangeSeedFormat, _Rectangles):
+class RandomErasing(RangeSeedFormat):
     """Erases a rectangle of some images in training.  arXiv:1708.04896
 
     factor: (lower, upper) of the probability, drawn for each image; f means (0, f)
@@ -61,14 +38,14 @@ class RandomErasing(RangeSeedFormat, _Rectangles):
     fill_value: what is put there, None for noise
     """
 
-    factor: Factor(0, 1, symmetric=False) = 1.0
-    scale: Factor(0, 1, symmetric=False) = (0.02, 0.33)
+    factor: Factor(0, 1, first=0) = 1.0
+    scale: Factor(0, 1, first=0) = (0.02, 0.33)
     fill_value: float = None
 
     def drawn(self, data, seed):
         shares = [ops.sqrt(self.factors(data, seed, self.scale)) for _ in range(2)]
         drawn = {"apply_erasing": self.chances(data, seed)}
-        drawn["batch_masks"] = self.rectangles(data, seed, shares)[0]
+        drawn["batch_masks"] = _rectangles(self, data, seed, shares)[0]
         if self.fill_value is not None:
             return drawn | {"fill_value": ops.convert_to_tensor(self.fill_value, "float32")}
         noise = random.normal(self.images_shape(data), self.low, self.span, "float32", seed)
@@ -78,17 +55,12 @@ class RandomErasing(RangeSeedFormat, _Rectangles):
         return ops.where(ops.logical_and(batch_masks, apply_erasing), fill_value, x)
 
 
-class _Mixing(_Rectangles):
+class _Mixing(ImageLayer):
     """What gives each image a partner of the batch, and mixes both."""
 
-    compute_output_spec = ImageLayer.compute_output_spec
-
-    def setup(self):
-        ImageLayer.setup(self)
-
-    def partners(self, data, seed):
-        """The numbers of the images of the batch in a random order."""
-        return ops.argsort(self.factors(data, seed, (0.0, 1.0)))
+    def drawn(self, data, seed):
+        """The number of each image's partner: those of the batch in a random order."""
+        return {"permutation_order": ops.argsort(self.factors(data, seed, (0.0, 1.0)))}
 
     def weights(self, data, seed, alpha):
         """Draw each image's share in the mixture from Beta(alpha, alpha).  -> (batch,)"""
@@ -96,19 +68,15 @@ class _Mixing(_Rectangles):
         one, other = ops.unstack(random.gamma(shape, alpha, "float32", seed), 2)
         return (one + 1e-30) / (one + other + 2e-30)  # both may be 0 where alpha is small
 
-    def transform_images(self, images, transformation=None, training=True):
-        if transformation is None or not training:
-            return self.cast_images(images)
-
+    def on_images(self, images, transformation):
         def run(part, transformation):
             partners = ops.take(images, transformation["permutation_order"], 0)
             mixed = self.mix(self.in_float(part), self.in_float(partners), transformation)
             return self.fit_dtype(mixed)
 
-        return in_parts(run, images, transformation)
+        return ops.image.in_parts(run, colour._PART, images, transformation)
 
-    @_in_training
-    def transform_labels(self, labels, transformation):
+    def on_labels(self, labels, transformation):
         name = ops.dtype(labels)
         if len(labels.shape) == 1 and not name.startswith(("float", "bfloat")):
             raise ValueError(
@@ -130,21 +98,19 @@ class MixUp(_Mixing):
     """
 
     alpha: Positive = 0.2
-    data_format: DataFormat = None
-    seed: int = None
+    options: Shared("data_format", "seed")
 
     def drawn(self, data, seed):
         weight = self.weights(data, seed, self.alpha)
-        return {"mix_weight": weight, "permutation_order": self.partners(data, seed)}
+        return {"mix_weight": weight} | super().drawn(data, seed)
 
     def mix(self, x, partners, transformation):
         weight = ops.cast(per_image(transformation["mix_weight"]), x.dtype)
         return partners + (x - partners) * weight
 
-    transform_segmentation_masks = _Mixing.transform_labels
+    on_segmentation_masks = _Mixing.on_labels
 
-    @_in_training
-    def transform_bounding_boxes(self, boxes, transformation):
+    def on_bounding_boxes(self, boxes, transformation):
         order = transformation["permutation_order"]
         return tree.map_structure(lambda x: ops.concatenate([x, ops.take(x, order, 0)], 1), boxes)
 
@@ -156,25 +122,19 @@ class CutMix(_Mixing):
     factor: (lower, upper) of alpha; the area is drawn from Beta(alpha, alpha); f means (0, f)
     """
 
-    factor: Factor(0, 1, symmetric=False) = 1.0
+    factor: Factor(0, 1, first=0) = 1.0
     seed: int = None
-    data_format: DataFormat = None
 
     def drawn(self, data, seed):
         alpha = ops.maximum(self.factors(data, seed, self.factor), 1e-2)
         side = ops.sqrt(1 - self.weights(data, seed, alpha))
-        masks, covered = self.rectangles(data, seed, (side, side))
-        return {
-            "permutation_order": self.partners(data, seed),
-            "batch_masks": masks,
-            "mix_weight": 1 - covered,
-        }
+        masks, covered = _rectangles(self, data, seed, (side, side))
+        return {"batch_masks": masks, "mix_weight": 1 - covered} | super().drawn(data, seed)
 
     def mix(self, x, partners, transformation):
         return ops.where(transformation["batch_masks"], partners, x)
 
-    @_in_training
-    def transform_segmentation_masks(self, masks, transformation):
+    def on_segmentation_masks(self, masks, transformation):
         inside = ops.take(transformation["batch_masks"], [0], self.channel_axis)
         inside = ops.squeeze(inside, self.channel_axis) if len(masks.shape) == 3 else inside
         return ops.where(inside, ops.take(masks, transformation["permutation_order"], 0), masks)
@@ -186,58 +146,36 @@ class CutMix(_Mixing):
 
 
 # --- policies ------------------------------------------------------------------------------------
-def _twice(kind):
-    """A maker of a layer with two factors, from the one that they share."""
-    return lambda factor, **options: kind(factor, factor, **options)
-
-
-def _still(kind):
-    """A maker of a layer without a factor."""
-    return lambda factor, seed, **options: kind(**options)
-
-
-def _posterization(factor, **options):
-    return colour.RandomPosterization([max(1, int(8 * side)) for side in factor], **options)
-
-
-WARPS = {
-    "random_shear": _twice(RandomShear),
-    "random_translation": _twice(RandomTranslation),
-    "random_rotation": RandomRotation,
-}
-COLOURS = {
-    "random_brightness": colour.RandomBrightness,
-    "random_color_degeneration": colour.RandomColorDegeneration,
-    "random_contrast": colour.RandomContrast,
-    "random_sharpness": colour.RandomSharpness,
-    "random_posterization": _posterization,
-    "solarization": _twice(colour.Solarization),
-    "auto_contrast": _still(colour.AutoContrast),
-    "equalization": _still(colour.Equalization),
-}
-EXTRA = "random_brightness", "random_color_degeneration", "random_contrast", "random_sharpness"
+WARPS = RandomShear, RandomTranslation, RandomRotation
+EXTRA = (
+    colour.RandomBrightness,
+    colour.RandomColorDegeneration,
+    colour.RandomContrast,
+    colour.RandomSharpness,
+)
+MORE = colour.RandomPosterization, colour.Solarization, colour.AutoContrast, colour.Equalization
 
 
 class _Policy(ColourLayer):
     """What draws which of its layers act, for all images of a batch alike."""
 
-    interpolation: one_of("nearest", "bilinear") = "bilinear"
-    seed: int = None
-    data_format: DataFormat = None
+    options: Shared("interpolation", "seed")
     all_ops = True
 
     def setup(self):
         super().setup()
-        same = ("seed", "data_format", "bounding_box_format")
-        options = {name: getattr(self, name) for name in same}
-        if dtypes.is_float(self.compute_dtype):
-            options["dtype"] = self.compute_dtype
-        warp = {"interpolation": self.interpolation, "fill_mode": "reflect"}
-        self._names = [n for n in (*WARPS, *COLOURS) if self.all_ops or n not in EXTRA]
-        for name in self._names:
-            make = WARPS.get(name) or COLOURS[name]
-            own = warp if name in WARPS else {"value_range": self.value_range}
-            setattr(self, name, make(factor=self.factor, **own, **options))
+        kinds = (*WARPS, *(EXTRA if self.all_ops else ()), *MORE)
+        self._names = [snake_case(kind.__name__) for kind in kinds]
+        same = {field[0] for field in _Policy._fields} | {"value_range"}
+        for name, kind in zip(self._names, kinds, strict=True):
+            own = [field[0] for field in kind._fields]
+            options = {n: getattr(self, n) for n in own if n in same}
+            options |= {n: self.factor for n in own if n.endswith("factor")}
+            if kind is colour.RandomPosterization:  # a number of bits
+                options["factor"] = [max(1, int(8 * side)) for side in self.factor]
+            if dtypes.is_float(self.compute_dtype):
+                options["dtype"] = self.compute_dtype
+            setattr(self, name, kind(**options))
 
     def draw_all(self, data, seed):
         """A transformation of each layer, by its name."""
@@ -249,9 +187,7 @@ class _Policy(ColourLayer):
     def apply(self, chosen, part, data, transforms):
         """What the layer of this number does to a part of the data; none does nothing."""
         branches = [
-            lambda name=name: getattr(getattr(self, name), f"transform_{part}")(
-                data, transforms[name], training=True
-            )
+            partial(getattr(getattr(self, name), f"transform_{part}"), data, transforms[name])
             for name in self._names
         ]
         return ops.switch(chosen, [*branches, lambda: data])
@@ -263,9 +199,9 @@ class RandAugment(_Policy):
     num_ops: how many, one after the other; factor: (lower, upper) of their strength, f means (0, f)
     """
 
-    value_range: ValueRange = (0, 255)
+    value_range: Shared("value_range")
     num_ops: PositiveInt = 2
-    factor: Factor(0, 1, symmetric=False) = 0.5
+    factor: Factor(0, 1, first=0) = 0.5
 
     def drawn(self, data, seed):
         chosen = random.randint((self.num_ops,), 0, len(self._names), "int32", seed)
@@ -281,8 +217,8 @@ class RandAugment(_Policy):
         return transform
 
     adjust = _applied("images")
-    transform_bounding_boxes = _in_training(_applied("bounding_boxes"))
-    transform_segmentation_masks = _in_training(_applied("segmentation_masks"))
+    on_bounding_boxes = _applied("bounding_boxes")
+    on_segmentation_masks = _applied("segmentation_masks")
 
 
 class AugMix(_Policy):
@@ -294,10 +230,10 @@ class AugMix(_Policy):
     all_ops: whether brightness, color degeneration, contrast and sharpness may be among the layers
     """
 
-    value_range: ValueRange = (0, 255)
+    value_range: Shared("value_range")
     num_chains: PositiveInt = 3
     chain_depth: PositiveInt = 3
-    factor: Factor(0, 1, symmetric=False) = 0.3
+    factor: Factor(0, 1, first=0) = 0.3
     alpha: Positive = 1.0
     all_ops: bool = True
 
@@ -307,16 +243,14 @@ class AugMix(_Policy):
         chosen = random.randint(size, 0, count, "int32", seed)
         chosen = ops.where(ops.arange(size[1]) < depth, chosen, count)  # none
         shares = random.gamma(size[:1], self.alpha, "float32", seed) + 1e-30
+
+        def step(number):
+            return {"layer_name": number, "transformation": self.draw_all(data, seed)}
+
         return {
             "chain_mixing_weights": shares / ops.sum(shares),
             "weight_sample": random.beta((), self.alpha, self.alpha, "float32", seed),
-            "chain_transforms": [
-                [
-                    dict(layer_name=n, transformation=self.draw_all(data, seed))
-                    for n in ops.unstack(row)
-                ]
-                for row in ops.unstack(chosen)
-            ],
+            "chain_transforms": [list(map(step, ops.unstack(row))) for row in ops.unstack(chosen)],
         }
 
     def adjust(self, x, transformation):

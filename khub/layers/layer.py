@@ -751,7 +751,7 @@ def _shapes(x):
 def _map_shapes(function, shape):
     if isinstance(shape, dict):
         return {k: _map_shapes(function, v) for k, v in shape.items()}
-    if isinstance(shape, (list, tuple)) and all(n is None or isinstance(n, int) for n in shape):
+    if all(n is None or hasattr(n, "__index__") for n in shape):
         return function(tuple(shape))
     return type(shape)(_map_shapes(function, s) for s in shape)
 

@@ -82,7 +82,7 @@ class _IndexLookup(_Adaptive, _Encoder):
         weights = None if idf_weights is None else host_array(idf_weights).ravel().tolist()
         if self.output_mode == "tf_idf" and (weights is None or len(weights) != len(tokens)):
             raise ValueError(
-                f"{self.name}: tf_idf needs idf_weights, one a token: {idf_weights!r}."
+                f"{self.name}: tf_idf needs idf_weights for all tokens, got {weights}."
             )
         special = self._special()
         if special and tokens[: len(special)] == special:
@@ -342,10 +342,6 @@ class IntegerLookup(_IndexLookup):
 
     def _token(self, token):
         return int(token)
-
-    def update_state(self, data):
-        """Count the integers of one batch."""
-        super().update_state(host_array(data))
 
     def _bucket(self, token):
         hashes = self.oov_method == "farmhash"

@@ -1,5 +1,7 @@
 """Layers that make one tensor of several."""
 
+from functools import reduce
+
 from khub import ops
 from khub.layers.layer import Layer
 
@@ -26,20 +28,11 @@ class _Merge(Layer):
 
     def compute_mask(self, inputs, previous_mask):
         masks = [m for m in previous_mask or () if m is not None]
-        result = masks[0] if masks else None
-        for mask in masks[1:]:
-            result = ops.logical_and(result, mask)
-        return result
+        return reduce(ops.logical_and, masks) if masks else None
 
 
 def _fold(function):
-    def merge(self, inputs):
-        result = inputs[0]
-        for x in inputs[1:]:
-            result = function(result, x)
-        return result
-
-    return merge
+    return lambda self, inputs: reduce(function, inputs)
 
 
 class Add(_Merge):
@@ -140,10 +133,6 @@ def _functional(cls):
     return merge
 
 
-add, multiply, maximum, minimum = map(_functional, (Add, Multiply, Maximum, Minimum))
-average, subtract = map(_functional, (Average, Subtract))
-
-
 def dot(inputs, axes=-1, **kwargs):
     """The inner products of two tensors over an axis of each."""
     return Dot(axes, **kwargs)(inputs)
@@ -154,21 +143,8 @@ def concatenate(inputs, axis=-1, **kwargs):
     return Concatenate(axis, **kwargs)(inputs)
 
 
-__all__ = [
-    "Add",
-    "Average",
-    "Concatenate",
-    "Dot",
-    "Maximum",
-    "Minimum",
-    "Multiply",
-    "Subtract",
-    "add",
-    "average",
-    "concatenate",
-    "dot",
-    "maximum",
-    "minimum",
-    "multiply",
-    "subtract",
-]
+__all__ = ["Concatenate", "Dot", "concatenate", "dot"]
+for _layer in (Add, Average, Maximum, Minimum, Multiply, Subtract):  # layers.add is Add, ...
+    _name = _layer.__name__.lower()
+    globals()[_name] = _functional(_layer)
+    __all__ += [_layer.__name__, _name]

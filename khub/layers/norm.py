@@ -5,8 +5,13 @@ from khub.fields import Initializers, Penalties, Rate, Weights
 from khub.layers.layer import InputSpec, Layer
 
 
-def _axes(axis):
-    return (axis,) if isinstance(axis, int) else tuple(axis)
+def _layout(axis, input_shape):
+    """The shape of weights over `axis`; that in which they broadcast, None if it is the same."""
+    rank = len(input_shape)
+    axes = sorted(a % rank for a in ((axis,) if isinstance(axis, int) else axis))
+    wide = [n if a in axes else 1 for a, n in enumerate(input_shape)]
+    last = axes == list(range(rank - len(axes), rank))
+    return [input_shape[a] for a in axes], None if last else wide
 
 
 class LayerNormalization(Layer):
@@ -25,13 +30,7 @@ class LayerNormalization(Layer):
     supports_masking = True
 
     def build(self, input_shape):
-        axes = sorted(a % len(input_shape) for a in _axes(self.axis))
-        shape = [input_shape[a] for a in axes]
-        self._shape = (
-            None
-            if axes == list(range(len(input_shape) - len(axes), len(input_shape)))
-            else [n if a in axes else 1 for a, n in enumerate(input_shape)]
-        )
+        shape, self._shape = _layout(self.axis, input_shape)
         self.gamma = self.add_weight(shape, name="gamma") if self.scale else None
         self.beta = self.add_weight(shape, name="beta") if self.center else None
 
@@ -53,10 +52,8 @@ class RMSNormalization(Layer):
     supports_masking = True
 
     def build(self, input_shape):
-        axes = sorted(a % len(input_shape) for a in _axes(self.axis))
-        self.scale = self.add_weight([input_shape[a] for a in axes], "ones", name="scale")
-        last = axes == list(range(len(input_shape) - len(axes), len(input_shape)))
-        self._shape = None if last else [n if a in axes else 1 for a, n in enumerate(input_shape)]
+        shape, self._shape = _layout(self.axis, input_shape)
+        self.scale = self.add_weight(shape, "ones", name="scale")
 
     def call(self, inputs):
         scale = self.scale if self._shape is None else ops.reshape(self.scale, self._shape)
@@ -101,19 +98,13 @@ class BatchNormalization(Layer):
         size = input_shape[self.axis]
         self.gamma = self.add_weight((size,), name="gamma") if self.scale else None
         self.beta = self.add_weight((size,), name="beta") if self.center else None
-        self.moving_mean = self.add_weight(
-            (size,), name="moving_mean", trainable=False, autocast=False
-        )
-        self.moving_variance = self.add_weight(
-            (size,), name="moving_variance", trainable=False, autocast=False
-        )
+        mean, deviation = self.moving_mean_initializer, self._initial_deviation
+        starts = {"moving_mean": mean, "moving_variance": self.moving_variance_initializer}
         if self.renorm:
-            for name in ("moving_stddev", "renorm_mean", "renorm_stddev"):
-                start = self.moving_mean_initializer
-                if name != "renorm_mean":
-                    start = self._initial_deviation
-                variable = self.add_weight((size,), start, None, False, False, name=name)
-                setattr(self, name, variable)
+            starts |= dict(moving_stddev=deviation, renorm_mean=mean, renorm_stddev=deviation)
+        for name, start in starts.items():
+            variable = self.add_weight((size,), start, None, False, False, name=name)
+            setattr(self, name, variable)
         self.input_spec = InputSpec(ndim=len(input_shape), axes={self.axis: size})
         self._reduced = [a for a in range(len(input_shape)) if a != self.axis % len(input_shape)]
 
@@ -161,11 +152,9 @@ class BatchNormalization(Layer):
     def _moments(self, inputs, mask):
         if mask is None:
             return ops.moments(inputs, self._reduced)
-        weights = ops.cast(mask, inputs.dtype)
-        weights = ops.broadcast_to(
-            ops.reshape(weights, (*weights.shape, *[1] * (len(inputs.shape) - len(weights.shape)))),
-            inputs.shape,
-        )
+        ones = [1] * (len(inputs.shape) - len(mask.shape))
+        weights = ops.reshape(ops.cast(mask, inputs.dtype), (*mask.shape, *ones))
+        weights = ops.broadcast_to(weights, inputs.shape)
         count = ops.maximum(ops.sum(weights, axis=self._reduced), 1)  # 1 where nothing is
         mean = ops.sum(inputs * weights, axis=self._reduced) / count
         shape = [1] * len(inputs.shape)
@@ -220,12 +209,3 @@ class GroupNormalization(Layer):
         wide[axis] = shape[axis]
         y = y if self.gamma is None else y * ops.reshape(self.gamma, wide)
         return y if self.beta is None else y + ops.reshape(self.beta, wide)
-
-
-__all__ = [
-    "BatchNormalization",
-    "GroupNormalization",
-    "LayerNormalization",
-    "RMSNormalization",
-    "UnitNormalization",
-]

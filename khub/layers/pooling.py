@@ -86,7 +86,7 @@ GlobalAvgPool1D = GlobalAveragePooling1D
 
 
 def _make(base, name, alias, space, **members):
-    members |= {"_space": space, "__doc__": base.__doc__, "__module__": __name__}
+    members |= {"_space": space, "__doc__": base.__doc__}
     globals()[name] = globals()[alias] = type(name, (base,), members)
     __all__.extend(dict.fromkeys([name, alias]))
 

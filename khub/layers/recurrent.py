@@ -81,7 +81,6 @@ class _Cell(Layer):
     def _add_weights(self, inputs, states, units, bias_shape=None):
         """Make kernel, recurrent_kernel and bias; the shapes are without the gates."""
         wide = self._gates * units
-        self._width = inputs[-1]
         self.kernel = self.add_weight((*inputs, wide), name="kernel")
         self.recurrent_kernel = self.add_weight(
             (*states, wide),
@@ -99,9 +98,8 @@ class _Cell(Layer):
 
     def get_initial_state(self, batch_size=None):
         """Return the states before the first step: zeros (batch, units)."""
-        return [
-            ops.zeros((batch_size, self.units), self.compute_dtype) for _ in range(self._states)
-        ]
+        shape = batch_size, self.units
+        return [ops.zeros(shape, self.compute_dtype) for _ in range(self._states)]
 
     def zero_states(self, inputs):
         """Return the states before a step with `inputs` (batch, ...)."""
@@ -519,26 +517,19 @@ class _Recurrent(Layer):
         cell = self.cell
         if cell._fused is None:
             return f"there is none for {type(cell).__name__}"
-        found = kernel(
-            cell._fused,
-            sequences,
-            states,
-            [v.value for v in cell._added],
-            mask,
-            self.zero_output_for_mask,
-        )
+        values = [v.value for v in cell._added]
+        found = kernel(cell._fused, sequences, states, values, mask, self.zero_output_for_mask)
         return found if isinstance(found, str) else (found[0], found[1][0], found[1])
 
     def _steps(self, values, sequences, states, mask, dropped):
         """Run a cell of ours step by step, with `values` as its weights."""
         cell = self.cell
+
+        def step(projected, states):
+            return cell.step(projected, states, dropped)
+
         with Scope(zip(cell._added, values, strict=True)):
-            return self._run(
-                lambda x, states: cell.step(x, states, dropped),
-                cell.project(sequences),
-                states,
-                mask,
-            )
+            return self._run(step, cell.project(sequences), states, mask)
 
     def _run(self, step, xs, states, mask):
         """Return all outputs (batch, time, ...), the last one, and the last states."""
@@ -640,7 +631,6 @@ def _add_layer(name, cell, tail, **members):
     doc = f"Runs {what} over time; arguments of the cell and of `RNN`.\n\n    {cell.__doc__}"
     members |= {
         "__doc__": doc,
-        "__module__": __name__,
         "__annotations__": {"options": [known[field] for field in order]},
         "_cell": cell,
     }
@@ -658,7 +648,7 @@ for _name, _cell, _tail, _unsaved in (
 ):
     _add_layer(_name, _cell, _tail, _unsaved=(_unsaved,))
 for _space in (1, 2, 3):
-    _members = {"_space": _space, "__doc__": _ConvLSTMCell.__doc__, "__module__": __name__}
+    _members = {"_space": _space, "__doc__": _ConvLSTMCell.__doc__}
     _add_layer(
         f"ConvLSTM{_space}D",
         type("_ConvLSTMCell", (_ConvLSTMCell,), _members),

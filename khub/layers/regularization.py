@@ -20,14 +20,6 @@ class _Noise(Layer):
     def call(self, inputs, training=False):
         return self.disturb(inputs) if training and self.rate else inputs
 
-    def get_config(self):
-        config = super().get_config()
-        if isinstance(self, (SpatialDropout1D, SpatialDropout2D)):  # as Keras has it
-            del config["trainable"]
-            if self.dtype_policy.name == self.dtype:
-                config["dtype"] = self.dtype
-        return config
-
     def _noise_shape(self, inputs):
         """The shape of what is drawn: 1 where a number is shared."""
         shape = ops.shape(inputs)
@@ -78,32 +70,13 @@ class GaussianDropout(_Noise):
         return inputs * random.normal(shape, 1.0, deviation, dtype, self.seed_generator)
 
 
-class SpatialDropout1D(_Noise):
-    """Drops whole channels of (batch, time, channels), alike at every step.  arXiv:1411.4280"""
-
-    rate: Rate
-    seed: int = None
-
-    def setup(self):
-        super().setup()
-        self.built, self.input_spec = False, InputSpec(ndim=3)  # the first call checks the rank
-
-    def disturb(self, inputs):
-        batch, _, channels = ops.shape(inputs)
-        return random.dropout(inputs, self.rate, (batch, 1, channels), self.seed_generator)
-
-
-class SpatialDropout2D(_Noise):
-    """Drops whole channels of images, alike at every place.  arXiv:1411.4280"""
-
+class _SpatialDropout(_Noise):
     _space = 2
-
-    rate: Rate
-    data_format: DataFormat = None
-    seed: int = None
+    data_format = "channels_last"
 
     def setup(self):
         super().setup()
+        # the first call checks the rank
         self.built, self.input_spec = False, InputSpec(ndim=self._space + 2)
 
     def disturb(self, inputs):
@@ -111,6 +84,30 @@ class SpatialDropout2D(_Noise):
         first = windows.channels_first(self.data_format)
         shape = (batch, sizes[0], *ones) if first else (batch, *ones, sizes[-1])
         return random.dropout(inputs, self.rate, shape, self.seed_generator)
+
+    def get_config(self):
+        config = super().get_config()  # as Keras has it
+        del config["trainable"]
+        if self.dtype_policy.name == self.dtype:
+            config["dtype"] = self.dtype
+        return config
+
+
+class SpatialDropout1D(_SpatialDropout):
+    """Drops whole channels of (batch, time, channels), alike at every step.  arXiv:1411.4280"""
+
+    _space = 1
+
+    rate: Rate
+    seed: int = None
+
+
+class SpatialDropout2D(_SpatialDropout):
+    """Drops whole channels of images, alike at every place.  arXiv:1411.4280"""
+
+    rate: Rate
+    data_format: DataFormat = None
+    seed: int = None
 
 
 class SpatialDropout3D(SpatialDropout2D):

@@ -99,6 +99,8 @@ class Normalization(_Adaptive, _ListLayer):
 
     def call(self, inputs):
         x = ops.cast(inputs, self.compute_dtype)
+        if not self.built:  # the first call is one of a data pipeline
+            self.build(tuple(x.shape))
         mean, variance = self.mean, self.variance
         if self.input_mean is None and not local.host:  # Variables are on the device already
             mean, variance = self.adapt_mean, self.adapt_variance
@@ -158,11 +160,9 @@ class Discretization(_Adaptive, _Encoder):
 
     def setup(self):
         super().setup()
-        if (self.bin_boundaries is None) == (self.num_bins is None):
-            raise ValueError(
-                "give either bin_boundaries or num_bins, got "
-                f"bin_boundaries={self.bin_boundaries!r} and num_bins={self.num_bins!r}."
-            )
+        given = self.bin_boundaries, self.num_bins
+        if given.count(None) != 1:
+            raise ValueError(f"give either bin_boundaries or num_bins, got {given}.")
         if self.num_bins is not None and self.num_bins < 1:
             raise ValueError(f"num_bins must be a positive integer, got {self.num_bins!r}.")
         self.summary = np.zeros((2, 0), "float32")
@@ -195,7 +195,7 @@ class Discretization(_Adaptive, _Encoder):
         return self._encoded(ops.digitize(x, bounds))
 
     def _count(self):
-        return self.num_bins or len(self.bin_boundaries) + 1
+        return self.num_bins if self.bin_boundaries is None else len(self.bin_boundaries) + 1
 
     def _result_dtype(self):
         return "int32" if self.output_mode == "int" else self.compute_dtype
@@ -254,12 +254,10 @@ class _Hasher(_Encoder):
 
     def setup(self):
         super().setup()
-        if self.output_mode == "int" and not self.compute_dtype.startswith("int"):
-            if self.compute_dtype != config.floatx():
-                raise ValueError(
-                    "dtype must be int32 or int64 with output_mode='int', got "
-                    f"{self.compute_dtype!r}."
-                )
+        dtype = self.compute_dtype
+        if self.output_mode == "int" and not dtype.startswith("int"):
+            if dtype != config.floatx():
+                raise ValueError(f"dtype must be int32 or int64 for integers, got {dtype!r}.")
             self.dtype_policy = "int64"
 
     def _count(self):

@@ -76,7 +76,8 @@ class TextVectorization(_Adaptive, _Encoder):
             raise ValueError(f"ngrams must be None, a positive integer or a tuple, got {n!r}.")
         if length is not None and (mode != "int" or length < 1):
             raise ValueError(
-                f"output_sequence_length must be None, or positive with output_mode='int': {length!r}."
+                "output_sequence_length must be None, or a positive integer with "
+                f"output_mode='int'; got {length!r} with {mode!r}."
             )
         if self.ragged and (backend != "tensorflow" or mode != "int"):
             raise ValueError(
@@ -207,7 +208,7 @@ class TextVectorization(_Adaptive, _Encoder):
             kept = shape[-1] if self.split is None and self._sizes is None else None
             shape = (*shape[:1], self.output_sequence_length or kept)
         found = self._lookup_layer.compute_output_spec(KerasTensor(shape, "string"))
-        found.ragged = self.ragged
+        found.ragged, found.sparse = self.ragged, self.sparse
         return found
 
     # --- files -----------------------------------------------------------------------------------

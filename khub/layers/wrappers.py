@@ -43,14 +43,12 @@ class TimeDistributed(Wrapper):
         if mask is not None and "mask" in spec.names:
             options["mask"] = ops.reshape(mask, (-1, *ops.shape(mask)[2:]))
         flat = ops.reshape(inputs, (-1, *ops.shape(inputs)[2:]))
-        outputs = self.layer(flat, **options)
+        batch = batch if isinstance(batch, int) else -1
 
         def unfold(y):
-            shape = ops.shape(y)[1:]
-            known = isinstance(batch, int)
-            return ops.reshape(y, (batch if known else -1, time, *shape))
+            return ops.reshape(y, (batch, time, *ops.shape(y)[1:]))
 
-        return tree.map_structure(unfold, outputs)
+        return tree.map_structure(unfold, self.layer(flat, **options))
 
 
 class SpectralNormalization(Wrapper):
@@ -111,19 +109,15 @@ class Bidirectional(Layer):
             f"Bidirectional {self.name!r}: merge_mode", merge_mode, [*self._modes, None]
         )
 
-        def copy(other, direction, backwards):
-            config = other.get_config() | {"name": f"{direction}_{layer.name}"}
-            if backwards is not None:
-                config["go_backwards"] = backwards
+        def copy(other, direction, **changes):
+            config = other.get_config() | {"name": f"{direction}_{layer.name}"} | changes
             return type(other).from_config(config)
 
-        self.forward_layer = copy(layer, "forward", None)
-        backwards = not layer.go_backwards
-        self.backward_layer = (
-            copy(layer, "backward", backwards)
-            if backward_layer is None
-            else copy(backward_layer, "backward", None)
-        )
+        self.forward_layer = copy(layer, "forward")
+        if backward_layer is None:
+            self.backward_layer = copy(layer, "backward", go_backwards=not layer.go_backwards)
+        else:
+            self.backward_layer = copy(backward_layer, "backward")
         if layer.return_sequences:  # a hidden step would repeat one neighbour in each direction
             self.forward_layer.zero_output_for_mask = True
             self.backward_layer.zero_output_for_mask = True
@@ -132,9 +126,7 @@ class Bidirectional(Layer):
         for name in ("return_sequences", "return_state", "stateful"):
             if getattr(self.forward_layer, name) != getattr(self.backward_layer, name):
                 raise ValueError(f"forward and backward layer must agree in {name}.")
-        self.return_sequences = layer.return_sequences
-        self.return_state = layer.return_state
-        self.stateful = layer.stateful
+            setattr(self, name, getattr(layer, name))
         self._given_weights = weights
 
     @property
@@ -152,17 +144,13 @@ class Bidirectional(Layer):
             self.backward_layer.set_weights(self._given_weights[half:])
 
     def call(self, sequences, initial_state=None, mask=None, training=None):
-        states = None if initial_state is None else _as_states(initial_state)
-        half = 0 if states is None else len(states) // 2
-        found = []
-        for layer, own in zip(
-            (self.forward_layer, self.backward_layer),
-            (None, None) if states is None else (states[:half], states[half:]),
-            strict=True,
-        ):
-            y = layer(sequences, initial_state=own, mask=mask, training=training)
-            found.append(y if self.return_state else (y,))
-        (y, *forward), (z, *backward) = found
+        states = [] if initial_state is None else _as_states(initial_state)
+        options, half = {"mask": mask, "training": training}, len(states) // 2
+        y = self.forward_layer(sequences, initial_state=states[:half] or None, **options)
+        z = self.backward_layer(sequences, initial_state=states[half:] or None, **options)
+        forward = backward = ()
+        if self.return_state:
+            (y, *forward), (z, *backward) = y, z
         if self.return_sequences:
             z = ops.flip(z, 1)
         merged = [y, z] if self.merge_mode is None else self._modes[self.merge_mode](y, z)

@@ -1,15 +1,17 @@
 """Images (batch, height, width, channels), or without the batch; channels first if told so."""
 
+import itertools
 import math as numbers
 
 import numpy as np
 
-from khub import dtypes
+from khub import dtypes, tree
 from khub.backend import active, windows
 from khub.backend.scope import local
+from khub.choices import choose
 from khub.ops import linalg, math, nn
 from khub.ops.array import *  # noqa: F403
-from khub.ops.core import cast, convert_to_tensor, where
+from khub.ops.core import cast, convert_to_tensor, saturate_cast, where
 from khub.ops.core import shape as shape_of
 from khub.ops.op import op, promote_float
 
@@ -35,6 +37,14 @@ def _last(images, data_format, space=2):
     return moveaxis(images, -space - 1, -1), lambda x: moveaxis(x, -1, -space - 1)
 
 
+def _batch(images, data_format, space=2):
+    """Return a batch with channels last, and what turns results back: as `_last` for one image."""
+    x, back = _last(images, data_format, space)
+    if len(x.shape) == space + 2:
+        return x, back
+    return expand_dims(x, 0), lambda x: back(x[0])
+
+
 # --- colours -------------------------------------------------------------------------------------
 @op(dtype=promote_float)
 def rgb_to_grayscale(images, data_format=None):
@@ -48,15 +58,10 @@ def rgb_to_grayscale(images, data_format=None):
 def rgb_to_hsv(images, data_format=None):
     """Hue, saturation and value, all from 0 to 1, of colours from 0 to 1."""
     x, back = _last(images, data_format)
-    red, green, blue = unstack(x, axis=-1)
     value, least = math.max(x, -1), math.min(x, -1)
     spread = value - least
-    safe = where(math.equal(spread, 0), ones_like(spread), spread)
-    sixths = where(
-        math.equal(value, red),
-        (green - blue) / safe,
-        where(math.equal(value, green), 2 + (blue - red) / safe, 4 + (red - green) / safe),
-    )
+    unit = 1 / where(math.equal(spread, 0), ones_like(spread), spread)
+    sixths = hue_sixths(*unstack(x, axis=-1), value, unit)
     hue = where(math.equal(spread, 0), zeros_like(spread), math.mod(sixths / 6, 1.0))
     bright = where(math.greater(value, 0), value, ones_like(value))
     saturation = where(math.greater(value, 0), spread / bright, zeros_like(value))
@@ -68,13 +73,26 @@ def hsv_to_rgb(images, data_format=None):
     """Colours from 0 to 1 of hue, saturation and value."""
     x, back = _last(images, data_format)
     hue, saturation, value = unstack(x, axis=-1)
+    return back(stack(from_hue(hue * 6, value, value * saturation), -1))
+
+
+def hue_sixths(red, green, blue, value, unit):
+    """The hue in sixths of a turn; value: the largest of the three, unit: 1 / (largest - least)"""
+    return where(
+        math.equal(value, red),
+        (green - blue) * unit,
+        where(math.equal(value, green), 2 + (blue - red) * unit, 4 + (red - green) * unit),
+    )
+
+
+def from_hue(sixths, value, spread):
+    """[red, green, blue] of a hue in sixths of a turn; spread: between the largest and the least"""
 
     def channel(offset):
-        place = math.mod(hue * 6 + offset, 6.0)
-        share = math.clip(math.minimum(place, 4 - place), 0.0, 1.0)
-        return value - value * saturation * share
+        place = math.mod(sixths + offset, 6.0)
+        return value - spread * math.clip(math.minimum(place, 4 - place), 0.0, 1.0)
 
-    return back(stack([channel(5), channel(3), channel(1)], -1))
+    return [channel(5), channel(3), channel(1)]
 
 
 # --- borders -------------------------------------------------------------------------------------
@@ -175,11 +193,8 @@ ALIASES |= {"bicubic": "cubic", "tricubic": "cubic"}
 
 
 def _kernel(method):
-    name = ALIASES.get(method, method)
-    if name not in KERNELS:
-        known = ", ".join(["nearest", *ALIASES, *KERNELS])
-        raise ValueError(f"The interpolation must be one of {known}, got {method!r}.")
-    return KERNELS[name]
+    name = choose("interpolation", method, [*ALIASES, *KERNELS])
+    return KERNELS[ALIASES.get(name, name)]
 
 
 def _resample(x, axis, count, scale, translation, method, antialias):
@@ -245,8 +260,8 @@ def window(height, width, size, crop):
     if None in (height, width):
         raise ValueError("Keeping the aspect ratio needs images of a known height and width.")
     high, wide = width * size[0] // size[1], height * size[1] // size[0]
-    choose = min if crop else max
-    high, wide = choose(height, high), choose(width, wide)
+    limit = min if crop else max
+    high, wide = limit(height, high), limit(width, wide)
     top, left = abs(height - high) // 2, abs(width - wide) // 2
     return (top, left, high, wide) if crop else (-top, -left, high, wide)
 
@@ -274,46 +289,39 @@ def resize(
         raise ValueError(f"size must be (height, width), got {size!r}.")
     x, back = _last(images, data_format)
     name = dtypes.standardize(x.dtype)
+    interpolation = choose("interpolation", interpolation, ["nearest", *ALIASES, *KERNELS])
     if interpolation != "nearest":
-        _kernel(interpolation)
         x = x if dtypes.is_float(name) else cast(x, "float32")
     height, width = x.shape[-3:-1]
     if crop_to_aspect_ratio:
         top, left, high, wide = window(height, width, size, True)
         x = x[..., top : top + high, left : left + wide, :]
     elif pad_to_aspect_ratio:
-        if fill_mode != "constant":
-            raise ValueError(f'fill_mode must be "constant", got {fill_mode!r}.')
+        choose("fill_mode", fill_mode, ["constant"])
         top, left, high, wide = window(height, width, size, False)
         borders = [(-top, high - height + top), (-left, wide - width + left), (0, 0)]
         x = pad(x, [(0, 0)] * (len(x.shape) - 3) + borders, constant_values=fill_value)
     size, method = tuple(map(int, size)), ALIASES.get(interpolation, interpolation)
     x = resize_pixels(x, size, method, antialias)
     if dtypes.standardize(x.dtype) != name:
-        information = np.iinfo(dtypes.numpy_dtype(name))
-        x = cast(math.clip(math.round(x), information.min, information.max), name)
+        x = saturate_cast(math.round(x), name)
     return back(x)
 
 
 # --- patches -------------------------------------------------------------------------------------
 def _patches(images, size, strides, dilation_rate, padding, data_format, space):
     size = windows.per_axis(size, space, "size")
-    x, back = _last(images, data_format, space)
-    single = len(x.shape) == space + 1
-    x = expand_dims(x, 0) if single else x
+    strides = size if strides is None else strides
+    x, back = _batch(images, data_format, space)
     channels = x.shape[-1]
     count = numbers.prod(size) * channels
-    name = dtypes.standardize(x.dtype)
     kernel = np.eye(count, dtype="float32").reshape((*size, channels, count))
-    found = nn.conv(
-        x,
-        convert_to_tensor(kernel, name),
-        size if strides is None else strides,
-        padding,
-        "channels_last",
-        dilation_rate,
-    )
-    return back(found[0] if single else found)
+    return back(_convolved(x, kernel, padding, strides, dilation_rate))
+
+
+def _convolved(x, kernel, padding, strides=1, dilation_rate=1):
+    kernel = convert_to_tensor(kernel, dtypes.standardize(x.dtype))
+    return nn.conv(x, kernel, strides, padding, "channels_last", dilation_rate)
 
 
 @op(dtype=promote_float)
@@ -347,6 +355,48 @@ def _folded(place, size, mode):
     return limited, inside if mode == "constant" else None
 
 
+def _choices(place, size, nearest, fill_mode):
+    """The pixels of an axis around fractional places: [(index, whether inside, share)]."""
+    if "int" in dtypes.standardize(place.dtype):
+        return [(*_folded(cast(place, "int32"), size, fill_mode), None)]
+    if nearest:  # halves are rounded up
+        return [(*_folded(cast(math.floor(place + 0.5), "int32"), size, fill_mode), None)]
+    low = math.floor(place)
+    share, low = place - low, cast(low, "int32")
+    return [
+        (*_folded(low, size, fill_mode), 1 - share),
+        (*_folded(low + 1, size, fill_mode), share),
+    ]
+
+
+def _mixture(pixels, first, axes, sizes, fill_value):
+    """The sum of `pixels` (count, ...) around places, each by its share.
+
+    axes: `_choices` of each axis, whose sizes make up the index; first: where an image begins
+    """
+    name, total = dtypes.standardize(pixels.dtype), None
+    wide = name if dtypes.is_float(name) else "float32"
+
+    def each_pixel(x):  # fits the channels
+        return expand_dims(x, -1) if len(pixels.shape) == 2 else x
+
+    for corner in itertools.product(*axes):
+        index, inside, weight = first, None, None
+        for (place, seen, share), size in zip(corner, sizes, strict=True):
+            index = place if index is None else index * size + place
+            inside = seen if inside is None else math.logical_and(inside, seen)
+            weight = share if weight is None else weight * share
+        value = take(pixels, index, 0)
+        if inside is not None:
+            value = where(each_pixel(inside), value, full_like(value, fill_value))
+        if weight is not None:
+            value = math.multiply(cast(value, wide), each_pixel(weight))
+        total = value if total is None else total + value
+    if dtypes.standardize(total.dtype) != name:
+        total = cast(total if dtypes.is_float(name) else math.round(total), name)
+    return total
+
+
 _PART = 1 << 22  # numbers of a batch of images that eager work takes at a time
 FILL_MODES = ("constant", "nearest", "wrap", "mirror", "reflect")
 
@@ -359,139 +409,91 @@ def map_coordinates(inputs, coordinates, order, fill_mode="constant", fill_value
     """
     if order not in (0, 1):
         raise ValueError(f"order must be 0 or 1, got {order!r}.")
-    if fill_mode not in FILL_MODES:
-        raise ValueError(f"fill_mode must be one of {', '.join(FILL_MODES)}, got {fill_mode!r}.")
+    fill_mode = choose("fill_mode", fill_mode, FILL_MODES)
     if coordinates.shape[0] != len(inputs.shape):
         raise ValueError(
             f"coordinates need a row for each axis of {tuple(inputs.shape)}, got the shape "
             f"{tuple(coordinates.shape)}."
         )
-    sizes, corners = shape_of(inputs), [(None, [], [])]
-    for axis, size in enumerate(sizes):
-        where_to = coordinates[axis]
-        choices = []
-        if order == 0 or "int" in dtypes.standardize(coordinates.dtype):
-            choices = [(cast(_half_up(where_to), "int32"), None)]
-        else:
-            low = math.floor(where_to)
-            share = where_to - low
-            low = cast(low, "int32")
-            choices = [(low, 1 - share), (low + 1, share)]
-        corners = [
-            (
-                weight if share is None else share if weight is None else weight * share,
-                [*places, place],
-                [*seen, inside],
-            )
-            for weight, places, seen in corners
-            for raw, share in choices
-            for place, inside in [_folded(raw, size, fill_mode)]
-        ]
-    name, total = dtypes.standardize(inputs.dtype), None
-    for weight, places, seen in corners:
-        index = places[0]
-        for place, size in zip(places[1:], sizes[1:], strict=True):
-            index = index * size + place
-        value = take(ravel(inputs), index)
-        for inside in seen:
-            if inside is not None:
-                value = where(inside, value, full_like(value, fill_value))
-        value = value if weight is None else math.multiply(cast(value, _wide(name)), weight)
-        total = value if total is None else total + value
-    if dtypes.standardize(total.dtype) != name:
-        total = cast(total if dtypes.is_float(name) else math.round(total), name)
-    return total
-
-
-def _wide(name):
-    return name if dtypes.is_float(name) else "float32"
-
-
-def _half_up(x):
-    return x if "int" in dtypes.standardize(x.dtype) else math.floor(x + 0.5)
+    sizes = shape_of(inputs)
+    axes = [
+        _choices(coordinates[axis], size, order == 0, fill_mode) for axis, size in enumerate(sizes)
+    ]
+    return _mixture(ravel(inputs), None, axes, sizes, fill_value)
 
 
 @op(operands=3, dtype=None)
 def sample_images(images, rows, columns, interpolation, fill_mode, fill_value):
     """Images at fractional places.  (batch, h, w, n), two of (batch, H, W) -> (batch, H, W, n)"""
-    (batch, height, width, channels), name = shape_of(images), dtypes.standardize(images.dtype)
-    pixels = reshape(images, (-1, channels))
-    first = reshape(arange(batch) * (height * width), (-1, 1, 1))
-    row_choices, column_choices = (
-        _choices(place, size, interpolation, fill_mode)
-        for place, size in ((rows, height), (columns, width))
-    )
-    total = None
-    for row, row_inside, row_share in row_choices:
-        for column, column_inside, column_share in column_choices:
-            value = take(pixels, first + row * width + column, 0)
-            if row_inside is not None:
-                inside = expand_dims(math.logical_and(row_inside, column_inside), -1)
-                value = where(inside, value, full_like(value, fill_value))
-            if row_share is not None:
-                share = expand_dims(row_share * column_share, -1)
-                value = math.multiply(cast(value, _wide(name)), cast(share, _wide(name)))
-            total = value if total is None else total + value
-    if dtypes.standardize(total.dtype) != name:
-        total = cast(math.round(total), name)
-    return total
-
-
-def _choices(place, size, interpolation, fill_mode):
-    """The pixels of an axis around fractional places: (index, whether inside, share)."""
-    if interpolation == "nearest":
-        return [(*_folded(cast(_half_up(place), "int32"), size, fill_mode), None)]
-    low = math.floor(place)
-    share, low = place - low, cast(low, "int32")
-    return [
-        (*_folded(low, size, fill_mode), 1 - share),
-        (*_folded(low + 1, size, fill_mode), share),
+    batch, *sizes, channels = shape_of(images)
+    first = reshape(arange(batch), (-1, 1, 1))
+    axes = [
+        _choices(place, size, interpolation == "nearest", fill_mode)
+        for place, size in zip((rows, columns), sizes, strict=True)
     ]
+    return _mixture(reshape(images, (-1, channels)), first, axes, sizes, fill_value)
 
 
-def _sampled(x, rows, columns, interpolation, fill_mode, fill_value):
+def _taken(x, given, places, interpolation, fill_mode, fill_value):
+    """Take each pixel of (batch, h, w, n) from `places(row, column, given)`, two of (batch, h, w).
+
+    given: a structure, see `in_parts`
+    """
     if interpolation not in ("nearest", "bilinear"):
         raise ValueError(f"interpolation must be nearest or bilinear, got {interpolation!r}.")
-    if fill_mode not in FILL_MODES:
-        raise ValueError(f"fill_mode must be one of {', '.join(FILL_MODES)}, got {fill_mode!r}.")
-    options = interpolation, fill_mode, fill_value
-    count, size = x.shape[0], numbers.prod(n or 0 for n in x.shape[1:])
-    traced = local.scope is not None or active.is_traced(x)
-    if traced or not isinstance(count, int) or count * size < 2 * _PART:
-        return sample_images(x, rows, columns, *options)
-    step = max(1, _PART // size)  # a part at a time: what is between fits caches
-    parts = [[v[i : i + step] for v in (x, rows, columns)] for i in range(0, count, step)]
-    return concatenate([sample_images(*part, *options) for part in parts])
+    fill_mode = choose("fill_mode", fill_mode, FILL_MODES)
+
+    def sample(x, given):
+        height, width = shape_of(x)[1:3]
+        rows = reshape(cast(arange(height), "float32"), (1, -1, 1))
+        columns = reshape(cast(arange(width), "float32"), (1, 1, -1))
+        found = (broadcast_to(place, shape_of(x)[:3]) for place in places(rows, columns, given))
+        return sample_images(x, *found, interpolation, fill_mode, fill_value)
+
+    return in_parts(sample, _PART, x, given)
 
 
-def _grid(x):
-    """The row (1, height, 1) and the column (1, 1, width) of every pixel."""
-    height, width = shape_of(x)[-3:-1]
-    rows = reshape(cast(arange(height), "float32"), (1, -1, 1))
-    return rows, reshape(cast(arange(width), "float32"), (1, 1, -1))
+def in_parts(function, limit, images, others):
+    """`function(images, others)`, eagerly on one part of a large batch after another.
+
+    limit: numbers of a part: what is between fits caches; others: a structure, in which what has an
+    entry for each image is cut along
+    """
+    count, size = images.shape[0], numbers.prod(n or 0 for n in images.shape[1:])
+    traced = local.scope is not None or active.is_traced(images)
+    if traced or not isinstance(count, int) or count * size < 2 * limit:
+        return function(images, others)
+
+    def part(start, stop):
+        def cut(x):
+            return x[start:stop] if getattr(x, "shape", ())[:1] == (count,) else x
+
+        return function(cut(images), tree.map_structure(cut, others))
+
+    step = max(1, limit // size)
+    return concatenate([part(start, start + step) for start in range(0, count, step)])
 
 
 def displaced(images, down, right, interpolation, fill_mode, fill_value, data_format):
     """Take each pixel of (batch, ...) from as far down and right of it as two (batch, h, w) say."""
     x, back = _last(images, data_format)
-    rows, columns = _grid(x)
-    return back(_sampled(x, rows + down, columns + right, interpolation, fill_mode, fill_value))
+
+    def places(rows, columns, moves):
+        return rows + moves[0], columns + moves[1]
+
+    return back(_taken(x, (down, right), places, interpolation, fill_mode, fill_value))
+
+
+def _projected(rows, columns, factors):
+    a, b, c, d, e, f, g, h = (reshape(p, (-1, 1, 1)) for p in unstack(factors, 8, axis=1))
+    scale = g * columns + h * rows + 1
+    return (d * columns + e * rows + f) / scale, (a * columns + b * rows + c) / scale
 
 
 def _transformed(images, factors, interpolation, fill_mode, fill_value, data_format):
-    """Take pixel (x, y) from ((a x + b y + c) / k, (d x + e y + f) / k), k = g x + h y + 1."""
-    x, back = _last(images, data_format)
-    single = len(x.shape) == 3
-    x = expand_dims(x, 0) if single else x
-    rows, columns = _grid(x)
+    x, back = _batch(images, data_format)
     factors = reshape(factors, (-1, 8)) if len(factors.shape) == 1 else factors
-    a, b, c, d, e, f, g, h = (reshape(p, (-1, 1, 1)) for p in unstack(factors, 8, axis=1))
-    scale = g * columns + h * rows + 1
-    shape = (shape_of(x)[0], *shape_of(scale)[1:])
-    new_rows = broadcast_to((d * columns + e * rows + f) / scale, shape)
-    new_columns = broadcast_to((a * columns + b * rows + c) / scale, shape)
-    result = _sampled(x, new_rows, new_columns, interpolation, fill_mode, fill_value)
-    return back(result[0] if single else result)
+    return back(_taken(x, factors, _projected, interpolation, fill_mode, fill_value))
 
 
 @op(operands=2, dtype=None)
@@ -543,12 +545,9 @@ def _gaussian(size, sigma):
 
 def _blurred(x, kernel_size, sigma, padding):
     """(batch, height, width, channels)"""
-    channels, name = x.shape[-1], dtypes.standardize(x.dtype)
-    for axis in (0, 1):
-        shape = (-1, 1) if axis == 0 else (1, -1)
-        weights = _gaussian(kernel_size[axis], sigma[axis]).reshape(*shape, 1, 1)
-        kernel = convert_to_tensor(np.tile(weights, (1, 1, 1, channels)), name)
-        x = nn.conv(x, kernel, 1, padding, "channels_last")
+    for axis, shape in enumerate([(-1, 1, 1, 1), (1, -1, 1, 1)]):
+        weights = _gaussian(kernel_size[axis], sigma[axis]).reshape(shape)
+        x = _convolved(x, np.tile(weights, (1, 1, 1, x.shape[-1])), padding)
     return x
 
 
@@ -558,10 +557,8 @@ def gaussian_blur(images, kernel_size=(3, 3), sigma=(1.0, 1.0), data_format=None
 
     kernel_size, sigma: (height, width) of the window, and the deviations
     """
-    x, back = _last(images, data_format)
-    single = len(x.shape) == 3
-    result = _blurred(expand_dims(x, 0) if single else x, kernel_size, sigma, "same")
-    return back(result[0] if single else result)
+    x, back = _batch(images, data_format)
+    return back(_blurred(x, kernel_size, sigma, "same"))
 
 
 def elastic_transform(
@@ -580,32 +577,26 @@ def elastic_transform(
     """
     from khub.random import normal
 
-    images = convert_to_tensor(images)
-    x, back = _last(images, data_format)
-    single = len(x.shape) == 3
-    x = expand_dims(x, 0) if single else x
+    x, back = _batch(convert_to_tensor(images), data_format)
     field = normal((2 * shape_of(x)[0], *shape_of(x)[1:3], 1), seed=seed)
     size = 2 * numbers.ceil(3 * sigma) + 1
     moves = _blurred(field, (size, size), (sigma, sigma), "same")[..., 0] * alpha
     down, right = moves[: shape_of(x)[0]], moves[shape_of(x)[0] :]
-    result = displaced(x, down, right, interpolation, fill_mode, fill_value, "channels_last")
-    return back(result[0] if single else result)
+    options = interpolation, fill_mode, fill_value, "channels_last"
+    return back(displaced(x, down, right, *options))
 
 
 # --- measures ------------------------------------------------------------------------------------
 @op(dtype=promote_float)
 def sobel_edges(images, data_format=None):
     """The slopes down and to the right by Sobel's filter.  (..., n) -> (..., n, 2)"""
-    x, back = _last(images, data_format)
-    single = len(x.shape) == 3
-    x = expand_dims(x, 0) if single else x
-    channels, name = x.shape[-1], dtypes.standardize(x.dtype)
+    x = _batch(images, data_format)[0]
+    channels = x.shape[-1]
     down = np.outer([-1, 0, 1], [1, 2, 1]).astype("float32")
     kernel = np.stack([down, down.T], -1)[:, :, None, :]
-    kernel = convert_to_tensor(np.tile(kernel, (1, 1, 1, channels)), name)
-    found = nn.conv(x, kernel, 1, "same", "channels_last")
+    found = _convolved(x, np.tile(kernel, (1, 1, 1, channels)), "same")
     found = reshape(found, (*shape_of(found)[:-1], channels, 2))
-    found = found[0] if single else found
+    found = found[0] if len(images.shape) == 3 else found
     return found if not windows.channels_first(data_format) else moveaxis(found, -2, -4)
 
 
@@ -621,10 +612,7 @@ def ssim(
     data_format=None,
 ):
     """The structural similarity of images, 1 for equal ones.  -> (batch,)  Wang et al. 2004"""
-    one, two = (_last(x, data_format)[0] for x in (image1, image2))
-    single = len(one.shape) == 3
-    if single:
-        one, two = expand_dims(one, 0), expand_dims(two, 0)
+    one, two = (_batch(x, data_format)[0] for x in (image1, image2))
     c1, c2 = (k1 * max_val) ** 2, (k2 * max_val) ** 2
 
     def smooth(x):
@@ -635,4 +623,4 @@ def ssim(
     shared = smooth(one * two) - mean_1 * mean_2
     brightness = (2 * mean_1 * mean_2 + c1) / (mean_1 * mean_1 + mean_2 * mean_2 + c1)
     found = math.mean(brightness * (2 * shared + c2) / (spread + c2), (1, 2, 3))
-    return found[0] if single else found
+    return found[0] if len(image1.shape) == 3 else found

@@ -7,6 +7,7 @@ center_yxhw; the same after rel_ in parts of the image's width and height. In up
 import math
 
 from khub import ops
+from khub.choices import choose
 
 FORMATS = ("xyxy", "yxyx", "xywh", "center_xywh", "center_yxhw")
 FORMATS += ("rel_xyxy", "rel_yxyx", "rel_xywh", "rel_center_xywh")
@@ -14,9 +15,15 @@ FORMATS += ("rel_xyxy", "rel_yxyx", "rel_xywh", "rel_center_xywh")
 
 def check_format(name, form):
     """Return a form in lower case.  Raises ValueError for an unknown one."""
-    if not isinstance(form, str) or form.lower() not in FORMATS:
-        raise ValueError(f"{name} must be one of {', '.join(FORMATS)}, got {form!r}.")
-    return form.lower()
+    return choose(name, form, FORMATS)
+
+
+def _check_size(height, width):
+    if height is None or width is None:
+        raise ValueError(
+            "height and width are needed, to clip boxes in pixels and to convert between pixels "
+            f"and parts of the image, got height={height!r} and width={width!r}."
+        )
 
 
 def _sizes(boxes, *sizes):
@@ -44,11 +51,7 @@ def convert_format(boxes, source, target, height=None, width=None, dtype="float3
         return boxes
     left, top, right, bottom = _to_corners(ops.unstack(boxes, 4, axis=-1), source)
     if relative[0] != relative[1]:
-        if height is None or width is None:
-            raise ValueError(
-                "height and width are needed to convert between parts of the image and pixels, "
-                f"got height={height!r} and width={width!r}."
-            )
+        _check_size(height, width)
         high, wide = _sizes(boxes, height, width)
         high, wide = (high, wide) if relative[0] else (1 / high, 1 / wide)
         left, top, right, bottom = left * wide, top * high, right * wide, bottom * high
@@ -80,29 +83,22 @@ def clip_to_image_size(bounding_boxes, height=None, width=None, bounding_box_for
     form = check_format("bounding_box_format", bounding_box_format)
     if form.startswith("rel_"):  # in this unit the image has the size 1
         form, height, width = form.removeprefix("rel_"), 1.0, 1.0
-    if height is None or width is None:
-        raise ValueError(
-            f"height and width are needed to clip boxes in pixels, got height={height!r} and "
-            f"width={width!r}."
-        )
-    boxes = convert_format(bounding_boxes["boxes"], form, "xyxy")
-    left, top, right, bottom = ops.unstack(boxes, 4, axis=-1)
-    high, wide = _sizes(boxes, height, width)
-    left, right = (ops.minimum(ops.maximum(x, 0.0), wide) for x in (left, right))
-    top, bottom = (ops.minimum(ops.maximum(y, 0.0), high) for y in (top, bottom))
-    sides = ops.stack([left, top, right, bottom], axis=-1)
+    _check_size(height, width)
+    boxes = crop(bounding_boxes["boxes"], 0, 0, height, width, form)
+    left, top, right, bottom = ops.unstack(convert_format(boxes, form, "xyxy"), 4, axis=-1)
     labels = ops.convert_to_tensor(bounding_boxes["labels"])
     seen = ops.greater((right - left) * (bottom - top), 0)
     labels = ops.where(seen, labels, -ops.ones_like(labels))
-    return {**bounding_boxes, "boxes": convert_format(sides, "xyxy", form), "labels": labels}
+    return {**bounding_boxes, "boxes": boxes, "labels": labels}
 
 
 def crop(boxes, top, left, height, width, bounding_box_format="xyxy"):
     """Return boxes, cut off, as they lie in the part of the image that is kept."""
 
     def change(x1, y1, x2, y2):
-        x1, x2 = (ops.clip(x - left, 0, width) for x in (x1, x2))
-        y1, y2 = (ops.clip(y - top, 0, height) for y in (y1, y2))
+        high, wide = _sizes(x1, height, width)
+        x1, x2 = (ops.minimum(ops.maximum(x - left, 0.0), wide) for x in (x1, x2))
+        y1, y2 = (ops.minimum(ops.maximum(y - top, 0.0), high) for y in (y1, y2))
         return x1, y1, x2, y2
 
     return _moved(boxes, bounding_box_format, change)
@@ -110,11 +106,11 @@ def crop(boxes, top, left, height, width, bounding_box_format="xyxy"):
 
 def pad(boxes, top, left, height=None, width=None, bounding_box_format="xyxy"):
     """Return boxes as they lie in an image with borders at the top and at the left."""
-    return _moved(
-        boxes,
-        bounding_box_format,
-        lambda x1, y1, x2, y2: (x1 + left, y1 + top, x2 + left, y2 + top),
-    )
+
+    def change(x1, y1, x2, y2):
+        return x1 + left, y1 + top, x2 + left, y2 + top
+
+    return _moved(boxes, bounding_box_format, change)
 
 
 def _moved(boxes, form, change):
@@ -243,8 +239,7 @@ def compute_ciou(boxes1, boxes2, bounding_box_format, image_shape=None):
 
 # --- boxes relative to anchors -------------------------------------------------------------------
 def _check_deltas(name, form, variance):
-    if form not in ("center_xywh", "center_yxhw"):
-        raise ValueError(f"{name} must be center_xywh or center_yxhw, got {form!r}.")
+    choose(name, form, ("center_xywh", "center_yxhw"))
     if variance is not None and len(variance) != 4:
         raise ValueError(f"variance must have 4 numbers, got {variance!r}.")
     return ops.convert_to_tensor([1.0] * 4 if variance is None else variance, "float32")

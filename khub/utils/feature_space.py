@@ -4,18 +4,13 @@ import numpy as np
 
 from khub import layers, ops, tree
 from khub.backend.variable import unique_name
-from khub.fields import Configurable
+from khub.fields import Choice, Configurable
 from khub.layers.data_layer import DataLayer
 from khub.layers.encoding import host_array
 from khub.ops.symbolic import KerasTensor, any_symbolic
 from khub.saving import registry
 
 _MODULE = "keras.src.layers.preprocessing.feature_space"
-
-
-def _checked(argument, value, allowed):
-    if value not in allowed:
-        raise ValueError(f"{argument} must be one of {', '.join(allowed)}, got {value!r}.")
 
 
 class _Described(Configurable):
@@ -27,10 +22,9 @@ class Cross(_Described):
 
     feature_names: tuple
     crossing_dim: int
-    output_mode: str = "one_hot"
+    output_mode: Choice("int", "one_hot") = "one_hot"
 
     def setup(self):
-        _checked("output_mode", self.output_mode, ("int", "one_hot"))
         self.feature_names = tuple(self.feature_names)
 
     @property
@@ -44,12 +38,16 @@ class Feature(_Described):
 
     dtype: str
     preprocessor: object
-    output_mode: str
+    output_mode: Choice("int", "one_hot", "float")
 
     def setup(self):
-        _checked("output_mode", self.output_mode, ("int", "one_hot", "float"))
         if isinstance(self.preprocessor, dict):
             self.preprocessor = registry.deserialize(self.preprocessor, None, "layers")
+
+
+def _feature(kind, name, dtype, output_mode, layer, *arguments):
+    layer = layer(*arguments, name=f"{name or unique_name(kind)}_preprocessor")
+    return Feature(dtype, layer, output_mode)
 
 
 class TFDIdentity(DataLayer):
@@ -89,26 +87,21 @@ class FeatureSpace(DataLayer):
 
     _kind, _module = "feature_space", _MODULE
     _host_only = True
+    _unsaved = ("name", "trainable", "dtype")
 
-    def __init__(
-        self,
-        features,
-        output_mode="concat",
-        crosses=None,
-        crossing_dim=32,
-        hashing_dim=32,
-        num_discretization_bins=32,
-        name=None,
-        **kwargs,
-    ):
-        super().__init__(name=name, **kwargs)
+    features: dict
+    output_mode: Choice("concat", "dict") = "concat"
+    crosses: list = None
+    crossing_dim: int = 32
+    hashing_dim: int = 32
+    num_discretization_bins: int = 32
+
+    def setup(self):
+        features = self.features
         if not isinstance(features, dict) or not features:
             raise ValueError(f"features must be a dict of at least one feature, got {features!r}.")
-        _checked("output_mode", output_mode, ("concat", "dict"))
-        self.crossing_dim, self.hashing_dim = crossing_dim, hashing_dim
-        self.num_discretization_bins, self.output_mode = num_discretization_bins, output_mode
         self.features = {k: self._standardize(k, v) for k, v in features.items()}
-        self.crosses = [self._crossed(cross) for cross in crosses or ()]
+        self.crosses = [self._crossed(cross) for cross in self.crosses or ()]
         self.inputs = {
             k: layers.Input((1,), dtype=v.dtype, name=k) for k, v in self.features.items()
         }
@@ -116,7 +109,7 @@ class FeatureSpace(DataLayer):
         self.crossers = {
             c.name: layers.HashedCrossing(c.crossing_dim, name=c.name) for c in self.crosses
         }
-        self.one_hot_encoders, self.concat = {}, None
+        self.one_hot_encoders, self.concat = {}, TFDConcat(-1)
         self._encoded, self._is_adapted = None, not self._to_adapt()
 
     # --- features --------------------------------------------------------------------------------
@@ -130,64 +123,54 @@ class FeatureSpace(DataLayer):
         """Return a column that a layer of yours processes."""
         return Feature(dtype, preprocessor, output_mode)
 
-    @staticmethod
-    def _layer_name(name, kind):
-        return f"{name or unique_name(kind)}_preprocessor"
-
     @classmethod
     def float(cls, name=None):
         """Return a column of numbers that stay as they are."""
-        return Feature("float32", TFDIdentity(name=cls._layer_name(name, "float")), "float")
+        return _feature("float", name, "float32", "float", TFDIdentity)
 
     @classmethod
     def float_rescaled(cls, scale=1.0, offset=0.0, name=None):
         """Return a column of numbers: x * scale + offset."""
-        name = cls._layer_name(name, "float_rescaled")
-        return Feature("float32", layers.Rescaling(scale, offset, name=name), "float")
+        sizes = scale, offset
+        return _feature("float_rescaled", name, "float32", "float", layers.Rescaling, *sizes)
 
     @classmethod
     def float_normalized(cls, name=None):
         """Return a column of numbers, brought to mean 0 and variance 1."""
-        name = cls._layer_name(name, "float_normalized")
-        return Feature("float32", layers.Normalization(axis=-1, name=name), "float")
+        return _feature("float_normalized", name, "float32", "float", layers.Normalization)
 
     @classmethod
     def float_discretized(cls, num_bins, bin_boundaries=None, output_mode="one_hot", name=None):
         """Return a column of numbers, put into bins."""
-        bins = num_bins if bin_boundaries is None else None
-        name = cls._layer_name(name, "float_discretized")
-        layer = layers.Discretization(bin_boundaries, bins, name=name)
-        return Feature("float32", layer, output_mode)
+        bins = bin_boundaries, num_bins if bin_boundaries is None else None
+        kind = "float_discretized"
+        return _feature(kind, name, "float32", output_mode, layers.Discretization, *bins)
 
     @classmethod
     def integer_categorical(
         cls, max_tokens=None, num_oov_indices=1, output_mode="one_hot", name=None
     ):
         """Return a column of integers, looked up in a vocabulary."""
-        name = cls._layer_name(name, "integer_categorical")
-        layer = layers.IntegerLookup(max_tokens, num_oov_indices, name=name)
-        return Feature("int32", layer, output_mode)
+        sizes, kind = (max_tokens, num_oov_indices), "integer_categorical"
+        return _feature(kind, name, "int32", output_mode, layers.IntegerLookup, *sizes)
 
     @classmethod
     def string_categorical(
         cls, max_tokens=None, num_oov_indices=1, output_mode="one_hot", name=None
     ):
         """Return a column of strings, looked up in a vocabulary."""
-        name = cls._layer_name(name, "string_categorical")
-        layer = layers.StringLookup(max_tokens, num_oov_indices, name=name)
-        return Feature("string", layer, output_mode)
+        sizes, kind = (max_tokens, num_oov_indices), "string_categorical"
+        return _feature(kind, name, "string", output_mode, layers.StringLookup, *sizes)
 
     @classmethod
     def string_hashed(cls, num_bins, output_mode="one_hot", name=None):
         """Return a column of strings, hashed into bins."""
-        name = cls._layer_name(name, "string_hashed")
-        return Feature("string", layers.Hashing(num_bins, name=name), output_mode)
+        return _feature("string_hashed", name, "string", output_mode, layers.Hashing, num_bins)
 
     @classmethod
     def integer_hashed(cls, num_bins, output_mode="one_hot", name=None):
         """Return a column of integers, hashed into bins."""
-        name = cls._layer_name(name, "integer_hashed")
-        return Feature("int32", layers.Hashing(num_bins, name=name), output_mode)
+        return _feature("integer_hashed", name, "int32", output_mode, layers.Hashing, num_bins)
 
     def _standardize(self, name, feature):
         if isinstance(feature, dict):
@@ -214,9 +197,7 @@ class FeatureSpace(DataLayer):
         cross = cross if isinstance(cross, Cross) else Cross(tuple(cross), self.crossing_dim)
         unknown = [name for name in cross.feature_names if name not in self.features]
         if unknown:
-            raise ValueError(
-                f"crosses: {unknown} are not among the features {sorted(self.features)}."
-            )
+            raise ValueError(f"crosses: {unknown} are not among {sorted(self.features)}.")
         return cross
 
     # --- adapt -----------------------------------------------------------------------------------
@@ -272,7 +253,6 @@ class FeatureSpace(DataLayer):
 
     def __call__(self, data):
         self._check(data)
-        self._require_adapted()
         self.get_encoded_features()  # makes the encoders, outside of any graph
         return super().__call__({name: data[name] for name in self.features})
 
@@ -312,8 +292,6 @@ class FeatureSpace(DataLayer):
                 f"{self.name}: {integers} are integers, which output_mode='concat' cannot join; "
                 "use output_mode='dict' or encode them as one_hot."
             )
-        if self.concat is None:
-            self.concat = TFDConcat(-1)
         parts = [found[name] for name in names]
         if not symbolic:
             parts = [np.asarray(part, "float32") for part in parts]
@@ -323,26 +301,12 @@ class FeatureSpace(DataLayer):
         """The layer that turns a column's indices into a vector; made when it is first needed."""
         if name not in self.one_hot_encoders:
             layer = self.preprocessors.get(name) or self.crossers[name]
-            if hasattr(layer, "vocabulary_size"):
-                count = layer.vocabulary_size()
-            elif hasattr(layer, "bin_boundaries"):
-                count = len(layer.bin_boundaries) + 1
-            else:
-                count = layer.num_bins
+            sized = hasattr(layer, "vocabulary_size")
+            count = layer.vocabulary_size() if sized else layer._count()
             self.one_hot_encoders[name] = layers.CategoryEncoding(count, output_mode="multi_hot")
         return self.one_hot_encoders[name]
 
     # --- files -----------------------------------------------------------------------------------
-    def get_config(self):
-        return {
-            "features": registry.serialize(self.features),
-            "output_mode": self.output_mode,
-            "crosses": registry.serialize(self.crosses),
-            "crossing_dim": self.crossing_dim,
-            "hashing_dim": self.hashing_dim,
-            "num_discretization_bins": self.num_discretization_bins,
-        }
-
     def get_build_config(self):
         """Return what is known of the columns."""
         return {name: feature.dtype for name, feature in self.features.items()}

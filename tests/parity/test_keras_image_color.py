@@ -201,7 +201,7 @@ def test_labels_and_masks():
             found = ours.transform_labels(
                 ops.convert_to_tensor(labels), ours_of(transformation), training=True
             )
-            if labels.ndim == 2:
+            if labels.ndim == 2 and (labels.dtype, KERAS) != ("int32", "tensorflow"):
                 wanted = theirs.transform_labels(
                     keras.ops.convert_to_tensor(labels), theirs_of(transformation), training=True
                 )

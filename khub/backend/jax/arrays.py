@@ -1,5 +1,7 @@
 """Conversion, arrays and mathematics on JAX arrays."""
 
+from operator import getitem
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,13 +14,14 @@ from khub import config, dtypes, tree
 # ruff: noqa: A001, A002, F401  (imported names are this backend's functions)
 
 SAME = """
-absolute add arccos arcsin arctan arctan2 cbrt ceil copy cos cosh deg2rad diag diagonal divide
-equal exp exp2 expand_dims expm1 flip floor floor_divide fmax fmin fmod gcd greater greater_equal
-hypot isfinite isinf isnan lcm less less_equal log log10 log1p log2 logaddexp logaddexp2
-logical_and logical_not logical_or logical_xor matmul maximum minimum mod multiply negative
-nextafter not_equal power rad2deg roll sign signbit sin sinc sinh sqrt square squeeze
-subtract tan tanh tril triu
-"""  # functions of one name and meaning in jnp
+absolute add arccos arccosh arcsin arcsinh arctan arctan2 arctanh bitwise_and bitwise_or bitwise_xor
+broadcast_to cbrt ceil concatenate copy cos cosh deg2rad diag diagonal divide equal exp exp2
+expand_dims expm1 flip floor floor_divide fmax fmin fmod gcd greater greater_equal hypot isfinite
+isinf isnan lcm less less_equal log log10 log1p log2 logaddexp logaddexp2 logical_and logical_not
+logical_or logical_xor matmul maximum minimum mod multiply negative nextafter not_equal power
+rad2deg reshape roll sign signbit sin sinc sinh sort split sqrt square squeeze stack subtract take
+take_along_axis tan tanh tensordot tile transpose tril triu
+"""  # functions of one meaning in jnp, called with all arguments in the op's order
 globals().update({name: getattr(jnp, name) for name in SAME.split()})
 
 TENSORS = set()  # arrays and tracers join as they are met: making one would start the devices
@@ -86,7 +89,8 @@ def nonzero(x):
 def arange(start, stop=None, step=None, dtype=None):
     numbers = [n for n in (start, stop, step) if n is not None]
     dtype = dtype or dtypes.result_type(*(getattr(n, "dtype", type(n)) for n in numbers))
-    return jnp.arange(start, stop, step, _native(dtypes.standardize(dtype)))
+    native = _native(dtypes.standardize(dtype))
+    return jnp.arange(start, stop, step, None if native == BOOL else native).astype(native)
 
 
 def linspace(start, stop, num=50, endpoint=True, retstep=False, dtype=None, axis=0):
@@ -126,22 +130,6 @@ def full_like(x, fill_value, dtype=None):
     return jnp.full_like(x, fill_value, _like(dtype))
 
 
-def reshape(x, newshape):
-    return jnp.reshape(x, newshape)
-
-
-def transpose(x, axes=None):
-    return jnp.transpose(x, axes)
-
-
-def broadcast_to(x, shape):
-    return jnp.broadcast_to(x, shape)
-
-
-def tile(x, repeats):
-    return jnp.tile(x, repeats)
-
-
 def repeat(x, repeats, axis=None):
     return jnp.repeat(x, repeats if isinstance(repeats, int) else np.asarray(repeats), axis)
 
@@ -151,44 +139,12 @@ def pad(x, pad_width, mode="constant", constant_values=None):
     return jnp.pad(x, pad_width, mode, **extra)
 
 
-def concatenate(xs, axis=0):
-    return lax.concatenate(xs, axis % xs[0].ndim)
-
-
-def stack(x, axis=0):
-    return jnp.stack(x, axis)
-
-
-def split(x, indices_or_sections, axis=0):
-    return jnp.split(x, indices_or_sections, axis)
-
-
-def take(x, indices, axis=None):
-    return jnp.take(x, indices, axis)
-
-
-def take_along_axis(x, indices, axis=None):
-    return jnp.take_along_axis(x, indices, axis)
-
-
-def _select(condition, x1, x2):
-    return jnp.where(condition, x1, x2)
-
-
-def sort(x, axis=-1):
-    return jnp.sort(x, axis)
-
-
 def argsort(x, axis=-1):
     return jnp.argsort(x, axis).astype("int32")
 
 
 def top_k(x, k, sorted=True):
     return tuple(lax.top_k(x, k))
-
-
-def getitem(x, key):
-    return x[key]
 
 
 def slice(inputs, start_indices, shape):
@@ -213,10 +169,12 @@ def scatter_update(inputs, indices, updates, reduction=None):
     return getattr(place, name)(updates)
 
 
-arccosh, arcsinh, arctanh = jnp.arccosh, jnp.arcsinh, jnp.arctanh
-bitwise_and, bitwise_or, bitwise_xor = jnp.bitwise_and, jnp.bitwise_or, jnp.bitwise_xor
 bitwise_not, bitwise_left_shift, bitwise_right_shift = jnp.invert, jnp.left_shift, jnp.right_shift
-_complex = lax.complex
+_select = jnp.where
+
+
+def _complex(real, imaginary):
+    return lax.complex(*jnp.broadcast_arrays(real, imaginary))
 
 
 # --- math ----------------------------------------------------------------------------------------
@@ -228,32 +186,16 @@ def round(x, decimals=0):
     return jnp.round(x, decimals) if decimals < 0 or x.dtype in FLOATS else x
 
 
-def sum(x, axis=None, keepdims=False):
-    return jnp.sum(x, axis, keepdims=keepdims)
+def _reduction(function):
+    return lambda x, axis=None, keepdims=False: function(x, axis, keepdims=keepdims)
+
+
+sum, mean, var, any, all = map(_reduction, (jnp.sum, jnp.mean, jnp.var, jnp.any, jnp.all))
+logsumexp = _reduction(jax.nn.logsumexp)
 
 
 def prod(x, axis=None, keepdims=False, dtype=None):
     return jnp.prod(x, axis, _like(dtype), keepdims=keepdims)
-
-
-def mean(x, axis=None, keepdims=False):
-    return jnp.mean(x, axis, keepdims=keepdims)
-
-
-def var(x, axis=None, keepdims=False):
-    return jnp.var(x, axis, keepdims=keepdims)
-
-
-def any(x, axis=None, keepdims=False):
-    return jnp.any(x, axis, keepdims=keepdims)
-
-
-def all(x, axis=None, keepdims=False):
-    return jnp.all(x, axis, keepdims=keepdims)
-
-
-def logsumexp(x, axis=None, keepdims=False):
-    return jax.nn.logsumexp(x, axis, keepdims=keepdims)
 
 
 def max(x, axis=None, keepdims=False, initial=None):
@@ -278,10 +220,6 @@ def cumsum(x, axis=None, dtype=None):
 
 def cumprod(x, axis=None, dtype=None):
     return jnp.cumprod(x, axis, _like(dtype))
-
-
-def tensordot(x1, x2, axes=2):
-    return jnp.tensordot(x1, x2, axes)
 
 
 def _einsum(subscripts, operands):
@@ -320,10 +258,6 @@ def unique(
     return jnp.unique(x, *asked, axis, size=size, fill_value=fill_value or 0)
 
 
-def slogdet(x):
-    return tuple(jnp.linalg.slogdet(x))
-
-
 def i0(x):
     return lax.bessel_i0e(x) * jnp.exp(jnp.abs(x))
 
@@ -332,7 +266,5 @@ def _complex_part(x, part):
     return getattr(jnp, part)(x)
 
 
-PARTIAL = {
-    "bincount",
-    "dot_product_attention",
-}  # functions that leave some arguments to the op's reference body
+# Functions that leave some arguments to the op's reference body.
+PARTIAL = {"bincount", "dot_product_attention"}

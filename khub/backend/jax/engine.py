@@ -5,7 +5,7 @@ from contextlib import nullcontext
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import custom_gradient, jvp, lax, vmap  # noqa: F401  (this backend's functions)
 from jax.lax import stop_gradient
 
 from khub import tree
@@ -63,14 +63,10 @@ def _pure(function, variables, written, seal=None):
             if variable not in written:
                 written[variable] = None
         return _tensors(result), [
-            scope.values[v] if v in scope.values else _value(v) for v in written
+            scope.values[v] if v in scope.values else v._uncast() for v in written
         ]
 
     return pure
-
-
-def _value(variable):
-    return variable.storage_value() if local.scope is None else local.scope.get(variable)
 
 
 def _tensors(result):
@@ -206,20 +202,12 @@ def value_and_grad(function, variables, has_aux):
         if variables is None:
             target, rest = args[0], args[1:]
         else:
-            target, rest = [_value(v) for v in variables], args
+            target, rest = [v._uncast() for v in variables], args
         (loss, (aux, values)), gradients = jax.value_and_grad(loss_of, has_aux=True)(target, *rest)
         _assign(written, values)
         return ((loss, aux) if has_aux else loss), gradients
 
     return call
-
-
-def custom_gradient(function):
-    return jax.custom_gradient(function)
-
-
-def jvp(function, primals, tangents, has_aux):
-    return jax.jvp(function, primals, tangents, has_aux=has_aux)
 
 
 def checkpoint(function):
@@ -230,10 +218,6 @@ def checkpoint(function):
         return result
 
     return call
-
-
-def vmap(function, in_axes, out_axes):
-    return jax.vmap(function, in_axes, out_axes)
 
 
 def cond(pred, true_fn, false_fn):
@@ -268,7 +252,7 @@ def while_loop(cond, body, loop_vars, maximum_iterations):
         loop, values = _pure(body, written, dict.fromkeys(written))(values, *loop)
         return step + 1, values, tuple(loop)
 
-    start = (jnp.int32(0), [_value(v) for v in written], loop_vars)
+    start = (jnp.int32(0), [v._uncast() for v in written], loop_vars)
     _, values, loop_vars = lax.while_loop(proceed, advance, start)
     _assign(written, values)
     return loop_vars
@@ -284,7 +268,7 @@ def scan(function, init, xs, length, reverse):
         (carry, y), values = _pure(function, written, dict.fromkeys(written))(values, carry, x)
         return (carry, values), y
 
-    start = (init, [_value(v) for v in written])
+    start = (init, [v._uncast() for v in written])
     (carry, values), ys = lax.scan(step, start, xs, length, reverse)
     _assign(written, values)
     return carry, ys

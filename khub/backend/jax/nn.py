@@ -12,8 +12,8 @@ from khub.backend import windows
 # ruff: noqa: A002, F401  (imported names are this backend's functions)
 
 SAME = """
-celu elu glu log_sigmoid log_softmax selu sigmoid silu softplus sparse_plus sparse_sigmoid
-squareplus
+celu elu gelu glu log_sigmoid log_softmax selu sigmoid silu softmax softplus sparse_plus
+sparse_sigmoid squareplus
 """  # functions of one name and meaning in jax.nn
 globals().update({name: getattr(jax.nn, name) for name in SAME.split()})
 
@@ -21,14 +21,6 @@ globals().update({name: getattr(jax.nn, name) for name in SAME.split()})
 @jax.jit
 def relu(x):  # jax.nn.relu, a custom_jvp, takes 0.2 ms for an eager call
     return jnp.where(x <= 0, jnp.zeros((), x.dtype), x)
-
-
-def gelu(x, approximate=True):
-    return jax.nn.gelu(x, approximate)
-
-
-def softmax(x, axis=-1):
-    return jax.nn.softmax(x, axis)
 
 
 def dot_product_attention(

@@ -2,6 +2,7 @@
 
 import builtins
 import math
+from operator import getitem
 from statistics import NormalDist
 
 import numpy as np
@@ -11,12 +12,14 @@ from khub import config, dtypes, tree
 # ruff: noqa: A001, A002, F401  (imported names are this backend's functions)
 
 SAME = """
-absolute add arccos arcsin arctan arctan2 cbrt ceil copy cos cosh deg2rad diag diagonal divide
-equal exp exp2 expm1 floor floor_divide fmax fmin fmod gcd greater greater_equal hypot isfinite
+absolute add arccos arccosh arcsin arcsinh arctan arctan2 arctanh bitwise_and bitwise_or bitwise_xor
+broadcast_to cbrt ceil concatenate copy cos cosh deg2rad diag diagonal divide equal exp exp2
+expand_dims expm1 flip floor floor_divide fmax fmin fmod gcd greater greater_equal hypot isfinite
 isinf isnan lcm less less_equal log log10 log1p log2 logaddexp logaddexp2 logical_and logical_not
 logical_or logical_xor maximum minimum mod multiply negative nextafter not_equal power rad2deg
-roll sign signbit sin sinh sqrt square subtract tan tanh tril triu trunc
-"""  # functions of one name and meaning in np
+repeat reshape roll sign signbit sin sinh sort split sqrt square stack subtract take
+take_along_axis tan tanh tile transpose tril triu trunc
+"""  # functions of one meaning in np, called with all arguments in the op's order
 globals().update({name: getattr(np, name) for name in SAME.split()})
 
 TENSORS = {np.ndarray, *(np.dtype(n).type for n in dtypes.ALL if n[0] not in "bf"), np.bool_}
@@ -120,69 +123,13 @@ def full_like(x, fill_value, dtype=None):
     return np.full(x.shape, fill_value, _like(x, dtype))
 
 
-def reshape(x, newshape):
-    return np.reshape(x, newshape)
-
-
-def transpose(x, axes=None):
-    return np.transpose(x, axes)
-
-
-def expand_dims(x, axis):
-    return np.expand_dims(x, tuple(axis) if isinstance(axis, list) else axis)
-
-
 def squeeze(x, axis=None):
     return np.squeeze(x, tuple(axis) if isinstance(axis, list) else axis)
-
-
-def broadcast_to(x, shape):
-    return np.broadcast_to(x, shape)
-
-
-def flip(x, axis=None):
-    return np.flip(x, axis)
-
-
-def tile(x, repeats):
-    return np.tile(x, repeats)
-
-
-def repeat(x, repeats, axis=None):
-    return np.repeat(x, repeats, axis)
 
 
 def pad(x, pad_width, mode="constant", constant_values=None):
     extra = {} if constant_values is None else {"constant_values": constant_values}
     return np.pad(x, pad_width, mode, **extra)
-
-
-def concatenate(xs, axis=0):
-    return np.concatenate(xs, axis)
-
-
-def stack(x, axis=0):
-    return np.stack(x, axis)
-
-
-def split(x, indices_or_sections, axis=0):
-    return np.split(x, indices_or_sections, axis)
-
-
-def take(x, indices, axis=None):
-    return np.take(x, indices, axis)
-
-
-def take_along_axis(x, indices, axis=None):
-    return np.take_along_axis(x, indices, axis)
-
-
-def _select(condition, x1, x2):
-    return np.where(condition, x1, x2)
-
-
-def sort(x, axis=-1):
-    return np.sort(x, axis)
 
 
 def argsort(x, axis=-1):
@@ -192,10 +139,6 @@ def argsort(x, axis=-1):
 def top_k(x, k, sorted=True):
     index = np.argsort(-x if x.dtype.kind != "u" else ~x, axis=-1, kind="stable")[..., :k]
     return np.take_along_axis(x, index, -1), index.astype("int32")
-
-
-def getitem(x, key):
-    return x[key]
 
 
 def slice(inputs, start_indices, shape):
@@ -229,8 +172,7 @@ def scatter_update(inputs, indices, updates, reduction=None):
     return result
 
 
-arccosh, arcsinh, arctanh = np.arccosh, np.arcsinh, np.arctanh
-bitwise_and, bitwise_or, bitwise_xor = np.bitwise_and, np.bitwise_or, np.bitwise_xor
+_select = np.where
 bitwise_not, bitwise_left_shift, bitwise_right_shift = np.invert, np.left_shift, np.right_shift
 
 
@@ -239,18 +181,17 @@ def rsqrt(x):
     return 1 / np.sqrt(x)
 
 
-def erf(x):
-    return np.asarray(np.frompyfunc(math.erf, 1, 1)(x), x.dtype)
+def _each(function):
+    """Make of a function of numbers one of arrays."""
+    return lambda x: np.asarray(np.frompyfunc(function, 1, 1)(x), x.dtype)
 
 
-def erfinv(x):
-    inverse = NormalDist().inv_cdf
+def _inverse_of_erf(y):
     edges = {-1.0: -math.inf, 1.0: math.inf}
+    return edges[y] if y in edges else NormalDist().inv_cdf((float(y) + 1) / 2) / math.sqrt(2)
 
-    def scalar(y):
-        return edges[y] if y in edges else inverse((y + 1) / 2) / math.sqrt(2)
 
-    return np.asarray(np.frompyfunc(lambda y: scalar(float(y)), 1, 1)(x), x.dtype)
+erf, erfc, erfinv = map(_each, (math.erf, math.erfc, _inverse_of_erf))
 
 
 def round(x, decimals=0):
@@ -265,20 +206,22 @@ def _axis(axis):
     return tuple(axis) if isinstance(axis, list) else axis
 
 
-def sum(x, axis=None, keepdims=False):
-    return np.sum(x, _axis(axis), x.dtype, keepdims=keepdims)
+def _reduction(function, dtype=None):
+    """Make a reduction of NumPy's one that gives `dtype`, or that of its operand."""
+
+    def run(x, axis=None, keepdims=False):
+        result = function(x, _axis(axis), keepdims=keepdims)
+        return result.astype(dtype or x.dtype, copy=False)
+
+    return run
+
+
+sum, mean, var, any, all = map(_reduction, (np.sum, np.mean, np.var, np.any, np.all))
+argmax, argmin = _reduction(np.argmax, "int32"), _reduction(np.argmin, "int32")
 
 
 def prod(x, axis=None, keepdims=False, dtype=None):
     return np.prod(x, _axis(axis), _like(x, dtype), keepdims=keepdims)
-
-
-def mean(x, axis=None, keepdims=False):
-    return np.mean(x, _axis(axis), keepdims=keepdims).astype(x.dtype, copy=False)
-
-
-def var(x, axis=None, keepdims=False):
-    return np.var(x, _axis(axis), keepdims=keepdims).astype(x.dtype, copy=False)
 
 
 def max(x, axis=None, keepdims=False, initial=None):
@@ -289,22 +232,6 @@ def max(x, axis=None, keepdims=False, initial=None):
 def min(x, axis=None, keepdims=False, initial=None):
     extra = {} if initial is None else {"initial": initial}
     return np.min(x, _axis(axis), keepdims=keepdims, **extra)
-
-
-def any(x, axis=None, keepdims=False):
-    return np.any(x, _axis(axis), keepdims=keepdims)
-
-
-def all(x, axis=None, keepdims=False):
-    return np.all(x, _axis(axis), keepdims=keepdims)
-
-
-def argmax(x, axis=None, keepdims=False):
-    return np.argmax(x, axis, keepdims=keepdims).astype("int32")
-
-
-def argmin(x, axis=None, keepdims=False):
-    return np.argmin(x, axis, keepdims=keepdims).astype("int32")
 
 
 def cumsum(x, axis=None, dtype=None):
@@ -353,7 +280,3 @@ def _complex_part(x, part):
 
 def _complex(x1, x2):
     return x1 + 1j * x2
-
-
-def slogdet(x):
-    return tuple(np.linalg.slogdet(x))

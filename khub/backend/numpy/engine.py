@@ -2,11 +2,12 @@
 
 from contextlib import nullcontext
 from functools import partial, wraps
-from operator import itemgetter
 
 import numpy as np
 
 from khub import dtypes, tree
+from khub.backend import eager
+from khub.backend.eager import while_loop
 from khub.backend.numpy.arrays import FLOATS
 
 EAGER = True  # whether jit leaves functions as they are
@@ -92,30 +93,6 @@ def checkpoint(function):
     return function
 
 
-def vmap(function, in_axes, out_axes):
-    def mapped(*args):
-        axes = (in_axes,) * len(args) if isinstance(in_axes, int) else in_axes
-        length = next(
-            tree.flatten(a)[0].shape[axis]
-            for a, axis in zip(args, axes, strict=True)
-            if axis is not None
-        )
-        results = [
-            function(
-                *(
-                    a
-                    if axis is None
-                    else tree.map_structure(partial(np.take, indices=i, axis=axis), a)
-                    for a, axis in zip(args, axes, strict=True)
-                )
-            )
-            for i in range(length)
-        ]
-        return tree.map_structure(lambda *xs: np.stack(xs, out_axes), *results)
-
-    return mapped
-
-
 def cond(pred, true_fn, false_fn):
     return true_fn() if pred else false_fn()
 
@@ -124,20 +101,20 @@ def switch(index, branches):
     return branches[int(index)]()
 
 
-def while_loop(cond, body, loop_vars, maximum_iterations):
-    steps = 0
-    while cond(*loop_vars) and (maximum_iterations is None or steps < maximum_iterations):
-        loop_vars = body(*loop_vars)
-        steps += 1
-    return loop_vars
+def vmap(function, in_axes, out_axes):
+    def mapped(*args):
+        axes = (in_axes,) * len(args) if isinstance(in_axes, int) else in_axes
+        given = list(zip(args, axes, strict=True))
+        length = next(tree.flatten(a)[0].shape[axis] for a, axis in given if axis is not None)
+
+        def part(x, axis, i):
+            take = partial(np.take, indices=i, axis=axis)
+            return x if axis is None else tree.map_structure(take, x)
+
+        results = [function(*(part(*one, i) for one in given)) for i in range(length)]
+        return tree.map_structure(lambda *xs: np.stack(xs, out_axes), *results)
+
+    return mapped
 
 
-def scan(function, init, xs, length, reverse):
-    carry, outputs = init, []
-    for i in reversed(range(length)) if reverse else range(length):
-        carry, y = function(carry, None if xs is None else tree.map_structure(itemgetter(i), xs))
-        outputs.append(y)
-    outputs = outputs[::-1] if reverse else outputs
-    if not outputs or outputs[0] is None:
-        return carry, None
-    return carry, tree.map_structure(lambda *ys: np.stack(ys), *outputs)
+scan = partial(eager.scan, stack=np.stack)

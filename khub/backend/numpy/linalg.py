@@ -1,9 +1,16 @@
 """Linear algebra and Fourier transforms on NumPy arrays."""
 
-import math
-
 import numpy as np
 from numpy.linalg import det, inv, qr  # noqa: F401  (this backend's functions)
+from numpy.linalg import solve as _solve  # noqa: F401
+
+
+def _plain(function):
+    """Give a plain tuple, not a named one."""
+    return lambda *args: tuple(function(*args))
+
+
+eigh, slogdet = _plain(np.linalg.eigh), _plain(np.linalg.slogdet)
 
 
 def cholesky(x, upper=False):
@@ -16,17 +23,9 @@ def eig(x):
     return values.astype(dtype), vectors.astype(dtype)
 
 
-def eigh(x):
-    return tuple(np.linalg.eigh(x))
-
-
 def svd(x, full_matrices=True, compute_uv=True):
     result = np.linalg.svd(x, full_matrices, compute_uv)
     return tuple(result) if compute_uv else result
-
-
-def _solve(a, b):
-    return np.linalg.solve(a, b)
 
 
 def _solve_triangular(a, b, lower):
@@ -50,10 +49,6 @@ def lu_factor(x):
         below[...] = np.divide(below, head, out=np.zeros_like(below), where=head != 0)
         x[..., i + 1 :, i + 1 :] -= below * x[..., i : i + 1, i + 1 :]
     return x, pivots
-
-
-def erfc(x):
-    return np.asarray(np.frompyfunc(math.erfc, 1, 1)(x), x.dtype)
 
 
 def _fft(x, axes, inverse):

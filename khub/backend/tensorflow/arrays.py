@@ -7,36 +7,11 @@ import numpy as np
 import tensorflow as tf
 
 from khub import dtypes
-from khub.backend.tensorflow.convert import (
-    BOOL,
-    FLAT,
-    FLOATS,
-    HALVES,
-    NARROW,
-    NATIVE,
-    TENSORS,
-    UNSIGNED,
-    WEAK_NUMBERS,
-    WIDE,
-    array_dtype,
-    cast,
-    constant,
-    convert_to_numpy,
-    convert_to_tensor,
-    dtype_name,
-    is_tensor,
-    nonzero,
-    number,
-    raw,
-    shape,
-    sizes_of,
-    through,
-    vector,
-)
+from khub.backend.tensorflow.convert import *  # noqa: F403
 from khub.backend.tensorflow.indexing import *  # noqa: F403
 from khub.backend.tensorflow.indexing import _select, getitem
 
-# ruff: noqa: A001, A002, F401  (the names are NumPy's; what is imported is the backend's, too)
+# ruff: noqa: A001, A002, F401, F405  (names of NumPy; what is imported is the backend's, too)
 
 _BOOL_AS_INT = through(tf.int8, frozenset({tf.bool}))
 _BOOLS_AS_INT = through(tf.int8, frozenset({tf.bool}), 2)
@@ -63,12 +38,9 @@ def _weak(number):
 def linspace(start, stop, num=50, endpoint=True, retstep=False, dtype=None, axis=0):
     name = dtypes.standardize(dtype)
     if not (is_tensor(start) or is_tensor(stop)):
-        result = np.linspace(start, stop, num, endpoint, retstep, None, axis)
-        return (
-            (convert_to_tensor(result[0], name), result[1])
-            if retstep
-            else convert_to_tensor(result, name)
-        )
+        result, step = np.linspace(start, stop, num, endpoint, True, None, axis)
+        result = convert_to_tensor(result, name)
+        return (result, step) if retstep else result
     wide = name if name == "float64" else "float32"
     start, stop = convert_to_tensor(start, wide), convert_to_tensor(stop, wide)
     step = raw.RealDiv(raw.Sub(stop, start), builtins.max(num - 1 if endpoint else num, 1))
@@ -111,13 +83,11 @@ def reshape(x, newshape):
 
 
 def view(x, dtype=None):
-    native = NATIVE[dtypes.standardize(dtype)]
+    native, lead = NATIVE[dtypes.standardize(dtype)], shape(x)[:-1]
     if native.size > x.dtype.size:
-        x = raw.Reshape(x, vector((*shape(x)[:-1], -1, native.size // x.dtype.size)))
-    result = raw.Bitcast(x, native)
-    return (
-        result if native.size >= x.dtype.size else raw.Reshape(result, vector((*shape(x)[:-1], -1)))
-    )
+        x = raw.Reshape(x, vector((*lead, -1, native.size // x.dtype.size)))
+    y = raw.Bitcast(x, native)
+    return y if native.size >= x.dtype.size else raw.Reshape(y, vector((*lead, -1)))
 
 
 def _flat(x):
@@ -263,9 +233,8 @@ def searchsorted(sorted_sequence, values, side="left"):
     kernels = {"left": raw.LowerBound, "right": raw.UpperBound}
     if side not in kernels:
         raise ValueError(f'searchsorted: side must be "left" or "right", got {side!r}.')
-    places = kernels[side](
-        raw.ExpandDims(sorted_sequence, 0), raw.Reshape(values, constant((1, -1)))
-    )
+    row = raw.Reshape(values, constant((1, -1)))
+    places = kernels[side](raw.ExpandDims(sorted_sequence, 0), row)
     return raw.Reshape(places, vector(shape(values)))
 
 
@@ -277,80 +246,37 @@ def top_k(x, k, sorted=True):
 
 
 # --- arithmetic ----------------------------------------------------------------------------------
-def add(x1, x2):
-    return raw.AddV2(x1, x2) if x1.dtype is not BOOL else raw.LogicalOr(x1, x2)
-
-
-def multiply(x1, x2):
-    return raw.Mul(x1, x2) if x1.dtype is not BOOL else raw.LogicalAnd(x1, x2)
-
-
-def maximum(x1, x2):
-    return raw.Maximum(x1, x2) if x1.dtype is not BOOL else raw.LogicalOr(x1, x2)
-
-
-def minimum(x1, x2):
-    return raw.Minimum(x1, x2) if x1.dtype is not BOOL else raw.LogicalAnd(x1, x2)
-
-
-subtract = raw.Sub
-divide = raw.RealDiv
-floor_divide = _BOOLS_AS_INT(raw.FloorDiv)
-mod = _BOOLS_AS_INT(raw.FloorMod)
-power = through(tf.int64, UNSIGNED | {tf.bool}, 2)(raw.Pow)
-arctan2 = raw.Atan2
-squared_difference = through(tf.int32, NARROW | UNSIGNED, 2)(raw.SquaredDifference)
-equal = raw.Equal
-not_equal = raw.NotEqual
-greater = _BOOLS_AS_INT(raw.Greater)
-greater_equal = _BOOLS_AS_INT(raw.GreaterEqual)
-less = _BOOLS_AS_INT(raw.Less)
-less_equal = _BOOLS_AS_INT(raw.LessEqual)
-logical_and = raw.LogicalAnd
-logical_or = raw.LogicalOr
-logical_xor = raw.NotEqual
-logical_not = raw.LogicalNot
-negative = through(tf.int64, UNSIGNED)(raw.Neg)
-sign = through(tf.float64, UNSIGNED | {tf.bool})(raw.Sign)
-square = _BOOL_AS_INT(raw.Square)
-floor = raw.Floor
-ceil = raw.Ceil
-exp = raw.Exp
-expm1 = raw.Expm1
-log = raw.Log
-log1p = raw.Log1p
-sqrt = raw.Sqrt
-rsqrt = raw.Rsqrt
-sin = raw.Sin
-cos = raw.Cos
-tan = raw.Tan
-sinh = raw.Sinh
-cosh = raw.Cosh
-tanh = raw.Tanh
-arcsin = raw.Asin
-arccos = raw.Acos
-arctan = raw.Atan
-erf = raw.Erf
-erfinv = _HALF_AS_FLOAT(raw.Erfinv)
-arcsinh = _HALF_AS_FLOAT(raw.Asinh)
-arccosh = _HALF_AS_FLOAT(raw.Acosh)
-arctanh = _HALF_AS_FLOAT(raw.Atanh)
-i0 = _HALF_AS_FLOAT(raw.BesselI0)
-isnan = raw.IsNan
-isinf = raw.IsInf
-isfinite = raw.IsFinite
-
-
-def _bitwise(kernel, of_bool):
+def _with_bool(kernel, of_bool):
     return lambda *xs: (kernel if xs[0].dtype is not BOOL else of_bool)(*xs)
 
 
-bitwise_not = _bitwise(raw.Invert, raw.LogicalNot)
-bitwise_and = _bitwise(raw.BitwiseAnd, raw.LogicalAnd)
-bitwise_or = _bitwise(raw.BitwiseOr, raw.LogicalOr)
-bitwise_xor = _bitwise(raw.BitwiseXor, raw.NotEqual)
-bitwise_left_shift = raw.LeftShift
-bitwise_right_shift = raw.RightShift
+SAME = """
+equal not_equal logical_and logical_or logical_not floor ceil exp expm1 log log1p sqrt rsqrt sin
+cos tan sinh cosh tanh erf
+"""  # kernels of the same name, in TensorFlow's spelling: LogicalAnd
+for _name in SAME.split():
+    globals()[_name] = getattr(raw, "".join(map(str.capitalize, _name.split("_"))))
+
+subtract, divide, logical_xor = raw.Sub, raw.RealDiv, raw.NotEqual
+floor_divide, mod = map(_BOOLS_AS_INT, (raw.FloorDiv, raw.FloorMod))
+power = through(tf.int64, UNSIGNED | {tf.bool}, 2)(raw.Pow)
+squared_difference = through(tf.int32, NARROW | UNSIGNED, 2)(raw.SquaredDifference)
+greater, greater_equal = map(_BOOLS_AS_INT, (raw.Greater, raw.GreaterEqual))
+less, less_equal = map(_BOOLS_AS_INT, (raw.Less, raw.LessEqual))
+negative = through(tf.int64, UNSIGNED)(raw.Neg)
+sign = through(tf.float64, UNSIGNED | {tf.bool})(raw.Sign)
+square = _BOOL_AS_INT(raw.Square)
+arcsin, arccos, arctan, arctan2 = raw.Asin, raw.Acos, raw.Atan, raw.Atan2
+arcsinh, arccosh, arctanh = map(_HALF_AS_FLOAT, (raw.Asinh, raw.Acosh, raw.Atanh))
+erfinv, i0 = map(_HALF_AS_FLOAT, (raw.Erfinv, raw.BesselI0))
+isnan, isinf, isfinite = raw.IsNan, raw.IsInf, raw.IsFinite
+add, multiply = _with_bool(raw.AddV2, raw.LogicalOr), _with_bool(raw.Mul, raw.LogicalAnd)
+maximum, minimum = _with_bool(raw.Maximum, raw.LogicalOr), _with_bool(raw.Minimum, raw.LogicalAnd)
+bitwise_not = _with_bool(raw.Invert, raw.LogicalNot)
+bitwise_and = _with_bool(raw.BitwiseAnd, raw.LogicalAnd)
+bitwise_or = _with_bool(raw.BitwiseOr, raw.LogicalOr)
+bitwise_xor = _with_bool(raw.BitwiseXor, raw.NotEqual)
+bitwise_left_shift, bitwise_right_shift = raw.LeftShift, raw.RightShift
 _complex = tf.complex
 
 
@@ -429,20 +355,18 @@ def var(x, axis=None, keepdims=False):
     return raw.Mean(raw.SquaredDifference(x, raw.Mean(x, axes, True)), axes, keepdims)
 
 
-@_BOOL_AS_INT
-def max(x, axis=None, keepdims=False, initial=None):
-    result = raw.Max(x, _axes(x, axis), keepdims)
-    return (
-        result if initial is None else raw.Maximum(result, convert_to_tensor(initial, x.dtype.name))
-    )
+def _extreme(reduce, of_two):
+    @_BOOL_AS_INT
+    def run(x, axis=None, keepdims=False, initial=None):
+        result = reduce(x, _axes(x, axis), keepdims)
+        if initial is None:
+            return result
+        return of_two(result, convert_to_tensor(initial, x.dtype.name))
+
+    return run
 
 
-@_BOOL_AS_INT
-def min(x, axis=None, keepdims=False, initial=None):
-    result = raw.Min(x, _axes(x, axis), keepdims)
-    return (
-        result if initial is None else raw.Minimum(result, convert_to_tensor(initial, x.dtype.name))
-    )
+max, min = _extreme(raw.Max, raw.Maximum), _extreme(raw.Min, raw.Minimum)
 
 
 def any(x, axis=None, keepdims=False):
@@ -453,30 +377,29 @@ def all(x, axis=None, keepdims=False):
     return raw.All(x, _axes(x, axis), keepdims)
 
 
-def _first(kernel, x, axis, keepdims):
-    if axis is None:
-        result = kernel(_flat(x), 0, tf.int32)
-        return raw.Reshape(result, constant((1,) * len(x.shape))) if keepdims else result
-    result = kernel(x, axis, tf.int32)
-    return raw.ExpandDims(result, axis) if keepdims else result
+def _first(kernel):
+    def run(x, axis=None, keepdims=False):
+        if axis is None:
+            result = kernel(_flat(x), 0, tf.int32)
+            return raw.Reshape(result, constant((1,) * len(x.shape))) if keepdims else result
+        result = kernel(x, axis, tf.int32)
+        return raw.ExpandDims(result, axis) if keepdims else result
+
+    return run
 
 
-def argmax(x, axis=None, keepdims=False):
-    return _first(raw.ArgMax, x, axis, keepdims)
+argmax, argmin = _first(raw.ArgMax), _first(raw.ArgMin)
 
 
-def argmin(x, axis=None, keepdims=False):
-    return _first(raw.ArgMin, x, axis, keepdims)
+def _running(kernel):
+    def run(x, axis=None, dtype=None):
+        x = _as(x, dtype)
+        return kernel(_flat(x), 0) if axis is None else kernel(x, axis)
+
+    return run
 
 
-def cumsum(x, axis=None, dtype=None):
-    x = _as(x, dtype)
-    return raw.Cumsum(_flat(x), 0) if axis is None else raw.Cumsum(x, axis)
-
-
-def cumprod(x, axis=None, dtype=None):
-    x = _as(x, dtype)
-    return raw.Cumprod(_flat(x), 0) if axis is None else raw.Cumprod(x, axis)
+cumsum, cumprod = _running(raw.Cumsum), _running(raw.Cumprod)
 
 
 # --- matrix products -----------------------------------------------------------------------------
@@ -490,9 +413,8 @@ def matmul(x1, x2):
         if rank1 == 2:
             return raw.MatMul(x1, x2)
         if rank1 > 2:  # one product, not one for each matrix
-            rows = raw.Reshape(
-                x1, vector((-1, shape(x1)[-1] if x2.shape[0] is None else x2.shape[0]))
-            )
+            depth = shape(x1)[-1] if x2.shape[0] is None else x2.shape[0]
+            rows = raw.Reshape(x1, vector((-1, depth)))
             return raw.Reshape(raw.MatMul(rows, x2), vector((*sizes_of(x1)[:-1], shape(x2)[1])))
     if rank1 > 1 and rank2 > 1:
         return raw.BatchMatMulV2(x1, x2)
@@ -517,7 +439,3 @@ def _einsum(subscripts, operands):
     if "->" in subscripts and len(operands) <= 2:
         return raw.Einsum(operands, subscripts.replace(" ", ""))
     return tf.einsum(subscripts, *operands)
-
-
-def slogdet(x):
-    return tuple(raw.LogMatrixDeterminant(x))

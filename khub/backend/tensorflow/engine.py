@@ -7,7 +7,8 @@ import optree
 import tensorflow as tf
 
 from khub import tree
-from khub.backend.scope import Resumed, Scope, local
+from khub.backend import eager
+from khub.backend.scope import Resumed, Scope, local, within
 from khub.backend.tensorflow.arrays import NATIVE, TENSORS, convert_to_tensor
 
 EAGER = False  # whether jit leaves functions as they are
@@ -18,15 +19,12 @@ class Base(tf.__internal__.tracking.Trackable):
 
     def _trackable_children(self, save_type="checkpoint", **kwargs):
         children = {name: v.materialize() for name, v in self._own_variables().items()}
-        children.update(
-            (name.replace(".", "_"), layer)
-            for name, layer in self._children()
-            if name not in children
-        )
+        for name, layer in self._children():
+            if name not in children:
+                children[name.replace(".", "_")] = layer
         for name, value in vars(self).items():
-            if isinstance(value, tf.__internal__.tracking.Trackable) or hasattr(
-                value, "get_concrete_function"
-            ):
+            trackable = isinstance(value, tf.__internal__.tracking.Trackable)
+            if trackable or hasattr(value, "get_concrete_function"):
                 children.setdefault(name, value)
         return children
 
@@ -47,10 +45,9 @@ class VariableBase:
 
 # --- Variables -----------------------------------------------------------------------------------
 def new_storage(value, trainable, name):
+    name = re.sub(r"\W", "_", name)
     with tf.init_scope():
-        return tf.Variable(
-            convert_to_tensor(value), trainable=trainable, name=re.sub(r"\W", "_", name)
-        )
+        return tf.Variable(convert_to_tensor(value), trainable=trainable, name=name)
 
 
 def read(storage):
@@ -85,6 +82,7 @@ def no_gradient():
 
 
 # --- transforms ----------------------------------------------------------------------------------
+custom_gradient = tf.custom_gradient
 _ARRAY = object()
 _SHAPES = 4  # so many shapes get a graph of their own; the next ones share one with unknown sizes
 
@@ -157,7 +155,7 @@ def value_and_grad(function, variables, has_aux):
                 sources = [v.materialize() for v in variables]
             for source in sources:
                 tape.watch(source)
-            result = _within(scope, function, args, kwargs)
+            result = within(scope, function, args, kwargs)
             loss = result[0] if has_aux else result
         gradients = tape.gradient(loss, sources, unconnected_gradients="zero")
         if not local.sparse_gradients:
@@ -169,28 +167,12 @@ def value_and_grad(function, variables, has_aux):
     return call
 
 
-def _within(scope, function, args, kwargs):
-    if scope is None:
-        return function(*args, **kwargs)
-    with scope:
-        result = function(*args, **kwargs)
-    for variable in scope.written:
-        scope.outer.set(variable, scope.values[variable])
-    return result
-
-
-def custom_gradient(function):
-    return tf.custom_gradient(function)
-
-
 def jvp(function, primals, tangents, has_aux):
     with tf.autodiff.ForwardAccumulator(list(primals), list(tangents)) as accumulator:
         result = function(*primals)
     outputs, *aux = result if has_aux else (result,)
-    derivative = tree.map_structure(
-        lambda x: accumulator.jvp(x, tf.UnconnectedGradients.ZERO), outputs
-    )
-    return (outputs, derivative, *aux)
+    zero = tf.UnconnectedGradients.ZERO
+    return (outputs, tree.map_structure(lambda x: accumulator.jvp(x, zero), outputs), *aux)
 
 
 def checkpoint(function):
@@ -209,7 +191,7 @@ def checkpoint(function):
             if first:
                 first.clear()
                 for variable in scope.written:
-                    before[variable] = _outside(variable)
+                    before[variable] = variable._uncast()
                     after[variable] = scope.values[variable]
             return result
 
@@ -219,10 +201,6 @@ def checkpoint(function):
         return result
 
     return call
-
-
-def _outside(variable):
-    return variable.storage_value() if local.scope is None else local.scope.get(variable)
 
 
 def vmap(function, in_axes, out_axes):
@@ -291,9 +269,7 @@ def _written(function, *args):
         return {}
     scope = _probe(function, *args)[1]
     for variable in (*scope.read, *scope.written):
-        local.scope.get(
-            variable
-        )  # read out here, for a tensor of the branch's graph cannot leave it
+        local.scope.get(variable)  # out here: no tensor of the branch's graph can leave it
     return scope.written
 
 
@@ -335,14 +311,7 @@ def scan(function, init, xs, length, reverse):
         return None if xs is None else tree.map_structure(lambda x: x[i], xs)
 
     if tf.executing_eagerly() or isinstance(length, int) and length <= 8:
-        carry, outputs = init, []
-        for i in reversed(range(length)) if reverse else range(length):
-            carry, y = function(carry, at(i))
-            outputs.append(y)
-        outputs = outputs[::-1] if reverse else outputs
-        if not outputs or outputs[0] is None:
-            return carry, None
-        return carry, tree.map_structure(lambda *ys: tf.stack(ys), *outputs)
+        return eager.scan(function, init, xs, length, reverse, tf.stack)
     leaves = tree.flatten(init)
     (_, sample), scope = _probe(lambda: function(init, at(0)))
     written = {} if local.scope is None else scope.written
@@ -412,6 +381,5 @@ def random_binomial(counts, probabilities, seed):
 
 
 def random_integers(shape, minval, maxval, dtype, seed):
-    return tf.cast(
-        tf.random.stateless_uniform(shape, seed, minval, maxval, tf.int64), NATIVE[dtype]
-    )
+    numbers = tf.random.stateless_uniform(shape, seed, minval, maxval, tf.int64)
+    return tf.cast(numbers, NATIVE[dtype])

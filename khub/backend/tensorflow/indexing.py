@@ -7,21 +7,9 @@ from functools import reduce
 import numpy as np
 import tensorflow as tf
 
-from khub.backend.tensorflow.convert import (
-    BOOL,
-    FLAT,
-    TENSORS,
-    UNSIGNED,
-    cast,
-    constant,
-    convert_to_tensor,
-    nonzero,
-    raw,
-    shape,
-    vector,
-)
+from khub.backend.tensorflow.convert import *  # noqa: F403
 
-# ruff: noqa: A001, A002  (the names are NumPy's)
+# ruff: noqa: A001, A002, F405  (the names are NumPy's, others those of convert)
 
 _SLICE = builtins.slice
 
@@ -73,11 +61,8 @@ def getitem(x, key):
     for place, part in enumerate(parts):
         first, last, step, bit = 0, 0, 1, 1 << place
         if isinstance(part, _SLICE):
-            first, last, step = (
-                (part.start or 0),
-                (part.stop or 0),
-                (1 if part.step is None else part.step),
-            )
+            first, last = part.start or 0, part.stop or 0
+            step = 1 if part.step is None else part.step
             no_begin |= bit * (part.start is None)
             no_end |= bit * (part.stop is None)
         elif part is None:
@@ -105,9 +90,8 @@ def _is_index(part):
 
 def _pick(x, parts):
     """NumPy's indexing by arrays: they are broadcast together, and numbers count as arrays."""
-    arrays = [
-        i for i, part in enumerate(parts) if not isinstance(part, (_SLICE, type(None), type(...)))
-    ]
+    plain = (_SLICE, type(None), type(...))
+    arrays = [i for i, part in enumerate(parts) if not isinstance(part, plain)]
     parts = [convert_to_tensor(p) if i in arrays else p for i, p in enumerate(parts)]
     flat = []
     for i, part in enumerate(parts):
@@ -159,8 +143,7 @@ def _rows_of(indices, sizes):
 def scatter_update(inputs, indices, updates, reduction=None):
     rows, updates = _rows_of(indices, shape(inputs)), cast(updates, inputs.dtype.name)
     if reduction == "mul":
-        depth = indices.shape[-1]
-        sizes = shape(inputs)
+        depth, sizes = indices.shape[-1], shape(inputs)
         steps = [math.prod(sizes[i + 1 : depth]) for i in range(depth)]
         flat = raw.Sum(raw.Mul(rows, vector(steps)), constant((-1,)))
         factors = raw.UnsortedSegmentProd(updates, flat, math.prod(sizes[:depth]))

@@ -2,20 +2,18 @@
 
 import tensorflow as tf
 
-det, inv, _solve, erfc = tf.linalg.det, tf.linalg.inv, tf.linalg.solve, tf.math.erfc
+det, inv, eig, eigh = tf.linalg.det, tf.linalg.inv, tf.linalg.eig, tf.linalg.eigh
+_solve, _solve_triangular = tf.linalg.solve, tf.linalg.triangular_solve
+erfc = tf.math.erfc
+
+
+def slogdet(x):
+    return tuple(tf.linalg.slogdet(x))
 
 
 def cholesky(x, upper=False):
     lower = tf.linalg.cholesky(x)
     return tf.linalg.adjoint(lower) if upper else lower
-
-
-def eig(x):
-    return tuple(tf.linalg.eig(x))
-
-
-def eigh(x):
-    return tuple(tf.linalg.eigh(x))
 
 
 def qr(x, mode="reduced"):
@@ -46,10 +44,6 @@ def _exchanges(order):
         moved = tf.where(wanted, now[..., i : i + 1], now)
         now = tf.where(first, order[..., i : i + 1], moved)
     return tf.stack(pivots, -1)
-
-
-def _solve_triangular(a, b, lower):
-    return tf.linalg.triangular_solve(a, b, lower)
 
 
 _FFT = {

@@ -12,24 +12,9 @@ import tensorflow as tf
 from khub import config, dtypes
 from khub.backend import windows
 from khub.backend.tensorflow.arrays import matmul, sum, take_along_axis, transpose
-from khub.backend.tensorflow.convert import (
-    FLAT,
-    FLOATS,
-    HALVES,
-    TENSORS,
-    UNSIGNED,
-    cast,
-    constant,
-    convert_to_tensor,
-    number,
-    raw,
-    shape,
-    sizes_of,
-    through,
-    vector,
-)
+from khub.backend.tensorflow.convert import *  # noqa: F403
 
-# ruff: noqa: A001, A002  (the names are Keras')
+# ruff: noqa: A001, A002, F405  (the names are Keras', others those of convert)
 
 
 def _given(x, dtype):
@@ -43,11 +28,8 @@ def _axes(axis):
 
 
 # --- activations ---------------------------------------------------------------------------------
-relu = raw.Relu
-relu6 = raw.Relu6
-sigmoid = raw.Sigmoid
-softplus = raw.Softplus
-softsign = raw.Softsign
+relu, relu6, sigmoid = raw.Relu, raw.Relu6, raw.Sigmoid
+softplus, softsign = raw.Softplus, raw.Softsign
 
 
 def leaky_relu(x, negative_slope=0.2):
@@ -114,9 +96,8 @@ def one_hot(x, num_classes, axis=-1, dtype=None, sparse=False):
     x = x if x.dtype in (tf.int32, tf.int64) else raw.Cast(x, tf.int32)
     rank = len(x.shape)
     axis %= rank + 1
-    return raw.OneHot(
-        x, num_classes, number(1, dtype), number(0, dtype), -1 if axis == rank else axis
-    )
+    axis = -1 if axis == rank else axis
+    return raw.OneHot(x, num_classes, number(1, dtype), number(0, dtype), axis)
 
 
 def sparse_categorical_crossentropy(target, output, from_logits=False, axis=-1):
@@ -146,9 +127,8 @@ def binary_crossentropy(target, output, from_logits=False):
         return raw.AddV2(hit, raw.Mul(rest, raw.Softplus(output)))
     output = raw.ClipByValue(output, config.epsilon(), 1 - config.epsilon())
     hit = raw.Mul(target, raw.Log(output))
-    return raw.Neg(
-        raw.AddV2(hit, raw.Mul(rest, raw.Log(raw.Sub(number(1, output.dtype.name), output))))
-    )
+    other = raw.Log(raw.Sub(number(1, output.dtype.name), output))
+    return raw.Neg(raw.AddV2(hit, raw.Mul(rest, other)))
 
 
 # --- normalization -------------------------------------------------------------------------------
@@ -234,9 +214,8 @@ def dot_product_attention(
         scores = raw.Einsum([query, key], "btgrw,bsgw->bgrts")
         scores = raw.Reshape(scores, vector((batch, heads, time, source)))
     else:
-        scores = raw.BatchMatMulV2(
-            transpose(query, (0, 2, 1, 3)), transpose(key, (0, 2, 1, 3)), False, True
-        )
+        query, key = transpose(query, (0, 2, 1, 3)), transpose(key, (0, 2, 1, 3))
+        scores = raw.BatchMatMulV2(query, key, False, True)
     scores = raw.Mul(raw.Cast(scores, tf.float32) if dtype in HALVES else scores, scale)
     if attn_logits_soft_cap is not None:
         capped = raw.Tanh(raw.RealDiv(scores, attn_logits_soft_cap))
@@ -393,6 +372,4 @@ def average_pool(inputs, pool_size, strides=None, padding="valid", data_format=N
     return _pool(inputs, pool_size, strides, padding, data_format, raw.AvgPool)
 
 
-PARTIAL = {
-    "dot_product_attention"
-}  # functions that leave some arguments to the op's reference body
+PARTIAL = {"dot_product_attention"}  # functions that leave some arguments to the op's body

@@ -6,23 +6,22 @@ from functools import wraps
 
 import numpy as np
 import torch
-from torch import clone as copy
-from torch import detach as stop_gradient
-from torch import eq as equal
-from torch import movedim as moveaxis
-from torch import ne as not_equal
 
 from khub import config, dtypes, tree
 from khub.backend.scope import local
+from khub.choices import choose
 
 # ruff: noqa: A001, A002, F401  (imported names are this backend's functions)
 
 SAME = """
-all any arccos arcsin arctan arctan2 broadcast_to ceil cos cosh divide erf erfinv exp expm1 floor
-hstack isfinite isinf isnan log log1p log2 log10 logical_and logical_not logical_or logical_xor
-mean multiply rsqrt sin sinh sqrt stack swapaxes tan tanh vstack
+all any arccos arccosh arcsin arcsinh arctan arctan2 arctanh broadcast_to ceil cos cosh divide erf
+erfinv exp expm1 floor hstack i0 isfinite isinf isnan log log1p log2 log10 logical_and logical_not
+logical_or logical_xor mean multiply ravel rsqrt sin sinh sqrt stack swapaxes tan tanh vstack
 """  # functions of one name and meaning in torch
 globals().update({name: getattr(torch, name) for name in SAME.split()})
+copy, stop_gradient, moveaxis = torch.clone, torch.detach, torch.movedim
+equal, not_equal, _complex = torch.eq, torch.ne, torch.complex
+reshape, tile = torch.Tensor.reshape, torch.Tensor.tile
 
 TENSORS = {torch.Tensor, torch.nn.Parameter}
 NATIVE = {name: getattr(torch, name) for name in dtypes.ALL}
@@ -91,10 +90,8 @@ def convert_to_tensor(x, dtype=None):
 
 
 def _from_numpy(x):
-    if (
-        not x.flags.writeable or builtins.min(x.strides, default=0) < 0
-    ):  # torch shares memory, or refuses
-        x = x.copy()
+    if not x.flags.writeable or builtins.min(x.strides, default=0) < 0:
+        x = x.copy()  # torch shares memory, or refuses
     if x.dtype in _AS_BITS:
         return torch.as_tensor(x.view(_BITS[x.dtype.name])).view(NATIVE[x.dtype.name])
     return torch.as_tensor(x)
@@ -175,10 +172,8 @@ def arange(start, stop=None, step=None, dtype=None):
 
 def linspace(start, stop, num=50, endpoint=True, retstep=False, dtype=None, axis=0):
     native = _native(dtype)
-    start, stop = (
-        torch.as_tensor(convert_to_tensor(x), dtype=torch.float64) for x in (start, stop)
-    )
-    start, stop = torch.broadcast_tensors(start, stop)
+    ends = [convert_to_tensor(x).double() for x in (start, stop)]
+    start, stop = torch.broadcast_tensors(*ends)
     intervals = num - 1 if endpoint else num
     weights = torch.arange(num, dtype=torch.float64) / (intervals or 1)
     weights = weights.reshape(-1, *[1] * start.dim())
@@ -219,16 +214,8 @@ def full_like(x, fill_value, dtype=None):
 
 
 # --- shapes --------------------------------------------------------------------------------------
-def reshape(x, newshape):
-    return x.reshape(newshape)
-
-
 def view(x, dtype=None):
     return x.contiguous().view(_native(dtype))
-
-
-def ravel(x):
-    return x.reshape(-1)
 
 
 def transpose(x, axes=None):
@@ -260,10 +247,6 @@ def flip(x, axis=None):
     return torch.flip(x, tuple(axes))
 
 
-def tile(x, repeats):
-    return torch.tile(x, (repeats,) if isinstance(repeats, int) else tuple(repeats))
-
-
 @_wide
 def repeat(x, repeats, axis=None):
     if axis is None:
@@ -288,15 +271,11 @@ def pad(x, pad_width, mode="constant", constant_values=None):
     if mode == "constant":
         flat = [n for border in reversed(borders) for n in border]
         return torch.nn.functional.pad(x, flat, value=constant_values)
-    if mode not in ("reflect", "symmetric", "edge", "wrap", "circular"):
-        raise ValueError(
-            f"mode must be constant, reflect, symmetric, edge, wrap or circular, got {mode!r}."
-        )
+    known = ("constant", "reflect", "symmetric", "edge", "wrap", "circular")
+    mode = choose("mode", mode, known).replace("circular", "wrap")
     for axis, border in enumerate(borders):
         if border != [0, 0]:
-            places = np.pad(
-                np.arange(x.shape[axis]), border, "wrap" if mode == "circular" else mode
-            )
+            places = np.pad(np.arange(x.shape[axis]), border, mode)
             x = take(x, convert_to_tensor(places), axis)
     return x
 
@@ -334,10 +313,8 @@ def take(x, indices, axis=None):
     indices = indices if indices.dtype is torch.int32 else indices.long()
     indices = torch.where(indices < 0, indices + x.shape[axis], indices)
     if axis == 0 and x.dim() == 2 and x.is_floating_point():
-        # its gradient is the fastest
-        return torch.nn.functional.embedding(
-            indices, x, sparse=local.sparse_gradients and x.is_leaf
-        )
+        rows_only = local.sparse_gradients and x.is_leaf  # its gradient is the fastest
+        return torch.nn.functional.embedding(indices, x, sparse=rows_only)
     result = x.index_select(axis, indices.reshape(-1))
     return result.reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
 
@@ -345,7 +322,7 @@ def take(x, indices, axis=None):
 def bincount(x, weights=None, minlength=0, sparse=False):
     if weights is not None or x.dim() != 1 or x.is_meta:
         return NotImplemented
-    return torch.bincount(x, minlength=minlength).to(torch.int32)
+    return torch.bincount(x.long(), minlength=minlength).to(torch.int32)
 
 
 @_wide
@@ -473,9 +450,6 @@ def top_k(x, k, sorted=True):
     return values, indices.to(torch.int32)
 
 
-tril, triu = _wide(torch.tril), _wide(torch.triu)
-
-
 @_wide
 def searchsorted(sorted_sequence, values, side="left"):
     if side not in ("left", "right"):
@@ -484,24 +458,14 @@ def searchsorted(sorted_sequence, values, side="left"):
 
 
 # --- mathematics ---------------------------------------------------------------------------------
-add, subtract = _wide(torch.add), _wide(torch.subtract)
+SAME = """
+absolute add bitwise_and bitwise_left_shift bitwise_not bitwise_or bitwise_right_shift bitwise_xor
+deg2rad diag diagonal exp2 fmax fmin fmod gcd greater greater_equal hypot kron lcm less less_equal
+logaddexp logaddexp2 matmul maximum minimum negative nextafter rad2deg sign signbit sinc square
+subtract tril triu trunc
+"""  # those that lack dtypes
+globals().update({name: _wide(getattr(torch, name)) for name in SAME.split()})
 mod, power = _wide(torch.remainder), _wide(torch.pow)
-maximum, minimum = _wide(torch.maximum), _wide(torch.minimum)
-greater, greater_equal = _wide(torch.gt), _wide(torch.ge)
-less, less_equal = _wide(torch.lt), _wide(torch.le)
-negative, absolute, sign, square = map(_wide, (torch.neg, torch.abs, torch.sign, torch.square))
-matmul = _wide(torch.matmul)
-arccosh, arcsinh, arctanh, i0 = torch.arccosh, torch.arcsinh, torch.arctanh, torch.i0
-bitwise_and, bitwise_or = _wide(torch.bitwise_and), _wide(torch.bitwise_or)
-bitwise_xor, bitwise_not = _wide(torch.bitwise_xor), _wide(torch.bitwise_not)
-bitwise_left_shift = _wide(torch.bitwise_left_shift)
-bitwise_right_shift = _wide(torch.bitwise_right_shift)
-_complex = torch.complex
-WRAPPED = """
-deg2rad diag diagonal exp2 fmax fmin fmod gcd hypot kron lcm logaddexp logaddexp2 nextafter rad2deg
-signbit sinc trunc
-"""
-globals().update({name: _wide(getattr(torch, name)) for name in WRAPPED.split()})
 
 
 @_wide
@@ -534,7 +498,7 @@ def sum(x, axis=None, keepdims=False):
 
 
 def prod(x, axis=None, keepdims=False, dtype=None):
-    return _prod(x if dtype is None else cast(x, dtypes.standardize(dtype)), axis, keepdims)
+    return _prod(_as(x, dtype), axis, keepdims)
 
 
 @_wide
@@ -543,6 +507,23 @@ def _prod(x, axis, keepdims):
     for place in sorted((a % x.dim() for a in axes), reverse=True):
         x = torch.prod(x, place, keepdims, dtype=x.dtype)
     return x
+
+
+def _as(x, dtype):
+    return x if dtype is None else cast(x, dtypes.standardize(dtype))
+
+
+def _running(function):
+    along = _wide(lambda x, axis: function(x, axis, dtype=x.dtype))
+
+    def run(x, axis=None, dtype=None):
+        x = _as(x, dtype)
+        return along(x.reshape(-1), 0) if axis is None else along(x, axis)
+
+    return run
+
+
+cumsum, cumprod = map(_running, (torch.cumsum, torch.cumprod))
 
 
 def var(x, axis=None, keepdims=False):
@@ -583,24 +564,6 @@ def _countable(x):
     return x.to(torch.uint8) if x.dtype is BOOL else x
 
 
-def cumsum(x, axis=None, dtype=None):
-    return _accumulate(torch.cumsum, x, axis, dtype)
-
-
-def cumprod(x, axis=None, dtype=None):
-    return _accumulate(torch.cumprod, x, axis, dtype)
-
-
-def _accumulate(function, x, axis, dtype):
-    x = x if dtype is None else cast(x, dtypes.standardize(dtype))
-    return _along(function, x.reshape(-1) if axis is None else x, 0 if axis is None else axis)
-
-
-@_wide
-def _along(function, x, axis):
-    return function(x, axis, dtype=x.dtype)
-
-
 @_wide
 def tensordot(x1, x2, axes=2):
     if not isinstance(axes, int):
@@ -615,7 +578,3 @@ def _einsum(subscripts, operands):
 
 def _complex_part(x, part):
     return getattr(torch, part)(x).resolve_conj()
-
-
-def slogdet(x):
-    return tuple(torch.linalg.slogdet(x))

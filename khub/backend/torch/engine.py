@@ -3,8 +3,7 @@
 import threading
 import weakref
 from contextlib import nullcontext
-from functools import wraps
-from operator import itemgetter
+from functools import partial, wraps
 
 import numpy as np
 import torch
@@ -13,7 +12,8 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from khub import tree
-from khub.backend.scope import Resumed, Scope, local
+from khub.backend import eager
+from khub.backend.scope import Resumed, Scope, local, within
 from khub.backend.torch.arrays import NATIVE, TENSORS, convert_to_tensor
 
 EAGER = True  # whether jit leaves functions as they are
@@ -30,9 +30,7 @@ _depth = _Depth()
 # --- Variables -----------------------------------------------------------------------------------
 def new_storage(value, trainable, name):
     tensor = convert_to_tensor(value).clone()
-    if name.endswith(
-        "kernel"
-    ):  # laid out as torch's own layers have it: (units, n), and OIHW channels-last
+    if name.endswith("kernel"):  # laid out as torch's own layers: (units, n), OIHW channels-last
         if tensor.dim() == 2:
             tensor = tensor.t().contiguous().t()
         elif tensor.dim() == 4:
@@ -71,9 +69,8 @@ class _OnMeta(TorchDispatchMode):
     """Takes the shape alone of tensors with values: constants of a layer among placeholders."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        args, kwargs = pytree.tree_map_only(
-            torch.Tensor, lambda x: x.to("meta"), (args, kwargs or {})
-        )
+        given = args, kwargs or {}
+        args, kwargs = pytree.tree_map_only(torch.Tensor, lambda x: x.to("meta"), given)
         return function(*args, **kwargs)
 
 
@@ -107,12 +104,12 @@ def jit(function):
 
 def _tensors(structure):
     """Arrays of numbers as tensors: torch's own operators do not take them."""
-    return tree.map_structure(
-        lambda x: (
-            convert_to_tensor(x) if type(x) is np.ndarray and x.dtype.kind not in "OUSM" else x
-        ),
-        structure,
-    )
+
+    def tensor(x):
+        numbers = type(x) is np.ndarray and x.dtype.kind not in "OUSM"
+        return convert_to_tensor(x) if numbers else x
+
+    return tree.map_structure(tensor, structure)
 
 
 def value_and_grad(function, variables, has_aux):
@@ -135,7 +132,7 @@ def value_and_grad(function, variables, has_aux):
         _depth.gradients += 1
         try:
             with torch.enable_grad():
-                result = _within(scope, function, args, kwargs)
+                result = within(scope, function, args, kwargs)
                 loss = result[0] if has_aux else result
                 gradients = [None] * len(leaves)
                 if loss.requires_grad and leaves:
@@ -180,21 +177,8 @@ def _leaf(x):
     return x if x.requires_grad and _depth.gradients else x.detach().requires_grad_()
 
 
-def _within(scope, function, args, kwargs):
-    if scope is None:
-        return function(*args, **kwargs)
-    with scope:
-        result = function(*args, **kwargs)
-    for variable in scope.written:
-        scope.outer.set(variable, scope.values[variable])
-    return result
-
-
 def custom_gradient(function):
     def call(*args):
-        return tree.pack_sequence_as(*_apply(args))
-
-    def _apply(args):
         kept = {}
 
         class Custom(torch.autograd.Function):
@@ -210,7 +194,7 @@ def custom_gradient(function):
                 return tuple(gradients) if isinstance(gradients, (tuple, list)) else gradients
 
         flat = Custom.apply(*args)
-        return kept["outputs"], list(flat)
+        return tree.pack_sequence_as(kept["outputs"], list(flat))
 
     return call
 
@@ -234,7 +218,7 @@ def checkpoint(function):
                 with Scope() as scope:
                     result = function(*args, **kwargs)
                 for variable in scope.written:
-                    before[variable] = _outside(variable).detach().clone()
+                    before[variable] = variable._uncast().detach().clone()
                     after[variable] = scope.values[variable]
                 return result
             now = [(g, g.get_state()) for g in _generators]
@@ -254,10 +238,6 @@ def checkpoint(function):
         return result
 
     return call
-
-
-def _outside(variable):
-    return variable.storage_value() if local.scope is None else local.scope.get(variable)
 
 
 def vmap(function, in_axes, out_axes):
@@ -286,24 +266,12 @@ def _holds(pred):
 
 
 def while_loop(cond, body, loop_vars, maximum_iterations):
-    steps = 0
     if any(getattr(x, "is_meta", False) for x in tree.flatten(loop_vars)):
         maximum_iterations = 1
-    while (maximum_iterations is None or steps < maximum_iterations) and _holds(cond(*loop_vars)):
-        loop_vars = body(*loop_vars)
-        steps += 1
-    return loop_vars
+    return eager.while_loop(lambda *x: _holds(cond(*x)), body, loop_vars, maximum_iterations)
 
 
-def scan(function, init, xs, length, reverse):
-    carry, outputs = init, []
-    for i in reversed(range(length)) if reverse else range(length):
-        carry, y = function(carry, None if xs is None else tree.map_structure(itemgetter(i), xs))
-        outputs.append(y)
-    outputs = outputs[::-1] if reverse else outputs
-    if not outputs or outputs[0] is None:
-        return carry, None
-    return carry, tree.map_structure(lambda *ys: torch.stack(ys), *outputs)
+scan = partial(eager.scan, stack=torch.stack)
 
 
 # --- random numbers: `seed` is a Generator, one for each SeedGenerator, so that no seed is read ba
@@ -332,11 +300,8 @@ def random_normal(shape, mean, stddev, dtype, seed):
 
 
 def random_integers(shape, minval, maxval, dtype, seed):
-    return (
-        torch.empty(shape, dtype=torch.int64)
-        .random_(minval, maxval, generator=seed)
-        .to(NATIVE[dtype])
-    )
+    numbers = torch.empty(shape, dtype=torch.int64).random_(minval, maxval, generator=seed)
+    return numbers.to(NATIVE[dtype])
 
 
 def random_gamma(alpha, seed):

@@ -3,22 +3,20 @@
 import torch
 
 det, inv, _solve, erfc = torch.linalg.det, torch.linalg.inv, torch.linalg.solve, torch.erfc
+_rfft, _irfft = torch.fft.rfft, torch.fft.irfft
+
+
+def _plain(function):
+    """Give a plain tuple, not a named one."""
+    return lambda *args: tuple(function(*args))
+
+
+eig, eigh = _plain(torch.linalg.eig), _plain(torch.linalg.eigh)
+qr, slogdet = _plain(torch.linalg.qr), _plain(torch.linalg.slogdet)
 
 
 def cholesky(x, upper=False):
     return torch.linalg.cholesky(x, upper=upper)
-
-
-def eig(x):
-    return tuple(torch.linalg.eig(x))
-
-
-def eigh(x):
-    return tuple(torch.linalg.eigh(x))
-
-
-def qr(x, mode="reduced"):
-    return tuple(torch.linalg.qr(x, mode))
 
 
 def svd(x, full_matrices=True, compute_uv=True):
@@ -36,11 +34,3 @@ def _solve_triangular(a, b, lower):
 
 def _fft(x, axes, inverse):
     return (torch.fft.ifftn if inverse else torch.fft.fftn)(x, dim=tuple(range(-axes, 0)))
-
-
-def _rfft(x, length):
-    return torch.fft.rfft(x, length)
-
-
-def _irfft(x, length):
-    return torch.fft.irfft(x, length)

@@ -4,7 +4,6 @@ Nothing is kept twice. A Layer finds its Variables and sub-layers in its attribu
 dictionaries that nn.Module's methods walk through are made from that whenever they are asked for.
 """
 
-import torch
 from torch import nn
 
 
@@ -25,6 +24,11 @@ def _group(modules, path):
     for name in path:
         modules = modules.setdefault(name, nn.Module())._modules
     return modules
+
+
+def _derived(get):
+    """A property that nn.Module.__init__, which puts an empty dictionary there, does not change."""
+    return property(get, lambda self, value: None)
 
 
 class Base(nn.Module):
@@ -58,23 +62,20 @@ class Base(nn.Module):
                 found[name] = variable
         return _View(found)
 
-    @property
+    @_derived
     def _parameters(self):
         view = self._tensors("", True)
         view.update((k, v) for k, v in vars(self).items() if isinstance(v, nn.Parameter))
         return view
 
-    @property
+    @_derived
     def _buffers(self):
         return self._tensors("", False)
 
-    @property
+    @_derived
     def _modules(self):
-        modules = {
-            k: v
-            for k, v in vars(self).items()
-            if isinstance(v, nn.Module) and not isinstance(v, Base)
-        }
+        modules = {k: v for k, v in vars(self).items() if isinstance(v, nn.Module)}
+        modules = {k: v for k, v in modules.items() if not isinstance(v, Base)}
         for path, layer in self._children():
             *groups, name = path.split(".")
             _group(modules, groups)[name] = layer
@@ -84,18 +85,6 @@ class Base(nn.Module):
             vars(inside)["_parameters"] = self._tensors(head, True)
             vars(inside)["_buffers"] = self._tensors(head, False)
         return modules
-
-    @_parameters.setter
-    def _parameters(self, value):
-        pass  # nn.Module.__init__ puts empty dictionaries here
-
-    @_buffers.setter
-    def _buffers(self, value):
-        pass
-
-    @_modules.setter
-    def _modules(self, value):
-        pass
 
     def forward(self, *args, **kwargs):
         """What nn.Module's own call machinery runs: khub's call."""
@@ -113,10 +102,6 @@ def _marking_hooks(name):
     return register
 
 
-for _name in (
-    "register_forward_hook",
-    "register_forward_pre_hook",
-    "register_full_backward_hook",
-    "register_full_backward_pre_hook",
-):
-    setattr(Base, _name, _marking_hooks(_name))
+HOOKS = "forward_hook forward_pre_hook full_backward_hook full_backward_pre_hook"
+for _name in HOOKS.split():
+    setattr(Base, f"register_{_name}", _marking_hooks(f"register_{_name}"))

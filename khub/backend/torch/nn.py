@@ -10,12 +10,6 @@ import torch
 from torch import celu, selu, sigmoid
 from torch.nn import functional
 from torch.nn.functional import elu, glu, mish, silu, softsign
-from torch.nn.functional import hardshrink as hard_shrink
-from torch.nn.functional import hardsigmoid as hard_sigmoid
-from torch.nn.functional import hardswish as hard_silu
-from torch.nn.functional import logsigmoid as log_sigmoid
-from torch.nn.functional import softshrink as soft_shrink
-from torch.nn.functional import tanhshrink as tanh_shrink
 
 from khub import config, dtypes
 from khub.backend import windows
@@ -28,14 +22,14 @@ _HALF = frozenset((torch.float16, torch.bfloat16))
 
 # --- activations and losses ----------------------------------------------------------------------
 relu, relu6 = _wide(torch.relu), _wide(functional.relu6)
+hard_shrink, hard_sigmoid = functional.hardshrink, functional.hardsigmoid
+hard_silu, log_sigmoid = functional.hardswish, functional.logsigmoid
+soft_shrink, tanh_shrink = functional.softshrink, functional.tanhshrink
+leaky_relu = functional.leaky_relu
 
 
 def softplus(x):
     return functional.softplus(x, threshold=40)  # from where on it is x, in float64 too
-
-
-def leaky_relu(x, negative_slope=0.2):
-    return functional.leaky_relu(x, negative_slope)
 
 
 def gelu(x, approximate=True):
@@ -293,32 +287,27 @@ def average_pool(inputs, pool_size, strides=None, padding="valid", data_format=N
     return back(run(x, *settings) / run(ones, *settings))
 
 
-def adaptive_average_pool(inputs, output_size, data_format=None):
-    return _adaptive_pool("adaptive_avg_pool", inputs, output_size, data_format)
+def _floats_only(function):
+    """Leave other dtypes, which torch has no kernel for, to the op's reference body."""
+    return lambda x, *args: function(x, *args) if x.dtype in FLOATS else NotImplemented
 
 
-def adaptive_max_pool(inputs, output_size, data_format=None):
-    return _adaptive_pool("adaptive_max_pool", inputs, output_size, data_format)
-
-
-def _adaptive_pool(name, inputs, output_size, data_format):
-    if inputs.dtype not in FLOATS:
-        return NotImplemented
+@_floats_only
+def _adaptive_pool(inputs, output_size, data_format, name):
     sizes = windows.per_axis(output_size, inputs.dim() - 2, "output_size")
     x, back = _channels_second(inputs, windows.channels_first(data_format))
     return back(getattr(functional, f"{name}{x.dim() - 2}d")(x, _image(sizes)))
 
 
-def fold(x, output_size, kernel_size, dilation=1, padding=0, stride=1):
-    if x.dtype not in FLOATS:
-        return NotImplemented
-    return functional.fold(x, output_size, kernel_size, dilation, padding, stride)
+def adaptive_average_pool(inputs, output_size, data_format=None):
+    return _adaptive_pool(inputs, output_size, data_format, "adaptive_avg_pool")
 
 
-def unfold(x, kernel_size, dilation=1, padding=0, stride=1):
-    if x.dtype not in FLOATS:
-        return NotImplemented
-    return functional.unfold(x, kernel_size, dilation, padding, stride)
+def adaptive_max_pool(inputs, output_size, data_format=None):
+    return _adaptive_pool(inputs, output_size, data_format, "adaptive_max_pool")
+
+
+fold, unfold = _floats_only(functional.fold), _floats_only(functional.unfold)
 
 
 # --- connectionist temporal classification -------------------------------------------------------

@@ -202,6 +202,8 @@ class Lambda(Layer):
     arguments: keyword arguments for it
     """
 
+    _shape_by_config = False
+
     function: fields.Activation
     output_shape: tuple = None
     mask: object = None

@@ -21,6 +21,7 @@ class DataLayer(Layer):
     """
 
     autograph_info__ = {}  # tells TensorFlow's AutoGraph to leave it alone
+    _shape_by_config = False  # vocabularies and bins may be adapted
     _host_only = False  # whether there is no other way to compute it (strings)
 
     def __call__(self, *args, **kwargs):

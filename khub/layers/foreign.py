@@ -6,7 +6,8 @@ from importlib import import_module
 from khub import backend, ops, random, tree
 from khub.backend.scope import local
 from khub.backend.variable import Variable
-from khub.layers.layer import Layer, _map_shapes
+from khub.layers.layer import Layer
+from khub.layers.shapes import map_shapes
 from khub.ops.symbolic import KerasTensor
 
 
@@ -144,7 +145,7 @@ class JaxLayer(_Foreign):
         def sample(shape):
             return ops.zeros([1 if n is None else n for n in shape], self.compute_dtype)
 
-        given = {"rng": self.seed_generator.next(), "inputs": _map_shapes(sample, input_shape)}
+        given = {"rng": self.seed_generator.next(), "inputs": map_shapes(sample, input_shape)}
         if "training" in inspect.signature(self.init_fn).parameters:
             given["training"] = True
         made = self.init_fn(**given)

@@ -19,8 +19,9 @@ from khub.fields import Configurable
 from khub.layers.call_spec import CallSpec
 from khub.layers.input_spec import InputSpec
 from khub.layers.masks import MASKS, get_mask, set_mask
+from khub.layers.shapes import map_shapes, shapes_of, traced_spec
 from khub.ops.op import value_of
-from khub.ops.symbolic import KerasTensor, any_symbolic, output_spec, record
+from khub.ops.symbolic import KerasTensor, any_symbolic, record
 from khub.random import SeedGenerator
 from khub.saving import registry
 
@@ -84,6 +85,7 @@ class Layer(Configurable, active.Base):
     # arguments that Keras' files carry and khub has no use for, with the value they must have
     _keras_keys = {}
     _unsaved = ()  # arguments that Keras' files do not carry
+    _shape_by_config = True  # whether fields and inputs of a built-in layer tell its output's shape
     supports_masking = False
     input_spec = None
 
@@ -420,14 +422,14 @@ class Layer(Configurable, active.Base):
             self.build(None)
         elif len(names) > 1:
             shapes = {
-                name: _shapes(given[name.removesuffix("_shape")])
+                name: shapes_of(given[name.removesuffix("_shape")])
                 for name in names
                 if given.get(name.removesuffix("_shape")) is not None
             }
             self.build(**shapes)
         else:
             first = args[0] if args else next(iter(kwargs.values()), None)
-            self.build(_shapes(first))
+            self.build(shapes_of(first))
         if not self.built:
             raise ValueError(
                 f"{self.name}.build() must not be overridden by something that is no method."
@@ -611,20 +613,7 @@ class Layer(Configurable, active.Base):
 
     def compute_output_spec(self, *args, **kwargs):
         """Return KerasTensors like what the call would return, masks too, computing nothing."""
-
-        def call(args, kwargs, masks):
-            for x, mask in zip(tree.flatten(args), masks, strict=True):
-                if mask is not None:
-                    set_mask(x, mask)
-            outputs = self(*args, **kwargs)
-            return outputs, [get_mask(y) for y in tree.flatten(outputs)]
-
-        masks = [x.mask if isinstance(x, KerasTensor) else None for x in tree.flatten(args)]
-        outputs, masks = output_spec(call, (args, kwargs, masks), {})
-        for y, mask in zip(tree.flatten(outputs), masks, strict=True):
-            if mask is not None:
-                y.mask = mask
-        return outputs
+        return traced_spec(self, args, kwargs)
 
     def compute_output_shape(self, *args, **kwargs):
         """Return the output's shape for inputs of these shapes."""
@@ -632,8 +621,8 @@ class Layer(Configurable, active.Base):
         def symbol(shape):
             return KerasTensor(shape, self.compute_dtype)
 
-        args = tuple(_map_shapes(symbol, shape) for shape in args)
-        kwargs = {k.removesuffix("_shape"): _map_shapes(symbol, v) for k, v in kwargs.items()}
+        args = tuple(map_shapes(symbol, shape) for shape in args)
+        kwargs = {k.removesuffix("_shape"): map_shapes(symbol, v) for k, v in kwargs.items()}
         return tree.map_structure(lambda y: y.shape, self.compute_output_spec(*args, **kwargs))
 
     def _spec_problem(self, args):
@@ -739,21 +728,6 @@ class Layer(Configurable, active.Base):
 
     def __repr__(self):
         return f"<{type(self).__name__} name={self.name}, built={self.built}>"
-
-
-def _shapes(x):
-    """The shape of a tensor, or the structure of shapes of several."""
-    if isinstance(x, (list, tuple, dict)):
-        return tree.map_structure(lambda t: tuple(t.shape) if hasattr(t, "shape") else None, x)
-    return tuple(x.shape) if hasattr(x, "shape") else None
-
-
-def _map_shapes(function, shape):
-    if isinstance(shape, dict):
-        return {k: _map_shapes(function, v) for k, v in shape.items()}
-    if all(n is None or hasattr(n, "__index__") for n in shape):
-        return function(tuple(shape))
-    return type(shape)(_map_shapes(function, s) for s in shape)
 
 
 def _batch_size(x):

@@ -1,7 +1,7 @@
 """Recurrent layers: cells that make one step, and layers that run a cell over time.
 
 Three ways, the fastest that the arguments allow: the framework's fused kernel (`recurrent` of the
-torch backend); the steps compiled as one program (`compiled` of JAX and TensorFlow); step by step.
+torch backend); the steps compiled as one program (`compiled` of JAX); step by step.
 What does not depend on the state (the product of inputs and kernel) is computed for all steps at
 once in the latter two; only the rest runs in `ops.scan`.
 """

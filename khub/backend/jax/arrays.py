@@ -173,8 +173,8 @@ bitwise_not, bitwise_left_shift, bitwise_right_shift = jnp.invert, jnp.left_shif
 _select = jnp.where
 
 
-def _complex(real, imaginary):
-    return lax.complex(*jnp.broadcast_arrays(real, imaginary))
+def _complex(x1, x2):
+    return lax.complex(*jnp.broadcast_arrays(x1, x2))
 
 
 # --- math ----------------------------------------------------------------------------------------

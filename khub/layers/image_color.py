@@ -3,19 +3,29 @@
 import itertools
 import math
 import operator
+import weakref
 
 from khub import ops, random
+from khub.backend.host import here
 from khub.fields import PositiveInt, Rate
 from khub.layers.image_layer import Factor, ImageLayer, Pair, Shared
 from khub.ops.symbolic import KerasTensor
 
 _PART = 1 << 21  # numbers of a batch that eager work takes at a time: what is between fits caches
+_PROGRAMS = weakref.WeakKeyDictionary()  # layer -> what `_program` compiled
 _EVEN = 1e-4  # added before cutting to whole levels: 127.99999 is the level 128
 
 
 def per_image(values):
     """Numbers of images, or one for all, in a shape that fits images (batch, ...)."""
     return ops.reshape(values, (-1, 1, 1, 1))
+
+
+def extremes(x, axis):
+    """The largest and the smallest of three channels; a reduction of so few is slow."""
+    red, green, blue = ops.split(x, 3, axis)
+    value = ops.maximum(ops.maximum(red, green), blue)
+    return value, ops.minimum(ops.minimum(red, green), blue)
 
 
 class ColourLayer(ImageLayer):
@@ -35,10 +45,21 @@ class ColourLayer(ImageLayer):
         return {**data, "images": image(data["images"])} if isinstance(data, dict) else image(data)
 
     def on_images(self, images, transformation):
-        def run(images, transformation):
-            return self.fit_dtype(self.adjust(self.in_float(images), transformation))
+        return ops.image.in_parts(self._program(), _PART, images, transformation)
 
-        return ops.image.in_parts(run, _PART, images, transformation)
+    def _program(self):
+        """Return the function of (images, transformation): one program, where that pays (JAX)."""
+
+        def run(images, transformation):
+            layer = own()
+            return layer.fit_dtype(layer.adjust(layer.in_float(images), transformation))
+
+        own, compiled = weakref.ref(self), getattr(here(), "compiled", None)
+        if compiled is None:
+            return run
+        if self not in _PROGRAMS:
+            _PROGRAMS[self] = compiled(run)
+        return _PROGRAMS[self]
 
     def adjust(self, x, transformation):
         """`change` float images by what was drawn, which is made to fit them."""
@@ -109,7 +130,7 @@ class RandomHue(_RangeFormatSeed):
 
     def change(self, x, factor):
         axis = self.channel_axis
-        value, least = ops.max(x, axis, keepdims=True), ops.min(x, axis, keepdims=True)
+        value, least = extremes(x, axis)
         spread = value - least
         unit = 1 / ops.maximum(spread, 1e-6 * self.span)  # grey stays grey, whatever the hue
         sixths = ops.image.hue_sixths(*ops.split(x, 3, axis), value, unit) + 6 * factor
@@ -130,7 +151,7 @@ class RandomSaturation(_RangeFormatSeed):
 
     def change(self, x, factor):
         axis = self.channel_axis
-        value, least = ops.max(x, axis, keepdims=True), ops.min(x, axis, keepdims=True)
+        value, least = extremes(x, axis)
         most = (value - self.low) / ops.maximum(value - least, 1e-6 * self.span)
         factor = ops.maximum(ops.minimum(factor, most), 0.0)
         return x * factor + value * (1 - factor)

@@ -52,8 +52,8 @@ def _batch(images, data_format, space=2):
 def rgb_to_grayscale(images, data_format=None):
     """The brightness, 0.2989 red + 0.587 green + 0.114 blue.  (..., 3) -> (..., 1)"""
     x, back = _last(images, data_format)
-    shares = convert_to_tensor(np.array([0.2989, 0.587, 0.114]), dtypes.standardize(x.dtype))
-    return back(math.sum(math.multiply(x, shares), -1, True))
+    red, green, blue = split(x, 3, -1)  # faster everywhere than a sum over an axis of three
+    return back(red * 0.2989 + green * 0.587 + blue * 0.114)
 
 
 @op(dtype=promote_float)

@@ -26,6 +26,9 @@ test-slow: $(VENV)/test.stamp  ## the tests marked slow, on every backend
 
 bench: $(VENV)/test.stamp  ## compare speed with native loops and with Keras
 	$(RUN) -m benchmarks.compare --all
+	$(RUN) -m benchmarks.ops --all
+	$(RUN) -m benchmarks.layers --all
+	$(RUN) -m benchmarks.augmentation --all
 
 lint: $(VENV)/test.stamp  ## ruff only
 	$(RUN) -m ruff check .

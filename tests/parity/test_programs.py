@@ -11,6 +11,9 @@ if os.environ["KHUB_BACKEND"] == "numpy":
 os.environ["KERAS_BACKEND"] = os.environ["KHUB_BACKEND"]
 keras = pytest.importorskip("keras")
 
+# Once is enough to see that the assertions hold; on torch Keras takes minutes for it.
+pytestmark = [] if os.environ["KERAS_BACKEND"] == "jax" else pytest.mark.slow
+
 PROGRAMS = sorted(Path(__file__).parents[1].joinpath("programs").glob("*.py"))
 
 # Where Keras itself fails: on torch its calls without side effects write into what they are given.

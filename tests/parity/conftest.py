@@ -1,0 +1,6 @@
+"""What the reference implementations need; khub's own suite runs without it."""
+
+import os
+
+# Keras' convolutions of channels-first images have no other kernels on a CPU under TensorFlow.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")

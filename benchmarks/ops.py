@@ -24,99 +24,99 @@ SHAPE = (4, 4)
 # operation -> call on khub's or Keras' ops, call on (torch, jax.numpy and jax, tensorflow)
 OPERATIONS = {
     "add": (
-        lambda o, a, b: o.add(a, b),
+        lambda o, a, b, c: o.add(a, b),
         dict(
-            torch=lambda t, a, b: t.add(a, b),
-            jax=lambda j, a, b: j.numpy.add(a, b),
-            tensorflow=lambda t, a, b: t.add(a, b),
+            torch=lambda t, a, b, c: t.add(a, b),
+            jax=lambda j, a, b, c: j.numpy.add(a, b),
+            tensorflow=lambda t, a, b, c: t.add(a, b),
         ),
     ),
     "multiply by a number": (
-        lambda o, a, b: o.multiply(a, 2.0),
+        lambda o, a, b, c: o.multiply(a, 2.0),
         dict(
-            torch=lambda t, a, b: t.mul(a, 2.0),
-            jax=lambda j, a, b: j.numpy.multiply(a, 2.0),
-            tensorflow=lambda t, a, b: t.multiply(a, 2.0),
+            torch=lambda t, a, b, c: t.mul(a, 2.0),
+            jax=lambda j, a, b, c: j.numpy.multiply(a, 2.0),
+            tensorflow=lambda t, a, b, c: t.multiply(a, 2.0),
         ),
     ),
     "matmul": (
-        lambda o, a, b: o.matmul(a, b),
+        lambda o, a, b, c: o.matmul(a, b),
         dict(
-            torch=lambda t, a, b: t.matmul(a, b),
-            jax=lambda j, a, b: j.numpy.matmul(a, b),
-            tensorflow=lambda t, a, b: t.matmul(a, b),
+            torch=lambda t, a, b, c: t.matmul(a, b),
+            jax=lambda j, a, b, c: j.numpy.matmul(a, b),
+            tensorflow=lambda t, a, b, c: t.matmul(a, b),
         ),
     ),
     "exp": (
-        lambda o, a, b: o.exp(a),
+        lambda o, a, b, c: o.exp(a),
         dict(
-            torch=lambda t, a, b: t.exp(a),
-            jax=lambda j, a, b: j.numpy.exp(a),
-            tensorflow=lambda t, a, b: t.exp(a),
+            torch=lambda t, a, b, c: t.exp(a),
+            jax=lambda j, a, b, c: j.numpy.exp(a),
+            tensorflow=lambda t, a, b, c: t.exp(a),
         ),
     ),
     "sum over an axis": (
-        lambda o, a, b: o.sum(a, axis=-1),
+        lambda o, a, b, c: o.sum(a, axis=-1),
         dict(
-            torch=lambda t, a, b: t.sum(a, dim=-1),
-            jax=lambda j, a, b: j.numpy.sum(a, axis=-1),
-            tensorflow=lambda t, a, b: t.reduce_sum(a, axis=-1),
+            torch=lambda t, a, b, c: t.sum(a, dim=-1),
+            jax=lambda j, a, b, c: j.numpy.sum(a, axis=-1),
+            tensorflow=lambda t, a, b, c: t.reduce_sum(a, axis=-1),
         ),
     ),
     "reshape": (
-        lambda o, a, b: o.reshape(a, (2, 8)),
+        lambda o, a, b, c: o.reshape(a, (2, 8)),
         dict(
-            torch=lambda t, a, b: t.reshape(a, (2, 8)),
-            jax=lambda j, a, b: j.numpy.reshape(a, (2, 8)),
-            tensorflow=lambda t, a, b: t.reshape(a, (2, 8)),
+            torch=lambda t, a, b, c: t.reshape(a, (2, 8)),
+            jax=lambda j, a, b, c: j.numpy.reshape(a, (2, 8)),
+            tensorflow=lambda t, a, b, c: t.reshape(a, (2, 8)),
         ),
     ),
     "transpose": (
-        lambda o, a, b: o.transpose(a, (1, 0)),
+        lambda o, a, b, c: o.transpose(a, (1, 0)),
         dict(
-            torch=lambda t, a, b: t.permute(a, (1, 0)),
-            jax=lambda j, a, b: j.numpy.transpose(a, (1, 0)),
-            tensorflow=lambda t, a, b: t.transpose(a, (1, 0)),
+            torch=lambda t, a, b, c: t.permute(a, (1, 0)),
+            jax=lambda j, a, b, c: j.numpy.transpose(a, (1, 0)),
+            tensorflow=lambda t, a, b, c: t.transpose(a, (1, 0)),
         ),
     ),
     "concatenate": (
-        lambda o, a, b: o.concatenate([a, b], axis=0),
+        lambda o, a, b, c: o.concatenate([a, b], axis=0),
         dict(
-            torch=lambda t, a, b: t.cat([a, b], dim=0),
-            jax=lambda j, a, b: j.numpy.concatenate([a, b], axis=0),
-            tensorflow=lambda t, a, b: t.concat([a, b], axis=0),
+            torch=lambda t, a, b, c: t.cat([a, b], dim=0),
+            jax=lambda j, a, b, c: j.numpy.concatenate([a, b], axis=0),
+            tensorflow=lambda t, a, b, c: t.concat([a, b], axis=0),
         ),
     ),
     "where": (
-        lambda o, a, b: o.where(o.greater(a, b), a, b),
+        lambda o, a, b, c: o.where(c, a, b),
         dict(
-            torch=lambda t, a, b: t.where(t.gt(a, b), a, b),
-            jax=lambda j, a, b: j.numpy.where(j.numpy.greater(a, b), a, b),
-            tensorflow=lambda t, a, b: t.where(t.greater(a, b), a, b),
+            torch=lambda t, a, b, c: t.where(c, a, b),
+            jax=lambda j, a, b, c: j.numpy.where(c, a, b),
+            tensorflow=lambda t, a, b, c: t.where(c, a, b),
         ),
     ),
     "softmax": (
-        lambda o, a, b: o.softmax(a),
+        lambda o, a, b, c: o.softmax(a),
         dict(
-            torch=lambda t, a, b: t.softmax(a, -1),
-            jax=lambda j, a, b: j.nn.softmax(a),
-            tensorflow=lambda t, a, b: t.nn.softmax(a),
+            torch=lambda t, a, b, c: t.softmax(a, -1),
+            jax=lambda j, a, b, c: j.nn.softmax(a),
+            tensorflow=lambda t, a, b, c: t.nn.softmax(a),
         ),
     ),
     "relu": (
-        lambda o, a, b: o.relu(a),
+        lambda o, a, b, c: o.relu(a),
         dict(
-            torch=lambda t, a, b: t.relu(a),
-            jax=lambda j, a, b: j.nn.relu(a),
-            tensorflow=lambda t, a, b: t.nn.relu(a),
+            torch=lambda t, a, b, c: t.relu(a),
+            jax=lambda j, a, b, c: j.nn.relu(a),
+            tensorflow=lambda t, a, b, c: t.nn.relu(a),
         ),
     ),
     "cast": (
-        lambda o, a, b: o.cast(a, "float16"),
+        lambda o, a, b, c: o.cast(a, "float16"),
         dict(
-            torch=lambda t, a, b: a.to(t.float16),
-            jax=lambda j, a, b: a.astype("float16"),
-            tensorflow=lambda t, a, b: t.cast(a, t.float16),
+            torch=lambda t, a, b, c: a.to(t.float16),
+            jax=lambda j, a, b, c: a.astype("float16"),
+            tensorflow=lambda t, a, b, c: t.cast(a, t.float16),
         ),
     ),
 }
@@ -136,11 +136,11 @@ def libraries(backend):
     }
 
 
-def time_calls(function, library, a, b):
+def time_calls(function, library, *operands):
     """Microseconds a call."""
     start = time.perf_counter()
     for _ in range(CALLS):
-        function(library, a, b)
+        function(library, *operands)
     return (time.perf_counter() - start) / CALLS * 1e6
 
 
@@ -155,18 +155,19 @@ def measure(backend, turns):
     a, b = (
         sides["khub"].convert_to_tensor(random.random(SHAPE, dtype=np.float32)) for _ in range(2)
     )
+    operands = a, b, sides["khub"].greater(a, b)
     seconds = {}
     for name, (call, native) in OPERATIONS.items():
         functions = {"native": native[backend], "khub": call, "keras": call}
-        values = [np.asarray(functions[s](sides[s], a, b), "float32") for s in sides]
+        values = [np.asarray(functions[s](sides[s], *operands), "float32") for s in sides]
         for value in values[1:]:
             np.testing.assert_allclose(value, values[0], rtol=1e-3)
         for side in sides:  # warm
-            time_calls(functions[side], sides[side], a, b)
+            time_calls(functions[side], sides[side], *operands)
         seconds[name] = {side: [] for side in sides}
         for _ in range(turns):
             for side in sides:
-                seconds[name][side].append(time_calls(functions[side], sides[side], a, b))
+                seconds[name][side].append(time_calls(functions[side], sides[side], *operands))
     return seconds
 
 

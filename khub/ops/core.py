@@ -90,6 +90,9 @@ def _select(condition, x1, x2):
 
 def where(condition, x1=None, x2=None):
     """Elements of `x1` where `condition` holds, else of `x2`; without them, the true indices."""
+    tensors = active.TENSORS
+    if type(x1) in tensors and type(x2) in tensors and x1.dtype is x2.dtype:
+        return _select(condition, x1, x2)
     if x1 is None and x2 is None:
         return here().nonzero(convert_to_tensor(condition))
     tensors, x1, x2 = here().TENSORS, value_of(x1), value_of(x2)

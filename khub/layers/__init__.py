@@ -18,74 +18,18 @@ from khub.layers.core import (
 )
 from khub.layers.foreign import FlaxLayer, JaxLayer, TFSMLayer, TorchModuleWrapper
 from khub.layers.image_boxes import MaxNumBoundingBoxes
-from khub.layers.image_color import (
-    AutoContrast,
-    ContrastLimitedAdaptiveHistogramEqualization,
-    Equalization,
-    RandomBrightness,
-    RandomColorDegeneration,
-    RandomColorJitter,
-    RandomContrast,
-    RandomGaussianBlur,
-    RandomGrayscale,
-    RandomHue,
-    RandomInvert,
-    RandomPosterization,
-    RandomSaturation,
-    RandomSharpness,
-    Solarization,
-)
-from khub.layers.image_geometry import (
-    CenterCrop,
-    RandomCrop,
-    RandomElasticTransform,
-    RandomFlip,
-    RandomPerspective,
-    RandomRotation,
-    RandomShear,
-    RandomTranslation,
-    RandomZoom,
-    Resizing,
-)
+from khub.layers.image_color import *  # noqa: F403
+from khub.layers.image_geometry import *  # noqa: F403
 from khub.layers.image_layer import Pipeline, Rescaling
 from khub.layers.image_mixing import AugMix, CutMix, MixUp, RandAugment, RandomErasing
 from khub.layers.layer import InputSpec, Layer
 from khub.layers.lookup import IntegerLookup, StringLookup
 from khub.layers.merging import *  # noqa: F403
-from khub.layers.norm import (
-    BatchNormalization,
-    GroupNormalization,
-    LayerNormalization,
-    RMSNormalization,
-    UnitNormalization,
-)
+from khub.layers.norm import *  # noqa: F403
 from khub.layers.pooling import *  # noqa: F403
 from khub.layers.recurrent import *  # noqa: F403
-from khub.layers.regularization import (
-    ActivityRegularization,
-    AlphaDropout,
-    Dropout,
-    GaussianDropout,
-    GaussianNoise,
-    SpatialDropout1D,
-    SpatialDropout2D,
-    SpatialDropout3D,
-)
-from khub.layers.reshaping import (
-    Cropping1D,
-    Cropping2D,
-    Cropping3D,
-    Flatten,
-    Permute,
-    RepeatVector,
-    Reshape,
-    UpSampling1D,
-    UpSampling2D,
-    UpSampling3D,
-    ZeroPadding1D,
-    ZeroPadding2D,
-    ZeroPadding3D,
-)
+from khub.layers.regularization import *  # noqa: F403
+from khub.layers.reshaping import *  # noqa: F403
 from khub.layers.tabular import (
     CategoryEncoding,
     Discretization,

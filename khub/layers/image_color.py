@@ -11,6 +11,11 @@ from khub.fields import PositiveInt, Rate
 from khub.layers.image_layer import Factor, ImageLayer, Pair, Shared
 from khub.ops.symbolic import KerasTensor
 
+__all__ = ["AutoContrast", "ContrastLimitedAdaptiveHistogramEqualization", "Equalization"]
+__all__ += ["RandomBrightness", "RandomColorDegeneration", "RandomColorJitter", "RandomContrast"]
+__all__ += ["RandomGaussianBlur", "RandomGrayscale", "RandomHue", "RandomInvert"]
+__all__ += ["RandomPosterization", "RandomSaturation", "RandomSharpness", "Solarization"]
+
 _PART = 1 << 21  # numbers of a batch that eager work takes at a time: what is between fits caches
 _PROGRAMS = weakref.WeakKeyDictionary()  # layer -> what `_program` compiled
 _EVEN = 1e-4  # added before cutting to whole levels: 127.99999 is the level 128

@@ -7,6 +7,9 @@ from khub.fields import Choice, Rate
 from khub.layers.image_layer import Factor, ImageLayer, Shared, bounds
 from khub.utils import bounding_boxes as boxes_of
 
+__all__ = ["CenterCrop", "RandomCrop", "RandomElasticTransform", "RandomFlip", "RandomPerspective"]
+__all__ += ["RandomRotation", "RandomShear", "RandomTranslation", "RandomZoom", "Resizing"]
+
 
 class _Geometry(ImageLayer):
     """What moves pixels: `move` images or masks, `move_boxes` boxes (batch, count, 4) in xyxy."""

@@ -4,6 +4,9 @@ from khub import ops
 from khub.fields import Initializers, Penalties, Rate, Weights
 from khub.layers.layer import InputSpec, Layer
 
+__all__ = ["BatchNormalization", "GroupNormalization", "LayerNormalization", "RMSNormalization"]
+__all__ += ["UnitNormalization"]
+
 
 def _layout(axis, input_shape):
     """The shape of weights over `axis`; that in which they broadcast, None if it is the same."""

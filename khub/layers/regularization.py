@@ -5,6 +5,9 @@ from khub.backend import windows
 from khub.fields import DataFormat, Rate
 from khub.layers.layer import InputSpec, Layer
 
+__all__ = ["ActivityRegularization", "AlphaDropout", "Dropout", "GaussianDropout", "GaussianNoise"]
+__all__ += ["SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D"]
+
 
 class _Noise(Layer):
     """What acts in training only, with random numbers of its own; `rate` 0 does nothing."""

@@ -5,6 +5,10 @@ from khub.backend import windows
 from khub.fields import Choice, DataFormat, PositiveInt
 from khub.layers.layer import InputSpec, Layer
 
+__all__ = ["Cropping1D", "Cropping2D", "Cropping3D", "Flatten", "Permute", "RepeatVector"]
+__all__ += ["Reshape", "UpSampling1D", "UpSampling2D", "UpSampling3D", "ZeroPadding1D"]
+__all__ += ["ZeroPadding2D", "ZeroPadding3D"]
+
 
 class Flatten(Layer):
     """(batch, ...) -> (batch, n)"""

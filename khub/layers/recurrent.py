@@ -3,7 +3,7 @@
 Three ways, the fastest that the arguments allow: the framework's fused kernel (`recurrent` of the
 torch backend); the steps compiled as one program (`compiled` of JAX); step by step.
 What does not depend on the state (the product of inputs and kernel) is computed for all steps at
-once in the latter two; only the rest runs in `ops.scan`.
+once in the latter two, but on JAX's CPUs; only the rest runs in `ops.scan`.
 """
 
 import inspect
@@ -301,7 +301,7 @@ class _ConvLSTMCell(_LSTMCell):
             wide = [1] * (self._space + 2)
             wide[self._axis] = -1
             y = y + ops.reshape(self.bias, wide)
-        return ops.reshape(y, (-1, shape[1], *ops.shape(y)[1:])) if steps else y
+        return ops.reshape(y, (*shape[:2], *ops.shape(y)[1:])) if steps else y
 
     def zero_states(self, inputs):
         shape = list(ops.shape(self.project(inputs)))
@@ -477,7 +477,8 @@ class _Recurrent(Layer):
             outputs, last, states = self._sweep(sequences, states, mask, dropped)
         else:
             step = _step(cell, sequences[:, 0], training)
-            outputs, last, states = self._run(step, sequences, states, mask)
+            xs = ops.swapaxes(sequences, 0, 1)
+            outputs, last, states = self._run(step, xs, states, mask)
         if self.stateful:
             for variable, state in zip(self._state_variables, tree.flatten(states), strict=True):
                 variable.assign(state)
@@ -523,17 +524,20 @@ class _Recurrent(Layer):
 
     def _steps(self, values, sequences, states, mask, dropped):
         """Run a cell of ours step by step, with `values` as its weights."""
-        cell = self.cell
+        cell, xs = self.cell, ops.swapaxes(sequences, 0, 1)
+        inside = getattr(here(), "projects_in_steps", bool)()
 
-        def step(projected, states):
-            return cell.step(projected, states, dropped)
+        def step(x, states):
+            return cell.step(cell.project(x) if inside else x, states, dropped)
 
         with Scope(zip(cell._added, values, strict=True)):
-            return self._run(step, cell.project(sequences), states, mask)
+            return self._run(step, xs if inside else cell.project(xs), states, mask)
 
     def _run(self, step, xs, states, mask):
-        """Return all outputs (batch, time, ...), the last one, and the last states."""
-        xs = ops.swapaxes(xs, 0, 1)
+        """Return all outputs (batch, time, ...), the last one, and the last states.
+
+        xs: (time, batch, ...)
+        """
         mask = None if mask is None else ops.swapaxes(mask, 0, 1)
 
         def advance(carry, now):

@@ -9,12 +9,10 @@ and another result, so it does not decide. One process a backend, one thread, co
 `memory` is how far the process grows at its peak during a call, over the bytes of the batch.
 """
 
-import argparse
 import gc
 import importlib
 import json
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -22,8 +20,8 @@ from statistics import median
 
 import numpy as np
 
-from .compare import RESULTS, describe, environment
-from .layers import wait
+from .compare import RESULTS, describe
+from .layers import main, wait
 
 LIMIT, MEMORY = 2.0, 3.0  # over the fastest peer; over the batch
 SHAPE = (64, 224, 224, 3)
@@ -189,24 +187,5 @@ def measure(options):
     return 0 if good else 1
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--backend", choices=["torch", "jax", "tensorflow"])
-    parser.add_argument("--cells", help=f"comma-separated, of {', '.join(LAYERS)}")
-    parser.add_argument("--turns", type=int, default=7)
-    parser.add_argument("--all", action="store_true", help="every backend, each in a new process")
-    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.inside:
-        return measure(options)
-    good = True
-    for backend in ["torch", "jax", "tensorflow"] if options.all else [options.backend]:
-        command = [sys.executable, "-m", "benchmarks.augmentation", "--inside"]
-        command += ["--backend", backend, "--turns", str(options.turns)]
-        command += ["--cells", options.cells] if options.cells else []
-        good &= subprocess.run(command, env=environment(backend)).returncode == 0
-    return 0 if good else 1
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main("benchmarks.augmentation", __doc__.splitlines()[0], LAYERS, 7, measure))

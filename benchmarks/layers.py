@@ -335,11 +335,12 @@ def measure(options):
     return 0 if good else 1
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(module, description, cells, turns, measure):
+    """Read the arguments; measure here with --inside, else start a process for each backend."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--backend", choices=["torch", "jax", "tensorflow"])
-    parser.add_argument("--cells", help=f"comma-separated, of {', '.join([*CELLS, *GRAPHS])}")
-    parser.add_argument("--turns", type=int, default=15)
+    parser.add_argument("--cells", help=f"comma-separated, of {', '.join(cells)}")
+    parser.add_argument("--turns", type=int, default=turns)
     parser.add_argument("--all", action="store_true", help="every backend, each in a new process")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -347,7 +348,7 @@ def main():
         return measure(options)
     good = True
     for backend in ["torch", "jax", "tensorflow"] if options.all else [options.backend]:
-        command = [sys.executable, "-m", "benchmarks.layers", "--inside", "--backend", backend]
+        command = [sys.executable, "-m", module, "--inside", "--backend", backend]
         command += ["--turns", str(options.turns)]
         command += ["--cells", options.cells] if options.cells else []
         good &= subprocess.run(command, env=environment(backend)).returncode == 0
@@ -355,4 +356,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main("benchmarks.layers", __doc__.splitlines()[0], [*CELLS, *GRAPHS], 15, measure))

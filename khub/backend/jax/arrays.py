@@ -52,7 +52,7 @@ def array_dtype(x):
 
 def convert_to_tensor(x, dtype=None):
     if is_tensor(x):
-        return x if dtype is None or x.dtype.name == dtype else x.astype(_native(dtype))
+        return x if dtype is None else cast(x, dtype)
     if dtype is None and not hasattr(x, "dtype"):
         kinds = {type(leaf) for leaf in tree.flatten(x)}
         if kinds and kinds <= {int, float, bool}:

@@ -52,7 +52,7 @@ def run(name, arguments, environment, folder):
         errors="replace",
     )
     counts = read_counts(report)
-    empty = done.returncode == NOTHING_COLLECTED and not any(counts)
+    empty = done.returncode == NOTHING_COLLECTED and not any(counts[:2])
     failed = done.returncode != 0 and not empty
     if failed and counts[1] == 0:  # it broke down before or after the tests
         counts = (counts[0], 1, counts[2])

@@ -64,8 +64,9 @@ np.testing.assert_allclose(some[:90], outputs, atol=1e-5)
 endless = linear()
 history = endless.fit(batches(endless=True), steps_per_epoch=6, epochs=12, verbose=0).history
 assert history["loss"][-1] < 0.1 and len(history["loss"]) == 12
-before = endless.test_on_batch(x, y, return_dict=True)["loss"]
+single = linear()
+before = single.test_on_batch(x, y, return_dict=True)["loss"]
 for _ in range(20):
-    endless.train_on_batch(x, y)
-assert endless.test_on_batch(x, y, return_dict=True)["loss"] < before
-np.testing.assert_allclose(endless.predict_on_batch(x[:5]), endless.predict(x[:5], verbose=0))
+    single.train_on_batch(x, y)
+assert single.test_on_batch(x, y, return_dict=True)["loss"] < before
+np.testing.assert_allclose(single.predict_on_batch(x[:5]), single.predict(x[:5], verbose=0))

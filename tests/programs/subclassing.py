@@ -24,7 +24,7 @@ class Block(layers.Layer):
         super().__init__(**kwargs)
         self.layers = [layers.Dense(units, activation="relu") for _ in range(2)]
         self.sparse = Sparse()
-        self.dropout = layers.Dropout(0.5)
+        self.dropout = layers.Dropout(0.1)
 
     def call(self, inputs, training=False):
         x = inputs
@@ -55,9 +55,9 @@ assert len(model.trainable_weights) == 2 * 2 * 2 + 2 and len(model.layers) == 3
 same, other = (model(x[:5], training=training) for training in (False, True))
 assert not np.allclose(ops.convert_to_numpy(same), ops.convert_to_numpy(other))
 model.compile(keras.optimizers.Adam(0.01), "mse", metrics=["mae"])
-history = model.fit(x, y, epochs=30, verbose=0).history
+history = model.fit(x, y, epochs=60, verbose=0).history
 assert history["loss"][-1] < 0.3 * history["loss"][0]
 loss, mae = model.evaluate(x, y, verbose=0)
 error = y - model.predict(x, verbose=0)
 np.testing.assert_allclose(mae, np.abs(error).mean(), rtol=1e-4)
-assert loss > (error**2).mean() and mae < 0.5
+assert loss > (error**2).mean() and mae < 0.3

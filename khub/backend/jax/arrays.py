@@ -160,13 +160,15 @@ def _starts(indices):
 
 
 def scatter(indices, values, shape):
-    return jnp.zeros(shape, values.dtype).at[tuple(jnp.moveaxis(indices, -1, 0))].add(values)
+    return scatter_update(jnp.zeros(shape, values.dtype), indices, values, "add")
 
 
 def scatter_update(inputs, indices, updates, reduction=None):
     place = inputs.at[tuple(jnp.moveaxis(indices, -1, 0))]
-    name = {None: "set", "add": "add", "max": "max", "min": "min", "mul": "multiply"}[reduction]
-    return getattr(place, name)(updates)
+    names = {None: "set", "add": "add", "max": "max", "min": "min", "mul": "multiply"}
+    if inputs.dtype == bool:  # JAX neither adds nor multiplies them
+        names |= {"add": "max", "mul": "min"}
+    return getattr(place, names[reduction])(updates)
 
 
 bitwise_not, bitwise_left_shift, bitwise_right_shift = jnp.invert, jnp.left_shift, jnp.right_shift

@@ -21,7 +21,7 @@ logical_or logical_xor mean multiply ravel rsqrt sin sinh sqrt stack swapaxes ta
 globals().update({name: getattr(torch, name) for name in SAME.split()})
 copy, stop_gradient, moveaxis = torch.clone, torch.detach, torch.movedim
 equal, not_equal, _complex = torch.eq, torch.ne, torch.complex
-reshape, tile = torch.Tensor.reshape, torch.Tensor.tile
+tile = torch.Tensor.tile
 
 TENSORS = {torch.Tensor, torch.nn.Parameter}
 NATIVE = {name: getattr(torch, name) for name in dtypes.ALL}
@@ -218,8 +218,12 @@ def view(x, dtype=None):
     return x.contiguous().view(_native(dtype))
 
 
+def reshape(x, newshape):  # the methods reshape and permute take twice these functions' time
+    return torch.reshape(x, (newshape,) if isinstance(newshape, int) else newshape)
+
+
 def transpose(x, axes=None):
-    return x.permute(*range(x.dim() - 1, -1, -1)) if axes is None else x.permute(axes)
+    return torch.permute(x, tuple(range(x.dim() - 1, -1, -1)) if axes is None else axes)
 
 
 def expand_dims(x, axis):

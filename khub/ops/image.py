@@ -480,7 +480,9 @@ def in_parts(function, limit, images, others):
         return function(cut(images), tree.map_structure(cut, others))
 
     step = max(1, limit // size)
-    return concatenate([part(start, start + step) for start in range(0, count, step)])
+    parts = (part(start, start + step) for start in range(0, count, step))
+    join = getattr(here(), "joined", None)
+    return concatenate([*parts]) if join is None else join(parts, count)
 
 
 def displaced(images, down, right, interpolation, fill_mode, fill_value, data_format):
@@ -508,8 +510,7 @@ def project_images(images, factors, interpolation, fill_mode, fill_value):
 
 def _transformed(images, factors, interpolation, fill_mode, fill_value, data_format):
     x, back = _batch(images, data_format)
-    factors = reshape(factors, (-1, 8)) if len(factors.shape) == 1 else factors
-    return back(project_images(x, factors, interpolation, fill_mode, fill_value))
+    return back(project_images(x, reshape(factors, (-1, 8)), interpolation, fill_mode, fill_value))
 
 
 @op(operands=2, dtype=None)

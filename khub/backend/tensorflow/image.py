@@ -10,8 +10,7 @@ _KERNELS = {"linear": "triangle", "cubic": "keyscubic"}
 
 def _in_xla():
     """Whether XLA compiles this graph: it lacks most kernels of images."""
-    graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
-    return graph is not None and GraphOrParentsInXlaContext(graph)
+    return GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
 
 
 def resize_pixels(images, size, method, antialias):
@@ -53,15 +52,13 @@ def project_images(images, factors, interpolation, fill_mode, fill_value):
     if images.dtype is not tf.float32 or not known or _in_xla():
         return NotImplemented
 
-    size = vector(shape(images)[1:3])
-
     @tf.custom_gradient
     def project(*sources):
         def gradient(upstream):
             return _slopes(sources, upstream, interpolation, fill_mode)
 
         x, transforms, fill = map(raw.StopGradient, sources)
-        options = size, fill, "BILINEAR", fill_mode.upper()
+        options = vector(shape(x)[1:3]), fill, "BILINEAR", fill_mode.upper()
         return raw.ImageProjectiveTransformV3(x, transforms, *options), gradient
 
     return project(images, *(tf.cast(x, tf.float32) for x in (factors, fill_value)))
@@ -70,6 +67,5 @@ def project_images(images, factors, interpolation, fill_mode, fill_value):
 @tf.function(autograph=False, reduce_retracing=True)
 def _slopes(sources, upstream, interpolation, fill_mode):
     """The gradients of the op's body; in a graph, as forward mode sees no tape in a gradient."""
-    *given, fill_value = sources
-    found = project_images.body(*given, interpolation, fill_mode, fill_value)
+    found = project_images.body(*sources[:2], interpolation, fill_mode, sources[2])
     return tf.gradients(found, sources, upstream, unconnected_gradients="zero")

@@ -16,7 +16,7 @@ __all__ += ["RandomBrightness", "RandomColorDegeneration", "RandomColorJitter", 
 __all__ += ["RandomGaussianBlur", "RandomGrayscale", "RandomHue", "RandomInvert"]
 __all__ += ["RandomPosterization", "RandomSaturation", "RandomSharpness", "Solarization"]
 
-_PART = 1 << 21  # numbers of a batch that eager work takes at a time: what is between fits caches
+_PART = 1 << 20  # numbers of a batch that eager work takes at a time: what is between fits caches
 _PROGRAMS = weakref.WeakKeyDictionary()  # layer -> what `_program` compiled
 _EVEN = 1e-4  # added before cutting to whole levels: 127.99999 is the level 128
 

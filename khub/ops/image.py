@@ -21,8 +21,8 @@ from khub.ops.op import op, promote_float
 
 __all__ = ["affine_transform", "crop_images", "elastic_transform", "extract_patches"]
 __all__ += ["extract_patches_3d", "gaussian_blur", "hsv_to_rgb", "map_coordinates", "pad_images"]
-__all__ += ["perspective_transform", "resize", "rgb_to_grayscale", "rgb_to_hsv", "resize_pixels"]
-__all__ += ["sample_images", "scale_and_translate", "sobel_edges", "ssim"]
+__all__ += ["perspective_transform", "project_images", "resize", "rgb_to_grayscale", "rgb_to_hsv"]
+__all__ += ["resize_pixels", "sample_images", "scale_and_translate", "sobel_edges", "ssim"]
 
 
 def _last(images, data_format, space=2):
@@ -480,7 +480,9 @@ def in_parts(function, limit, images, others):
         return function(cut(images), tree.map_structure(cut, others))
 
     step = max(1, limit // size)
-    return concatenate([part(start, start + step) for start in range(0, count, step)])
+    parts = (part(start, start + step) for start in range(0, count, step))
+    join = getattr(here(), "joined", None)
+    return concatenate([*parts]) if join is None else join(parts, count)
 
 
 def displaced(images, down, right, interpolation, fill_mode, fill_value, data_format):
@@ -499,10 +501,16 @@ def _projected(rows, columns, factors):
     return (d * columns + e * rows + f) / scale, (a * columns + b * rows + c) / scale
 
 
+@op(operands=2, dtype=None)
+def project_images(images, factors, interpolation, fill_mode, fill_value):
+    """Images (batch, h, w, n), each pixel from where its image's factors (batch, 8) say."""
+    factors = cast(factors, "float32")
+    return _taken(images, factors, _projected, interpolation, fill_mode, fill_value)
+
+
 def _transformed(images, factors, interpolation, fill_mode, fill_value, data_format):
     x, back = _batch(images, data_format)
-    factors = reshape(factors, (-1, 8)) if len(factors.shape) == 1 else factors
-    return back(_taken(x, factors, _projected, interpolation, fill_mode, fill_value))
+    return back(project_images(x, reshape(factors, (-1, 8)), interpolation, fill_mode, fill_value))
 
 
 @op(operands=2, dtype=None)
@@ -518,7 +526,6 @@ def affine_transform(
 
     transform: a to h, (8,) or (batch, 8)
     """
-    transform = cast(transform, "float32")
     return _transformed(images, transform, interpolation, fill_mode, fill_value, data_format)
 
 

@@ -13,6 +13,12 @@ KERNELS = {
 }
 IMAGES, WHOLE = normal(5, 6, 7, 2), integers(0, 255, 5, 6, 7, 2, dtype="uint8")
 DOWN, RIGHT = uniform(-4, 10, 5, 3, 4), uniform(-4, 10, 5, 3, 4)
+TURN = uniform(-1, 1, 5, 8) * [1, 1, 4, 1, 1, 4, 0.04, 0.04] + [1, 0, 0, 0, 1, 0, 0, 0]
+FACTORS = TURN.astype("float32")
+HALVES = np.array(  # places exactly between two pixels
+    [[1, 0, s, 0, -1, t, 0, 0] for s, t in [(0.5, 5.5), (-0.5, 6.5), (-2.5, 4.5), (3, 2), (0, 0)]],
+    "float32",
+)
 
 
 def sampled(images, rows, columns, interpolation, mode, fill):
@@ -31,6 +37,15 @@ def sampled(images, rows, columns, interpolation, mode, fill):
             share = (1 - abs(rows - row)) * (1 - abs(columns - column))
             total = total + pixel(row, column) * share[..., None]
     return total
+
+
+def projected(images, factors, interpolation, mode, fill):
+    row, column = np.mgrid[: images.shape[1], : images.shape[2]]
+    a, b, c, d, e, f, g, h = factors.T[..., None, None]
+    scale = g * column + h * row + 1
+    rows, columns = (d * column + e * row + f) / scale, (a * column + b * row + c) / scale
+    rows, columns = (np.broadcast_to(p, images.shape[:3]) for p in (rows, columns))
+    return sampled(images, rows, columns, interpolation, mode, fill)
 
 
 def resized(x, size, method, antialias):
@@ -56,6 +71,18 @@ SAMPLES = {
         S(sampled, IMAGES, DOWN, RIGHT, "nearest", "constant", 0.5, smooth=False),
         S(sampled, IMAGES, DOWN, RIGHT, "nearest", "reflect", 0.5, smooth=False),
         S(sampled, WHOLE, DOWN, RIGHT, "nearest", "nearest", 0, smooth=False, gives="uint8"),
+    ],
+    "project_images": [
+        *[
+            S(projected, IMAGES, FACTORS, "bilinear", mode, 0.5, near=1e-5)
+            for mode in ("constant", *MODES)
+        ],
+        S(projected, IMAGES, HALVES[:1], "bilinear", "constant", 0.5, near=1e-5, smooth=False),
+        *[
+            S(projected, IMAGES, HALVES, "nearest", mode, 0.5, smooth=False)
+            for mode in ("constant", *MODES)
+        ],
+        S(projected, WHOLE, HALVES, "nearest", "reflect", 0, smooth=False, gives="uint8"),
     ],
     "resize_pixels": [
         S(resized, IMAGES, (6, 7), "linear", False),

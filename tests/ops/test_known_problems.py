@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from khub import backend, layers, ops
+from khub import backend, layers, ops, tree
 
 UNSIGNED = ["uint8", "uint16", "uint32"] + (["uint64"] if backend.name != "jax" else [])
 
@@ -93,6 +93,62 @@ def test_torch_keeps_channels_last(run, monkeypatch):
     y = run(x, kernel)
     monkeypatch.undo()
     assert y.is_contiguous() and copies == []
+
+
+FACTORS = [[0.9, 0.2, 1.3, -0.3, 1.1, 0.7, 0.01, 0.02], [1.2, 0, -2.1, 0.1, 0.8, 1.4, 0, 0.01]]
+
+
+@pytest.mark.skipif(backend.name != "tensorflow", reason="about TensorFlow's kernels")
+@pytest.mark.parametrize(
+    "name, options, kernel",
+    [
+        ("project_images", ("bilinear", "constant", 0.5), "ImageProjectiveTransformV3"),
+        ("project_images", ("bilinear", "reflect", 0.5), "ImageProjectiveTransformV3"),
+        ("resize_pixels", ((5, 9), "linear", False), "ResizeBilinear"),
+        ("resize_pixels", ((5, 9), "cubic", True), "ScaleAndTranslate"),
+    ],
+)
+def test_tensorflow_image_kernels_go_wherever_their_bodies_go(name, options, kernel):
+    """Second gradients, forward mode, sizes that a graph does not know, and XLA."""
+    import tensorflow as tf
+
+    op, rng = getattr(ops.image, name), np.random.default_rng(3)
+    given = [ops.convert_to_tensor(rng.normal(size=(2, 7, 6, 2)).astype("float32"))]
+    if name == "project_images":
+        given.append(ops.convert_to_tensor(FACTORS, "float32"))
+    directions = [ops.convert_to_tensor(np.ones(x.shape, "float32")) for x in given]
+
+    def everything(function):
+        def run(*given):
+            return function(*given, *options)
+
+        def slopes(given):
+            return ops.grad(lambda given: ops.sum(ops.sin(run(*given))))(given)
+
+        def bend(given):
+            return sum(ops.sum(ops.square(slope)) for slope in slopes(given))
+
+        unknown = [tf.TensorSpec([None] * (x.shape.rank - 1) + [x.shape[-1]]) for x in given]
+        graph = tf.function(run, autograph=False).get_concrete_function(*unknown)
+        compiled = tf.function(lambda *x: (run(*x), slopes(x)), jit_compile=True, autograph=False)
+        found = {
+            "value": run(*given),
+            "slopes": slopes(given),
+            "second": ops.grad(bend)(given),
+            "forward": ops.jvp(run, given, directions)[1],
+            "unknown sizes": graph(*given),
+            "xla": compiled(*given),
+        }
+        return found, {node.type for node in graph.graph.get_operations()}
+
+    found, kernels = everything(op)
+    wanted, others = everything(op.reference)
+    assert kernel in kernels - others
+    for key, values in wanted.items():
+        for a, w in zip(tree.flatten(found[key]), tree.flatten(values), strict=True):
+            scale = float(ops.max(ops.abs(w)))
+            assert scale > 0
+            np.testing.assert_allclose(a, w, rtol=1e-5, atol=1e-5 * scale, err_msg=key)
 
 
 @pytest.mark.parametrize("first", ["torch", "tensorflow", "jax"])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ops import rows_linalg, rows_signal
+from ops import rows_image, rows_linalg, rows_signal
 from ops.sample import BATCH
 
 from khub import backend, dtypes, ops, tree
@@ -25,7 +25,7 @@ BFLOAT16 = dtypes.numpy_dtype("bfloat16")
 NO_BFLOAT16 = {"view", "nextafter", "_complex", "polar", "slogdet", "cast", "view_as_complex"}
 NO_BFLOAT16 |= set(rows_linalg.SAMPLES) - {"cdist"} | {n for n in rows_signal.SAMPLES if "ft" in n}
 # test_linalg.py: their signs are free; tests/parity/test_keras_image.py: Keras is the oracle
-APART = {*ops.image.__all__} - {"elastic_transform", "resize_pixels", "sample_images"}
+APART = {*ops.image.__all__} - {"elastic_transform", *rows_image.SAMPLES}
 APART |= {"eig", "eigh", "lu_factor", "qr", "svd"}
 SAMPLES = {name: samples for rows in ROWS for name, samples in rows.SAMPLES.items()}
 CASES = [

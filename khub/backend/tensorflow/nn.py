@@ -400,4 +400,5 @@ def average_pool(inputs, pool_size, strides=None, padding="valid", data_format=N
     return _pool(inputs, pool_size, strides, padding, data_format, raw.AvgPool)
 
 
-PARTIAL = {"dot_product_attention"}  # functions that leave some arguments to the op's body
+# functions that leave some arguments to the op's body
+PARTIAL = {"dot_product_attention", "project_images", "resize_pixels"}

@@ -265,14 +265,29 @@ class _IndexLookup(_Adaptive, _Encoder):
         return layer
 
 
-class StringLookup(_IndexLookup):
+class _StringIndex(_IndexLookup):
+    """Looks strings up, on the host. Data sets of TensorFlow give them as bytes."""
+
+    _host_only, _token_dtype = True, object
+
+    def _token(self, token):
+        return token.decode(self.encoding) if isinstance(token, bytes) else str(token)
+
+    def _keys(self, tokens, start):
+        encoded = [token.encode(self.encoding) for token in tokens]
+        return super()._keys(tokens, start) | super()._keys(encoded, start)
+
+    def _result_dtype(self):
+        return "string" if self.invert else super()._result_dtype()
+
+
+class StringLookup(_StringIndex):
     """Strings as indices of a vocabulary, or with `invert` indices as strings; on the host.
 
     (...) strings -> (...) int64, or vectors (..., vocabulary) as `output_mode` says.  Several
     unknown indices are told apart by hashing; the mask_token has index 0.
     """
 
-    _host_only, _token_dtype = True, object
     _keras_keys = {"oov_method": "floormod"}
 
     max_tokens: int = None
@@ -287,16 +302,6 @@ class StringLookup(_IndexLookup):
     sparse: bool = False
     encoding: str = "utf-8"
     salt: Salt = None
-
-    def _token(self, token):
-        return token.decode(self.encoding) if isinstance(token, bytes) else str(token)
-
-    def _keys(self, tokens, start):  # data sets of TensorFlow give bytes
-        encoded = [token.encode(self.encoding) for token in tokens]
-        return super()._keys(tokens, start) | super()._keys(encoded, start)
-
-    def _result_dtype(self):
-        return "string" if self.invert else super()._result_dtype()
 
 
 class IntegerLookup(_IndexLookup):

@@ -155,7 +155,7 @@ WRONG = [
     (lambda: Text(output_sequence_length=0), "output_sequence_length must be None"),
     (lambda: Text(output_mode="count", output_sequence_length=3), "with output_mode='int'"),
     (lambda: Text(max_tokens=1), "max_tokens must be at least 2"),
-    (lambda: Text(name="t")(TEXTS), "t_lookup has no vocabulary yet"),
+    (lambda: Text(name="t")(TEXTS), "t has no vocabulary yet"),
     (lambda: adapted()([["a", "b"]]), r"shape \(batch,\) or \(batch, 1\), got \(1, 2\)"),
     (lambda: Text(output_mode="count", ragged=True), "ragged=True needs the TensorFlow backend"),
 ]

@@ -9,7 +9,7 @@ import numpy as np
 from khub import ops, tree
 from khub.backend import name as backend
 from khub.backend.scope import local
-from khub.fields import Choice
+from khub.fields import Choice, FieldsOf
 from khub.layers.data_layer import _in_worker, _to_device
 from khub.layers.encoding import Salt, _Adaptive, _Encoder, array, host_array
 from khub.utils import hashing
@@ -313,16 +313,11 @@ class IntegerLookup(_IndexLookup):
 
     _token_dtype = "int64"
 
-    max_tokens: int = None
-    num_oov_indices: int = 1
-    mask_token: int = None
+    sizes: FieldsOf(StringLookup, "max_tokens", "num_oov_indices", "mask_token")
     oov_token: int = -1
     vocabulary: object = None
     vocabulary_dtype: str = "int64"
-    idf_weights: object = None
-    invert: bool = False
-    output_mode: LookupMode = "int"
-    sparse: bool = False
+    results: FieldsOf(StringLookup, "idf_weights", "invert", "output_mode", "sparse")
     pad_to_max_tokens: bool = False
     oov_method: str = "floormod"
     salt: Salt = None

@@ -159,10 +159,11 @@ class _IndexLookup(_Adaptive, _Encoder):
         self._take(_documents(data))
 
     def _take(self, documents):
-        self._counts.update(chain.from_iterable(documents))
         if self.output_mode == "tf_idf":
+            documents = list(documents)
             self._rows_with.update(chain.from_iterable(map(set, documents)))
             self._rows += len(documents)
+        self._counts.update(chain.from_iterable(documents))
 
     def finalize_state(self):
         """Make the vocabulary of what was counted."""
@@ -195,8 +196,12 @@ class _IndexLookup(_Adaptive, _Encoder):
     def _indices(self, inputs):
         """Return the index of each token, by the table."""
         x = host_array(inputs)
-        found = map(self._table.__getitem__, x.ravel().tolist())
+        tokens = x.ravel().tolist()
+        found = map(self._table_for(tokens).__getitem__, tokens)
         return np.fromiter(found, "int64", x.size).reshape(x.shape)
+
+    def _table_for(self, tokens):
+        return self._table
 
     def _encoded(self, indices):
         found = super()._encoded(indices)
@@ -266,16 +271,28 @@ class _IndexLookup(_Adaptive, _Encoder):
 
 
 class _StringIndex(_IndexLookup):
-    """Looks strings up, on the host. Data sets of TensorFlow give them as bytes."""
+    """Looks strings up, on the host. Data sets of TensorFlow give them as bytes.
+
+    Each kind has a table of its own: as both hash alike, all would collide in one.
+    """
 
     _host_only, _token_dtype = True, object
 
     def _token(self, token):
         return token.decode(self.encoding) if isinstance(token, bytes) else str(token)
 
-    def _keys(self, tokens, start):
-        encoded = [token.encode(self.encoding) for token in tokens]
-        return super()._keys(tokens, start) | super()._keys(encoded, start)
+    def _install(self, tokens, weights=None):
+        super()._install(tokens, weights)
+        encoded = {token.encode(self.encoding): i for token, i in self._table.items()}
+        self._table_of_bytes = _Table(encoded)
+        self._table_of_bytes.unknown = self._unknown
+
+    def _table_for(self, tokens):
+        return self._table_of_bytes if tokens and isinstance(tokens[0], bytes) else self._table
+
+    def _unknown(self, token):
+        found = self._table_for([token]).get(token)  # a list may hold both kinds
+        return super()._unknown(token) if found is None else found
 
     def _result_dtype(self):
         return "string" if self.invert else super()._result_dtype()

@@ -1,7 +1,7 @@
 """TextVectorization: texts as tokens, tokens as indices or vectors. Strings stay bytes inside."""
 
 import sys
-from itertools import chain
+from itertools import chain, repeat
 from typing import Annotated
 
 import numpy as np
@@ -15,8 +15,9 @@ from khub.ops.symbolic import KerasTensor, any_symbolic
 from khub.saving import registry
 
 _PUNCTUATION = b"!\"#$%&()*+,-./:;<=>?@[\\]^_`{|}~'"
+_LOWER = bytes(range(256)).lower()
 _STANDARDIZE = {  # ASCII only: a vocabulary of Keras' fits
-    "lower_and_strip_punctuation": lambda text: text.lower().translate(None, _PUNCTUATION),
+    "lower_and_strip_punctuation": lambda text: text.translate(_LOWER, _PUNCTUATION),
     "lower": bytes.lower,
     "strip_punctuation": lambda text: text.translate(None, _PUNCTUATION),
 }
@@ -96,44 +97,42 @@ class TextVectorization(_StringIndex):
 
     def update_state(self, data):
         """Count the tokens of one batch."""
-        rows = self._tokenized(host_array(data))
-        self._take([[t] for t in rows] if isinstance(rows, np.ndarray) else rows)
+        self._take(self._tokenized(host_array(data)))
 
     # --- texts to tokens -------------------------------------------------------------------------
     def _bytes(self, texts):
-        """Return a flat list of the texts, encoded."""
-        flat = texts.ravel().tolist()
-        return [t if isinstance(t, bytes) else str(t).encode(self.encoding) for t in flat]
+        """Yield the texts, encoded: one after another, so that what is made of one stays cached."""
+        for text in texts.ravel().tolist():
+            yield text if isinstance(text, bytes) else str(text).encode(self.encoding)
 
-    def _strings(self, texts):
-        """Return the array of texts as a user's function gets it, decoded."""
-        flat = [t.decode(self.encoding) for t in self._bytes(texts)]
-        return np.array(flat, object).reshape(texts.shape)
+    def _strings(self, texts, shape):
+        """Return the array of encoded texts as a user's function gets it, decoded."""
+        return np.array([text.decode(self.encoding) for text in texts], object).reshape(shape)
 
     def _tokenized(self, texts):
-        """Return the tokens of each text as lists, or an array of tokens where nothing splits."""
+        """Yield the tokens of each text, as lists of bytes; of str, if these are characters."""
+        shape, flat = texts.shape, self._bytes(texts)
         if callable(self.standardize):
-            texts = host_array(self.standardize(self._strings(texts)))
-        else:
-            flat = list(map(_STANDARDIZE.get(self.standardize, bytes), self._bytes(texts)))
-            texts = np.array(flat, object).reshape(texts.shape)
-        if self.split is not None:
-            if texts.shape[1:] not in ((), (1,)):
-                raise ValueError(
-                    f"{self.name} takes texts of shape (batch,) or (batch, 1), got {texts.shape}; "
-                    "give split=None for tokens."
-                )
-            texts = texts.reshape(texts.shape[:1])
-        elif texts.ndim < 2:
-            return texts.ravel()
-        if callable(self.split):
-            found = self.split(self._strings(texts))
+            texts = host_array(self.standardize(self._strings(flat, shape)))
+            shape, flat = texts.shape, self._bytes(texts)
+        elif self.standardize is not None:
+            flat = map(_STANDARDIZE[self.standardize], flat)
+        if self.split is None:
+            rows = np.array(list(flat), object).reshape((*shape, 1, 1)[:2]).tolist()
+            if len(shape) < 2:  # each is a token
+                return rows
+        elif shape[1:] not in ((), (1,)):
+            raise ValueError(
+                f"{self.name} takes texts of shape (batch,) or (batch, 1), got {shape}; "
+                "give split=None for tokens."
+            )
+        elif callable(self.split):
+            found = self.split(self._strings(flat, shape[:1]))
             found = found.to_list() if hasattr(found, "to_list") else found
-            rows = [host_array(row).tolist() for row in found]
+            rows = (list(self._bytes(host_array(row))) for row in found)
         else:
-            rows = texts if self.split is None else map(_SPLIT[self.split], self._bytes(texts))
-            rows = [list(row) for row in rows]
-        return rows if self._sizes is None else list(map(self._joined, rows))
+            rows = map(_SPLIT[self.split], flat)
+        return rows if self._sizes is None else map(self._joined, rows)
 
     def _joined(self, tokens):
         """Return the n-grams of one text's tokens."""
@@ -145,19 +144,25 @@ class TextVectorization(_StringIndex):
     # --- tokens to numbers -----------------------------------------------------------------------
     def _numbers(self, texts):
         """Return the indices of all tokens in one array, and how many each text has."""
-        rows = self._tokenized(texts)
+        rows, lengths = self._tokenized(texts), []
         if self.output_sequence_length is not None:
-            rows = [row[: self.output_sequence_length] for row in rows]
-        lengths = np.fromiter(map(len, rows), "int64", len(rows))
-        found = map(self._table.__getitem__, chain.from_iterable(rows))
-        return np.fromiter(found, "int64", int(lengths.sum())), lengths
+            rows = (row[: self.output_sequence_length] for row in rows)
+
+        def counted(row):
+            lengths.append(len(row))
+            return row
+
+        table = self._table if self.split == "character" else self._table_of_bytes
+        tokens = chain.from_iterable(map(counted, rows))
+        found = map(table.get, tokens, repeat(self._first))
+        return np.fromiter(found, "int64"), np.array(lengths, "int64")
 
     def call(self, inputs):
         texts = host_array(inputs)
         self._require_vocabulary()
-        if self.split is None and texts.ndim < 2:
-            return super().call(self._tokenized(texts).reshape(texts.shape))
         numbers, lengths = self._numbers(texts)
+        if self.split is None and texts.ndim < 2:
+            return self._encoded(numbers.reshape(texts.shape))
         width = self.output_sequence_length or int(lengths.max(initial=0))
         empty = 0 if self.output_mode == "int" else -1  # which a vector does not count
         result = np.full((len(lengths), width), empty, "int64")

@@ -39,6 +39,20 @@ def test_tokens_and_indices():
     assert host(counts(TEXTS)).tolist() == [[2, 2, 1, 1], [2, 0, 1, 0], [0, 0, 0, 0]]
 
 
+def test_strings_and_bytes_are_the_same_tokens():
+    lookup = layers.StringLookup(vocabulary=["a", "é"])
+    for words in (
+        ["é", "x", "a"],
+        ["é".encode(), b"x", b"a"],
+        ["é", b"x", b"a"],
+        [b"\xc3\xa9", "x", "a"],
+    ):
+        assert host(lookup(np.array(words, object))).tolist() == [2, 0, 1]
+    characters = Text(vocabulary=["é", "b"], split="character")
+    for text in ("Éé b", "Éé b".encode()):
+        assert host(characters([text])).tolist() == [[1, 2, 1, 3]]
+
+
 MODES = [{}, {"output_sequence_length": 4}, {"output_mode": "tf_idf"}, {"ngrams": 2}]
 
 

@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from itertools import chain
+from operator import itemgetter
 
 import numpy as np
 
@@ -169,13 +170,14 @@ class _IndexLookup(_Adaptive, _Encoder):
         """Make the vocabulary of what was counted."""
         if not self._counts:
             return
-        counts, rows = Counter(), Counter()
+        counts, rows = {}, {}
         for total, seen in ((counts, self._counts), (rows, self._rows_with)):
-            for token, count in seen.items():  # the same string comes as str and as bytes
-                total[self._token(token)] += count
+            for token, count in zip(map(self._token, seen), seen.values(), strict=True):
+                total[token] = total.get(token, 0) + count  # a string comes as bytes too
         for token in (self.mask_token, self.oov_token):
             counts.pop(token, None)
-        tokens = sorted(counts, key=lambda token: (counts[token], token), reverse=True)
+        ranked = sorted(counts.items(), key=itemgetter(1, 0), reverse=True)
+        tokens = [token for token, _ in ranked]
         if self.max_tokens is not None:
             tokens = tokens[: self.max_tokens - len(self._special())]
         weights = None

@@ -49,6 +49,10 @@ def _not_negative(name, value):
     return value
 
 
+def _integers(name, value):
+    return (value,) if isinstance(value, int) else value if value is None else tuple(value)
+
+
 def _named(kind, name, value):
     try:
         return registry.get(kind, value)
@@ -71,6 +75,7 @@ def Choice(*names):  # noqa: N802  (it stands where a type does)
 
 DATA_FORMATS = ("channels_last", "channels_first")
 PositiveInt = Annotated[int, _positive]
+Integers = Annotated[tuple, _integers]  # or one of them, or None
 DataFormat = Annotated[str, _data_format]
 Rate = Annotated[float, _rate]
 Positive = Annotated[float, _positive_number]

@@ -11,6 +11,7 @@ import numpy as np
 
 from khub import dtypes
 from khub.backend import active
+from khub.choices import choose
 from khub.fields import Configurable
 from khub.saving import registry
 
@@ -321,9 +322,8 @@ class STFT(Host):
         for name, choices in (("side", ("real", "imag")), ("scaling", scalings)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}.")
-        if isinstance(self.window, str) and self.window not in _COSINE_WINDOWS:
-            known = ", ".join(_COSINE_WINDOWS)
-            raise ValueError(f"window must be one of {known}, or an array; got {self.window!r}.")
+        if isinstance(self.window, str):
+            self.window = choose("window", self.window, _COSINE_WINDOWS)
 
     def _window(self, length):
         if not isinstance(self.window, str):
@@ -335,7 +335,8 @@ class STFT(Host):
 
     def _values(self, shape, dtype, seed):
         length, _, frequencies = shape
-        turns = np.outer(np.arange(length), np.arange(frequencies)) / (2 * (frequencies - 1))
+        period = max(1, 2 * (frequencies - 1))
+        turns = np.outer(np.arange(length), np.arange(frequencies)) / period
         kernel = (np.cos if self.side == "real" else np.sin)(-2 * math.pi * turns)
         if self.window is not None:
             window = self._window(length)

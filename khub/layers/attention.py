@@ -3,7 +3,7 @@
 from functools import reduce
 
 from khub import ops, random
-from khub.fields import Choice, PositiveInt, Rate, Weights
+from khub.fields import Choice, Integers, PositiveInt, Rate, Weights
 from khub.layers.core import EinsumDense
 from khub.layers.layer import Layer
 
@@ -109,11 +109,16 @@ def _distances(time, source):
 
 
 class _Heads(Layer):
-    """Attention in heads on projections; a subclass has the fields and says the heads' sizes.
+    """Attention in heads on projections; a subclass has more fields and says the heads' sizes.
 
     `_prefix` begins the names of the projections' attributes.
     """
 
+    sliding_window: int = None
+    flash_attention: bool = None
+    options: _OPTIONS
+    use_gate: bool = False
+    seed: int = None
     supports_masking = True
     output_shape = attention_axes = None
     _keras_keys = {"activity_regularizer": None}
@@ -287,21 +292,12 @@ class MultiHeadAttention(_Heads):
     value_dim: int = None
     dropout: Rate = 0.0
     use_bias: bool = True
-    output_shape: tuple = None
-    attention_axes: tuple = None
-    sliding_window: int = None
-    flash_attention: bool = None
-    options: _OPTIONS
-    use_gate: bool = False
-    seed: int = None
+    output_shape: Integers = None
+    attention_axes: Integers = None
 
     def setup(self):
         super().setup()
         self.value_dim = self.value_dim or self.key_dim
-        if isinstance(self.output_shape, int):
-            self.output_shape = (self.output_shape,)
-        if isinstance(self.attention_axes, int):
-            self.attention_axes = (self.attention_axes,)
 
     def _sizes(self):
         return self.num_heads, self.num_heads, self.key_dim, self.value_dim
@@ -322,11 +318,6 @@ class GroupQueryAttention(_Heads):
     num_key_value_heads: PositiveInt
     dropout: Rate = 0.0
     use_bias: bool = True
-    sliding_window: int = None
-    flash_attention: bool = None
-    options: _OPTIONS
-    use_gate: bool = False
-    seed: int = None
 
     def setup(self):
         super().setup()

@@ -4,13 +4,11 @@ import numpy as np
 
 from khub import config, dtypes, ops
 from khub.backend.scope import local
-from khub.choices import choose
 from khub.fields import Choice, DataFormat, PositiveInt
-from khub.initializers import Constant
+from khub.initializers import STFT
 from khub.layers.data_layer import DataLayer
 from khub.layers.encoding import _ListLayer
 from khub.layers.input_spec import InputSpec
-from khub.ops.signal import WINDOWS
 
 
 class MelSpectrogram(_ListLayer):
@@ -116,37 +114,20 @@ class STFTSpectrogram(DataLayer):
         if length < width:
             raise ValueError(f"fft_length must be at least frame_length={width}, got {length}.")
         self.input_spec = InputSpec(ndim=3)
-        self._weights = self._window()
-        names = [self.mode] if self.mode in ("real", "imag") else ["real", "imag"]
-        self._kernels = [f"{name}_kernel" for name in names]
-
-    def _window(self):
-        """Return the weights of the samples in a frame, scaled."""
-        width = self.frame_length
-        if self.window is None:
-            return np.ones(width)  # never scaled, as in Keras
-        if isinstance(self.window, str):
-            share = WINDOWS[choose("window", self.window, WINDOWS)]
-            phase = 2 * np.pi * np.arange(width) / max(1, width - (not self.periodic))
-            weights = 1 - share - share * np.cos(phase)
-        else:
-            weights = np.asarray(self.window)
-        if weights.shape != (width,):
+        named = self.window is None or isinstance(self.window, str)
+        if not named and np.shape(self.window) != (width,):
             raise ValueError(
                 f"window must hold frame_length={width} weights, got an array of shape "
-                f"{weights.shape}."
+                f"{np.shape(self.window)}."
             )
-        if self.scaling == "density":
-            return weights / np.sqrt(np.sum(weights**2))
-        return weights if self.scaling is None else weights / np.abs(np.sum(weights))
+        sides = [self.mode] if self.mode in ("real", "imag") else ["real", "imag"]
+        options = self.window, self.scaling, self.periodic
+        self._waves = {f"{side}_kernel": STFT(side, *options) for side in sides}
 
     def build(self, input_shape):
-        bins = self._length // 2 + 1
-        phase = np.outer(np.arange(self.frame_length), np.arange(bins)) * np.pi / max(1, bins - 1)
-        waves = {"real_kernel": np.cos(phase), "imag_kernel": -np.sin(phase)}
-        for name in self._kernels:
-            value = (self._weights[:, None] * waves[name])[:, None]
-            setattr(self, name, self.add_weight(value.shape, Constant(value), name=name))
+        shape = self.frame_length, 1, self._length // 2 + 1
+        for name, wave in self._waves.items():
+            setattr(self, name, self.add_weight(shape, wave, name=name))
 
     def call(self, inputs):
         if not dtypes.is_float(dtypes.standardize(inputs.dtype)):
@@ -157,7 +138,7 @@ class STFTSpectrogram(DataLayer):
         batch, channels, time = ops.shape(x)
         x = ops.reshape(x, (-1, time, 1))
         parts = []
-        for name in self._kernels:
+        for name in self._waves:
             kernel = getattr(self, name)
             kernel = ops.cast(kernel.numpy() if local.host else kernel, self.compute_dtype)
             parts.append(ops.conv(x, kernel, self._step, self.padding, "channels_last"))

@@ -3,7 +3,7 @@
 from khub import fields, ops
 from khub.backend import windows
 from khub.choices import choose
-from khub.fields import PositiveInt, Weights
+from khub.fields import FieldsOf, PositiveInt, Weights
 from khub.layers.layer import InputSpec, Layer
 
 
@@ -38,16 +38,6 @@ class _Convolution(Layer):
         outputs = self._add_kernels(channels)
         self.bias = self.add_weight((outputs,), name="bias") if self.use_bias else None
         self.input_spec = InputSpec(ndim=self._space + 2, axes={axis: channels})
-
-    def _add_kernel(self, part, shape, name):
-        """Make the weight whose fields begin with `part`."""
-        return self.add_weight(
-            shape,
-            getattr(self, f"{part}_initializer"),
-            regularizer=getattr(self, f"{part}_regularizer"),
-            constraint=getattr(self, f"{part}_constraint"),
-            name=name,
-        )
 
     def call(self, inputs):
         if inputs.shape[1 if self._first else -1] != self._width:  # or it would pass for groups
@@ -159,7 +149,13 @@ class _DepthwiseConv(_Convolution):
 
     def _add_kernels(self, channels):
         shape = (*self.kernel_size, channels, self.depth_multiplier)
-        self.kernel = self._add_kernel("depthwise", shape, "kernel")
+        self.kernel = self.add_weight(
+            shape,
+            self.depthwise_initializer,
+            regularizer=self.depthwise_regularizer,
+            constraint=self.depthwise_constraint,
+            name="kernel",
+        )
         return channels * self.depth_multiplier
 
     def _convolve(self, inputs):
@@ -176,11 +172,7 @@ class _SeparableConv(_Convolution):
     pointwise_kernel (1, ..., n * depth_multiplier, filters), bias (filters,)
     """
 
-    filters: PositiveInt
-    kernel_size: object
-    strides: object = 1
-    padding: str = "valid"
-    data_format: fields.DataFormat = None
+    window: FieldsOf(_Conv, "filters", "kernel_size", "strides", "padding", "data_format")
     dilation_rate: object = 1
     depth_multiplier: PositiveInt = 1
     activation: fields.Activation = None
@@ -192,9 +184,9 @@ class _SeparableConv(_Convolution):
     def _add_kernels(self, channels):
         deep = channels * self.depth_multiplier
         shape = (*self.kernel_size, channels, self.depth_multiplier)
-        self.depthwise_kernel = self._add_kernel("depthwise", shape, "depthwise_kernel")
+        self.depthwise_kernel = self.add_weight(shape, name="depthwise_kernel")
         shape = (*[1] * self._space, deep, self.filters)
-        self.pointwise_kernel = self._add_kernel("pointwise", shape, "pointwise_kernel")
+        self.pointwise_kernel = self.add_weight(shape, name="pointwise_kernel")
         return self.filters
 
     def _convolve(self, inputs):

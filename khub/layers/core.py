@@ -49,16 +49,13 @@ class EinsumDense(Layer):
     _keras_keys = {"quantization_config": None, "activity_regularizer": None}
 
     equation: str
-    output_shape: tuple
+    output_shape: fields.Integers
     activation: fields.Activation = None
     bias_axes: str = None
     options: Weights(kernel="glorot_uniform", bias="zeros")
     supports_masking = True
 
     def setup(self):
-        if isinstance(self.output_shape, int):
-            self.output_shape = (self.output_shape,)
-        self.output_shape = tuple(self.output_shape)
         left, self._output = self.equation.replace(" ", "").split("->")
         self._input, self._kernel = left.split(",")
 

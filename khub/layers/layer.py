@@ -27,23 +27,11 @@ from khub.saving import registry
 
 _TENSORS = active.TENSORS
 _FLOATS = frozenset(active.NATIVE[name] for name in dtypes.FLOATS)
-_INTERNAL = frozenset(
-    [
-        "_arguments",
-        "_added",
-        "_losses",
-        "_losses_of",
-        "_policy",
-        "_build_shapes",
-        "_first_call",
-        "_nodes",
-        "_metrics",
-        "optimizer",
-        "preprocessor",
-        "_training_state",
-        "_state_variables",
-    ]
-)
+_INTERNAL = """
+_added _arguments _build_shapes _first_call _losses _losses_of _metrics _nodes _policy
+_state_variables _training_state optimizer preprocessor
+"""  # attributes whose Variables and layers are none of this layer's
+_INTERNAL = frozenset(_INTERNAL.split())
 
 
 class _Context:
@@ -181,13 +169,15 @@ class Layer(Configurable, active.Base):
         """Make a Variable of this layer and return it.
 
         An initializer, regularizer or constraint that is not given is the layer's
-        `{name}_initializer`, `{name}_regularizer`, `{name}_constraint`; the last resort is
-        glorot_uniform (zeros for integers).
+        `{name}_initializer`, `{name}_regularizer`, `{name}_constraint`, those of a
+        "recurrent_kernel" are `recurrent_initializer` ...; the last resort is glorot_uniform (zeros
+        for integers).
         """
         dtype = dtypes.standardize(dtype or self.dtype)
+        part = name and name.removesuffix("_kernel")
         if initializer is None:
             default = "glorot_uniform" if dtypes.is_float(dtype) else "zeros"
-            initializer = getattr(self, f"{name}_initializer", None) or default
+            initializer = getattr(self, f"{part}_initializer", None) or default
         with nullcontext() if self._building else name_scope(self.name):
             variable = Variable(
                 registry.get("initializers", initializer),
@@ -199,10 +189,10 @@ class Layer(Configurable, active.Base):
                 name=name,
             )
         variable.regularizer = registry.get(
-            "regularizers", regularizer or getattr(self, f"{name}_regularizer", None)
+            "regularizers", regularizer or getattr(self, f"{part}_regularizer", None)
         )
         variable.constraint = registry.get(
-            "constraints", constraint or getattr(self, f"{name}_constraint", None)
+            "constraints", constraint or getattr(self, f"{part}_constraint", None)
         )
         variable.overwrite_with_gradient = overwrite_with_gradient
         if not self._trainable:
@@ -633,8 +623,8 @@ class Layer(Configurable, active.Base):
                 if problem:
                     return (
                         f"{type(self).__name__} {self.name!r} was built for an input with "
-                        f"{problem}, got "
-                        f"shape {tuple(x.shape)}; make a new layer or reshape the input."
+                        f"{problem}, got shape {tuple(x.shape)}; make a new layer or reshape the "
+                        "input."
                     )
         return None
 
@@ -718,9 +708,7 @@ class Layer(Configurable, active.Base):
         config |= {k: v for k, v in self._keras_keys.items() if k not in config}
         for key in self._unsaved:
             config.pop(key, None)
-        if not hasattr(
-            type(self).__init__, "made"
-        ):  # a hand-written __init__ may not take them all
+        if not hasattr(type(self).__init__, "made"):  # written by hand, it may not take them all
             accepted = inspect.signature(type(self).__init__).parameters.values()
             if not any(p.kind is p.VAR_KEYWORD for p in accepted):
                 config = {k: v for k, v in config.items() if k in {p.name for p in accepted}}

@@ -3,13 +3,14 @@
 import os
 from collections import Counter
 from itertools import chain
+from operator import itemgetter
 
 import numpy as np
 
 from khub import ops, tree
 from khub.backend import name as backend
 from khub.backend.scope import local
-from khub.fields import Choice
+from khub.fields import Choice, FieldsOf
 from khub.layers.data_layer import _in_worker, _to_device
 from khub.layers.encoding import Salt, _Adaptive, _Encoder, array, host_array
 from khub.utils import hashing
@@ -159,22 +160,24 @@ class _IndexLookup(_Adaptive, _Encoder):
         self._take(_documents(data))
 
     def _take(self, documents):
-        self._counts.update(chain.from_iterable(documents))
         if self.output_mode == "tf_idf":
+            documents = list(documents)
             self._rows_with.update(chain.from_iterable(map(set, documents)))
             self._rows += len(documents)
+        self._counts.update(chain.from_iterable(documents))
 
     def finalize_state(self):
         """Make the vocabulary of what was counted."""
         if not self._counts:
             return
-        counts, rows = Counter(), Counter()
+        counts, rows = {}, {}
         for total, seen in ((counts, self._counts), (rows, self._rows_with)):
-            for token, count in seen.items():  # the same string comes as str and as bytes
-                total[self._token(token)] += count
+            for token, count in zip(map(self._token, seen), seen.values(), strict=True):
+                total[token] = total.get(token, 0) + count  # a string comes as bytes too
         for token in (self.mask_token, self.oov_token):
             counts.pop(token, None)
-        tokens = sorted(counts, key=lambda token: (counts[token], token), reverse=True)
+        ranked = sorted(counts.items(), key=itemgetter(1, 0), reverse=True)
+        tokens = [token for token, _ in ranked]
         if self.max_tokens is not None:
             tokens = tokens[: self.max_tokens - len(self._special())]
         weights = None
@@ -195,8 +198,12 @@ class _IndexLookup(_Adaptive, _Encoder):
     def _indices(self, inputs):
         """Return the index of each token, by the table."""
         x = host_array(inputs)
-        found = map(self._table.__getitem__, x.ravel().tolist())
+        tokens = x.ravel().tolist()
+        found = map(self._table_for(tokens).__getitem__, tokens)
         return np.fromiter(found, "int64", x.size).reshape(x.shape)
+
+    def _table_for(self, tokens):
+        return self._table
 
     def _encoded(self, indices):
         found = super()._encoded(indices)
@@ -265,14 +272,41 @@ class _IndexLookup(_Adaptive, _Encoder):
         return layer
 
 
-class StringLookup(_IndexLookup):
+class _StringIndex(_IndexLookup):
+    """Looks strings up, on the host. Data sets of TensorFlow give them as bytes.
+
+    Each kind has a table of its own: as both hash alike, all would collide in one.
+    """
+
+    _host_only, _token_dtype = True, object
+
+    def _token(self, token):
+        return token.decode(self.encoding) if isinstance(token, bytes) else str(token)
+
+    def _install(self, tokens, weights=None):
+        super()._install(tokens, weights)
+        encoded = {token.encode(self.encoding): i for token, i in self._table.items()}
+        self._table_of_bytes = _Table(encoded)
+        self._table_of_bytes.unknown = self._unknown
+
+    def _table_for(self, tokens):
+        return self._table_of_bytes if tokens and isinstance(tokens[0], bytes) else self._table
+
+    def _unknown(self, token):
+        found = self._table_for([token]).get(token)  # a list may hold both kinds
+        return super()._unknown(token) if found is None else found
+
+    def _result_dtype(self):
+        return "string" if self.invert else super()._result_dtype()
+
+
+class StringLookup(_StringIndex):
     """Strings as indices of a vocabulary, or with `invert` indices as strings; on the host.
 
     (...) strings -> (...) int64, or vectors (..., vocabulary) as `output_mode` says.  Several
     unknown indices are told apart by hashing; the mask_token has index 0.
     """
 
-    _host_only, _token_dtype = True, object
     _keras_keys = {"oov_method": "floormod"}
 
     max_tokens: int = None
@@ -288,16 +322,6 @@ class StringLookup(_IndexLookup):
     encoding: str = "utf-8"
     salt: Salt = None
 
-    def _token(self, token):
-        return token.decode(self.encoding) if isinstance(token, bytes) else str(token)
-
-    def _keys(self, tokens, start):  # data sets of TensorFlow give bytes
-        encoded = [token.encode(self.encoding) for token in tokens]
-        return super()._keys(tokens, start) | super()._keys(encoded, start)
-
-    def _result_dtype(self):
-        return "string" if self.invert else super()._result_dtype()
-
 
 class IntegerLookup(_IndexLookup):
     """Integers as indices of a vocabulary, or with `invert` indices as integers.
@@ -308,16 +332,11 @@ class IntegerLookup(_IndexLookup):
 
     _token_dtype = "int64"
 
-    max_tokens: int = None
-    num_oov_indices: int = 1
-    mask_token: int = None
+    sizes: FieldsOf(StringLookup, "max_tokens", "num_oov_indices", "mask_token")
     oov_token: int = -1
     vocabulary: object = None
     vocabulary_dtype: str = "int64"
-    idf_weights: object = None
-    invert: bool = False
-    output_mode: LookupMode = "int"
-    sparse: bool = False
+    results: FieldsOf(StringLookup, "idf_weights", "invert", "output_mode", "sparse")
     pad_to_max_tokens: bool = False
     oov_method: str = "floormod"
     salt: Salt = None

@@ -82,13 +82,7 @@ class _Cell(Layer):
         """Make kernel, recurrent_kernel and bias; the shapes are without the gates."""
         wide = self._gates * units
         self.kernel = self.add_weight((*inputs, wide), name="kernel")
-        self.recurrent_kernel = self.add_weight(
-            (*states, wide),
-            self.recurrent_initializer,
-            regularizer=self.recurrent_regularizer,
-            constraint=self.recurrent_constraint,
-            name="recurrent_kernel",
-        )
+        self.recurrent_kernel = self.add_weight((*states, wide), name="recurrent_kernel")
         self.bias = None
         if self.use_bias:
             initializer = self.bias_initializer
@@ -174,6 +168,12 @@ class _LSTMCell(_Cell):
     _states = 2
     _axis = -1
 
+    activation: fields.Activation = "tanh"
+    recurrent_activation: fields.Activation = "sigmoid"
+    use_bias: bool = True
+    starts: _STARTS
+    unit_forget_bias: bool = True
+
     def step(self, projected, states, mask):
         h, c = states
         gates = projected + self.recur(h if mask is None else h * mask)
@@ -193,11 +193,6 @@ class LSTMCell(_LSTMCell):
     _fused = "lstm"
 
     units: PositiveInt
-    activation: fields.Activation = "tanh"
-    recurrent_activation: fields.Activation = "sigmoid"
-    use_bias: bool = True
-    starts: _STARTS
-    unit_forget_bias: bool = True
 
     def recur(self, h):
         return ops.matmul(h, self.recurrent_kernel)
@@ -269,11 +264,6 @@ class _ConvLSTMCell(_LSTMCell):
     padding: fields.Choice("valid", "same") = "valid"
     data_format: fields.DataFormat = None
     dilation_rate: object = 1
-    activation: fields.Activation = "tanh"
-    recurrent_activation: fields.Activation = "sigmoid"
-    use_bias: bool = True
-    starts: _STARTS
-    unit_forget_bias: bool = True
 
     def setup(self):
         super().setup()

@@ -39,6 +39,20 @@ def test_tokens_and_indices():
     assert host(counts(TEXTS)).tolist() == [[2, 2, 1, 1], [2, 0, 1, 0], [0, 0, 0, 0]]
 
 
+def test_strings_and_bytes_are_the_same_tokens():
+    lookup = layers.StringLookup(vocabulary=["a", "é"])
+    for words in (
+        ["é", "x", "a"],
+        ["é".encode(), b"x", b"a"],
+        ["é", b"x", b"a"],
+        [b"\xc3\xa9", "x", "a"],
+    ):
+        assert host(lookup(np.array(words, object))).tolist() == [2, 0, 1]
+    characters = Text(vocabulary=["é", "b"], split="character")
+    for text in ("Éé b", "Éé b".encode()):
+        assert host(characters([text])).tolist() == [[1, 2, 1, 3]]
+
+
 MODES = [{}, {"output_sequence_length": 4}, {"output_mode": "tf_idf"}, {"ngrams": 2}]
 
 
@@ -155,7 +169,7 @@ WRONG = [
     (lambda: Text(output_sequence_length=0), "output_sequence_length must be None"),
     (lambda: Text(output_mode="count", output_sequence_length=3), "with output_mode='int'"),
     (lambda: Text(max_tokens=1), "max_tokens must be at least 2"),
-    (lambda: Text(name="t")(TEXTS), "t_lookup has no vocabulary yet"),
+    (lambda: Text(name="t")(TEXTS), "t has no vocabulary yet"),
     (lambda: adapted()([["a", "b"]]), r"shape \(batch,\) or \(batch, 1\), got \(1, 2\)"),
     (lambda: Text(output_mode="count", ragged=True), "ragged=True needs the TensorFlow backend"),
 ]

@@ -12,9 +12,6 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("KHUB_HOME", os.path.join(tempfile.gettempdir(), "khub-tests-have-no-home"))
-if os.environ.get("KHUB_TEST_OPTIMIZE") != "1":  # most of JAX's time is XLA optimizing small code
-    os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 if os.environ.get("KHUB_TEST_BLOCK_OTHERS") == "1":
     blocking.hide(blocking.others(os.environ["KHUB_BACKEND"]))
 

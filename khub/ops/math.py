@@ -267,6 +267,8 @@ def nan_to_num(x, nan=0.0, posinf=None, neginf=None):
     name = dtypes.standardize(x.dtype)
     if not dtypes.is_float(name):
         return x
+    if name.startswith("complex"):
+        return _complex(*(nan_to_num(part(x), nan, posinf, neginf) for part in (real, imag)))
     limits = ml_dtypes.finfo(dtypes.numpy_dtype(name))
     x = where(isnan(x), nan, x)
     x = where(equal(x, float("inf")), float(limits.max) if posinf is None else posinf, x)

@@ -143,7 +143,7 @@ def round(x, decimals=0):
     """`x` rounded to that many decimals, halves to even."""
 
 
-@primitive()
+@primitive(dtype=counted)
 def clip(x, x_min, x_max):
     """`x` with values limited to [x_min, x_max]; None sets no limit."""
 

@@ -136,7 +136,7 @@ def argsort(x, axis=-1):
 
 
 def top_k(x, k, sorted=True):
-    index = np.argsort(-x if x.dtype.kind != "u" else ~x, axis=-1, kind="stable")[..., :k]
+    index = np.argsort(~x if x.dtype.kind in "bu" else -x, axis=-1, kind="stable")[..., :k]
     return np.take_along_axis(x, index, -1), index.astype("int32")
 
 

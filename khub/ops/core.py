@@ -146,6 +146,9 @@ def fori_loop(lower, upper, body_fun, init_val):
         return i + 1, body_fun(i, value)
 
     start = (convert_to_tensor(lower, "int32"), init_val)
+    if isinstance(lower, int) and isinstance(upper, int):  # only such a loop has gradients on JAX
+        length = max(upper - lower, 0)
+        return scan(lambda state, _: (body(*state), None), start, length=length)[0][1]
     return while_loop(lambda i, _: i < upper, body, start)[1]
 
 

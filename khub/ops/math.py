@@ -143,7 +143,7 @@ def round(x, decimals=0):
     """`x` rounded to that many decimals, halves to even."""
 
 
-@primitive()
+@primitive(dtype=counted)
 def clip(x, x_min, x_max):
     """`x` with values limited to [x_min, x_max]; None sets no limit."""
 
@@ -267,6 +267,8 @@ def nan_to_num(x, nan=0.0, posinf=None, neginf=None):
     name = dtypes.standardize(x.dtype)
     if not dtypes.is_float(name):
         return x
+    if name.startswith("complex"):
+        return _complex(*(nan_to_num(part(x), nan, posinf, neginf) for part in (real, imag)))
     limits = ml_dtypes.finfo(dtypes.numpy_dtype(name))
     x = where(isnan(x), nan, x)
     x = where(equal(x, float("inf")), float(limits.max) if posinf is None else posinf, x)

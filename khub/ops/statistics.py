@@ -182,18 +182,17 @@ nancumprod = _running_without_nan(math.cumprod, 1)
 def nanmean(x, axis=None, keepdims=False):
     """`mean` of the elements that are not NaN; NaN where there is none."""
     y = _wide(x)
-    count = math.sum(
-        cast(math.logical_not(math.isnan(y)), dtypes.standardize(y.dtype)), axis, keepdims
-    )
-    return cast(math.sum(_filled(y, 0.0), axis, keepdims) / count, dtypes.standardize(x.dtype))
+    count = math.sum(math.logical_not(math.isnan(y)), axis, keepdims)
+    return cast(math.divide(math.sum(_filled(y, 0.0), axis, keepdims), count), x.dtype)
 
 
 @op(dtype=promote_float)
 def nanvar(x, axis=None, keepdims=False):
     """`var` of the elements that are not NaN; NaN where there is none."""
     y = _wide(x)
-    variance = nanmean(math.square(y - nanmean(y, axis, keepdims=True)), axis, keepdims)
-    return cast(variance, dtypes.standardize(x.dtype))
+    mean = nanmean(y, axis, keepdims=True)
+    squares = math.square(_filled(y, mean) - mean)  # of numbers alone: NaN would reach the gradient
+    return cast(nanmean(where(math.isnan(y), float("nan"), squares), axis, keepdims), x.dtype)
 
 
 @op(dtype=promote_float)

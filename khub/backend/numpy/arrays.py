@@ -91,12 +91,11 @@ def linspace(start, stop, num=50, endpoint=True, retstep=False, dtype=None, axis
     return (result[0].astype(dtype), result[1]) if retstep else result.astype(dtype)
 
 
-def zeros(shape, dtype=None):
-    return np.zeros(shape, dtypes.numpy_dtype(dtypes.standardize(dtype)))
+def _of_one_number(make):
+    return lambda shape, dtype=None: make(shape, dtypes.numpy_dtype(dtypes.standardize(dtype)))
 
 
-def ones(shape, dtype=None):
-    return np.ones(shape, dtypes.numpy_dtype(dtypes.standardize(dtype)))
+zeros, ones = map(_of_one_number, (np.zeros, np.ones))
 
 
 def full(shape, fill_value, dtype=None):
@@ -137,7 +136,7 @@ def argsort(x, axis=-1):
 
 
 def top_k(x, k, sorted=True):
-    index = np.argsort(-x if x.dtype.kind != "u" else ~x, axis=-1, kind="stable")[..., :k]
+    index = np.argsort(~x if x.dtype.kind in "bu" else -x, axis=-1, kind="stable")[..., :k]
     return np.take_along_axis(x, index, -1), index.astype("int32")
 
 
@@ -207,11 +206,11 @@ def _axis(axis):
 
 
 def _reduction(function, dtype=None):
-    """Make a reduction of NumPy's one that gives `dtype`, or that of its operand."""
+    """Make a reduction of NumPy's one that gives `dtype`, or that of its operand if it is real."""
 
     def run(x, axis=None, keepdims=False):
         result = function(x, _axis(axis), keepdims=keepdims)
-        return result.astype(dtype or x.dtype, copy=False)
+        return result.astype(dtype or (result if x.dtype.kind == "c" else x).dtype, copy=False)
 
     return run
 
@@ -234,12 +233,11 @@ def min(x, axis=None, keepdims=False, initial=None):
     return np.min(x, _axis(axis), keepdims=keepdims, **extra)
 
 
-def cumsum(x, axis=None, dtype=None):
-    return np.cumsum(x, axis, _like(x, dtype))
+def _running(function):
+    return lambda x, axis=None, dtype=None: function(x, axis, _like(x, dtype))
 
 
-def cumprod(x, axis=None, dtype=None):
-    return np.cumprod(x, axis, _like(x, dtype))
+cumsum, cumprod = map(_running, (np.cumsum, np.cumprod))
 
 
 def _product(function, *operands):

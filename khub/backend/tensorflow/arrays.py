@@ -250,6 +250,15 @@ def _with_bool(kernel, of_bool):
     return lambda *xs: (kernel if xs[0].dtype is not BOOL else of_bool)(*xs)
 
 
+def _of_parts(kernel, join):
+    def run(x):
+        if x.dtype.is_complex:
+            return join(kernel(tf.math.real(x)), kernel(tf.math.imag(x)))
+        return kernel(x)
+
+    return run
+
+
 SAME = """
 equal not_equal logical_and logical_or logical_not floor ceil exp expm1 log log1p sqrt rsqrt sin
 cos tan sinh cosh tanh erf
@@ -269,7 +278,8 @@ square = _BOOL_AS_INT(raw.Square)
 arcsin, arccos, arctan, arctan2 = raw.Asin, raw.Acos, raw.Atan, raw.Atan2
 arcsinh, arccosh, arctanh = map(_HALF_AS_FLOAT, (raw.Asinh, raw.Acosh, raw.Atanh))
 erfinv, i0 = map(_HALF_AS_FLOAT, (raw.Erfinv, raw.BesselI0))
-isnan, isinf, isfinite = raw.IsNan, raw.IsInf, raw.IsFinite
+isnan, isinf = _of_parts(raw.IsNan, raw.LogicalOr), _of_parts(raw.IsInf, raw.LogicalOr)
+isfinite = _of_parts(raw.IsFinite, raw.LogicalAnd)
 add, multiply = _with_bool(raw.AddV2, raw.LogicalOr), _with_bool(raw.Mul, raw.LogicalAnd)
 maximum, minimum = _with_bool(raw.Maximum, raw.LogicalOr), _with_bool(raw.Minimum, raw.LogicalAnd)
 bitwise_not = _with_bool(raw.Invert, raw.LogicalNot)
@@ -284,12 +294,11 @@ def _complex_part(x, part):
     return getattr(tf.math, part)(x)
 
 
-def log2(x):
-    return raw.RealDiv(raw.Log(x), math.log(2))
+def _logarithm(base):
+    return lambda x: raw.RealDiv(raw.Log(x), math.log(base))
 
 
-def log10(x):
-    return raw.RealDiv(raw.Log(x), math.log(10))
+log2, log10 = map(_logarithm, (2, 10))
 
 
 def absolute(x):
@@ -331,9 +340,12 @@ def _axes(x, axis):
     return constant((axis,) if isinstance(axis, int) else tuple(axis))
 
 
-@_HALF_AS_FLOAT
-def sum(x, axis=None, keepdims=False):
-    return raw.Sum(x, _axes(x, axis), keepdims)
+def _reduction(kernel):
+    return lambda x, axis=None, keepdims=False: kernel(x, _axes(x, axis), keepdims)
+
+
+sum, mean = (_HALF_AS_FLOAT(_reduction(kernel)) for kernel in (raw.Sum, raw.Mean))
+any, all = map(_reduction, (raw.Any, raw.All))
 
 
 def prod(x, axis=None, keepdims=False, dtype=None):
@@ -345,14 +357,10 @@ def _as(x, dtype):
 
 
 @_HALF_AS_FLOAT
-def mean(x, axis=None, keepdims=False):
-    return raw.Mean(x, _axes(x, axis), keepdims)
-
-
-@_HALF_AS_FLOAT
 def var(x, axis=None, keepdims=False):
     axes = _axes(x, axis)
-    return raw.Mean(raw.SquaredDifference(x, raw.Mean(x, axes, True)), axes, keepdims)
+    result = raw.Mean(raw.SquaredDifference(x, raw.Mean(x, axes, True)), axes, keepdims)
+    return tf.math.real(result) if x.dtype.is_complex else result
 
 
 def _extreme(reduce, of_two):
@@ -367,14 +375,6 @@ def _extreme(reduce, of_two):
 
 
 max, min = _extreme(raw.Max, raw.Maximum), _extreme(raw.Min, raw.Minimum)
-
-
-def any(x, axis=None, keepdims=False):
-    return raw.Any(x, _axes(x, axis), keepdims)
-
-
-def all(x, axis=None, keepdims=False):
-    return raw.All(x, _axes(x, axis), keepdims)
 
 
 def _first(kernel):

@@ -52,10 +52,12 @@ class _Writer:
             self.histories[id(x)] = [layer.name, 0, 0]
         for node in model._nodes:
             name = self._name(node.function, taken)
-            calls = self.calls.setdefault(name, (node.function, []))[1]
-            for i, x in enumerate(filter(is_symbolic, tree.flatten(node.outputs))):
-                self.histories[id(x)] = [name, len(calls), i]
-            calls.append(node)
+            self.calls.setdefault(name, (node.function, []))[1].append(node)
+        for name, (_, calls) in self.calls.items():
+            calls.sort(key=lambda node: node.number)
+            for place, node in enumerate(calls):
+                for i, x in enumerate(filter(is_symbolic, tree.flatten(node.outputs))):
+                    self.histories[id(x)] = [name, place, i]
 
     def _name(self, function, taken):
         if isinstance(function, Layer):

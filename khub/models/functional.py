@@ -8,30 +8,52 @@ from khub.layers.layer import Layer
 from khub.layers.masks import get_mask, set_mask
 from khub.models.configuration import functional_config, functional_from_config
 from khub.models.model import Model
-from khub.ops.symbolic import KerasTensor, is_symbolic
+from khub.ops.symbolic import KerasTensor, Node, is_symbolic
 
 
-def _sorted_nodes(outputs, inputs):
-    """Return the nodes between `inputs` and `outputs`, each after those it needs."""
-    order, done, stack = [], set(), [o.node for o in reversed(outputs) if o.node is not None]
-    stop = set(map(id, inputs))
+def _sorted_nodes(outputs, starts):
+    """Return the nodes between inputs and outputs, the deepest first: each after those it needs.
+
+    A call is as deep as the longest way from it to an output, those of a shared layer as deep as
+    its deepest; of one depth, the one that a walk from the outputs meets first is the first. Keras
+    orders its layers so, and its files hold the weights in this order.
+
+    starts: id of each input -> its node
+    """
+
+    def sources(node):
+        found = (starts.get(id(x), x.node) for x in node.parents)
+        return [source for source in found if source is not None]
+
+    ends = [starts.get(id(x), x.node) for x in reversed(outputs)]
+    order, done, met, stack = [], set(), {}, [node for node in ends if node is not None]
     while stack:
         node = stack[-1]
         if id(node) in done:
             stack.pop()
             continue
-        waiting = [
-            p.node
-            for p in node.parents
-            if id(p) not in stop and p.node is not None and id(p.node) not in done
-        ]
+        met.setdefault(_owner(node), len(met))
+        waiting = [n for n in sources(node) if id(n) not in done]
         if waiting:
             stack.extend(reversed(waiting))
             continue
         stack.pop()
         done.add(id(node))
         order.append(node)
-    return order
+    depths, layers = {}, {}
+    for node in reversed(order):
+        depth = max(depths.get(id(node), 0), layers.get(_owner(node), 0))
+        depths[id(node)] = layers[_owner(node)] = depth
+        for source in sources(node):
+            depths[id(source)] = max(depths.get(id(source), 0), depth + 1)
+    unused = [node for node in starts.values() if id(node) not in done]
+    first = sorted(order, key=lambda node: (-depths[id(node)], met[_owner(node)]))
+    place = next((i for i, node in enumerate(first) if depths[id(node)] == 0), len(first))
+    return first[:place] + unused + first[place:]
+
+
+def _owner(node):
+    return id(node.function if isinstance(node.function, Layer) else node)
 
 
 def _fill(structure, leaves, places, values):
@@ -136,7 +158,18 @@ class Functional(Model):
                     )
         self._inputs_structure, self._outputs_structure = inputs, outputs
         self.inputs, self.outputs = tree.flatten(inputs), tree.flatten(outputs)
-        self._nodes = _sorted_nodes(self.outputs, self.inputs)
+        self._input_layers = []
+        for x in self.inputs:
+            layer = getattr(x, "input_layer", None)
+            self._input_layers.append(layer or InputLayer(input_tensor=x, name=x.name))
+        starts = {
+            id(x): Node(layer, (), {}, x)
+            for x, layer in zip(self.inputs, self._input_layers, strict=True)
+        }
+        nodes = _sorted_nodes(self.outputs, starts)
+        found = [node.function for node in nodes if isinstance(node.function, Layer)]
+        self._ordered = list({id(layer): layer for layer in found}.values())
+        self._nodes = [node for node in nodes if not isinstance(node.function, InputLayer)]
         self._program = _Program(self.inputs, self.outputs, self._nodes)
         self._single = (
             len(self.outputs) == 1
@@ -144,10 +177,6 @@ class Functional(Model):
             and len(self.inputs) == 1
             and is_symbolic(inputs)
         )
-        self._input_layers = []
-        for x in self.inputs:
-            layer = getattr(x, "input_layer", None)
-            self._input_layers.append(layer or InputLayer(input_tensor=x, name=x.name))
         self.built = True
         if not self._trainable:
             self.trainable = False  # reaches the layers
@@ -177,12 +206,8 @@ class Functional(Model):
 
     @property
     def layers(self):
-        """The layers in the order of the graph, inputs first."""
-        seen = {id(layer): layer for layer in self._input_layers}
-        for node in self._nodes:
-            if isinstance(node.function, Layer):
-                seen.setdefault(id(node.function), node.function)
-        return list(seen.values())
+        """The layers in the order of the graph, the deepest first: as Keras has them."""
+        return list(self._ordered)
 
     def _members(self):
         for layer in self.layers:

@@ -1,5 +1,7 @@
 """Symbolic tensors: what `Input` makes, and the nodes of ops and layers that are called on them."""
 
+import itertools
+
 from khub import dtypes, tree
 from khub.backend import active
 from khub.backend.scope import Scope
@@ -45,8 +47,11 @@ class KerasTensor:
 class Node:
     """One call of an op or layer on symbolic tensors."""
 
+    _numbers = itertools.count()
+
     def __init__(self, function, args, kwargs, outputs):
         self.function, self.args, self.kwargs, self.outputs = function, args, kwargs, outputs
+        self.number = next(self._numbers)  # calls of a layer are told apart by their order
         self.parents = [leaf for leaf in tree.flatten((args, kwargs)) if is_symbolic(leaf)]
 
 

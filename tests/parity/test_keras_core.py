@@ -102,6 +102,31 @@ def mixed(k):
     return k.Model(x, k.layers.Dense(2, dtype="float32", name="two")(h), name="mixed")
 
 
+def branches(k):
+    x = image = k.Input((6, 6, 3), name="image")
+    for i in range(2):
+        side = k.layers.Conv2D(4, 1, name=f"side{i}")(x)
+        side = k.layers.BatchNormalization(name=f"side_norm{i}")(side)
+        y = k.layers.Conv2D(5, 1, activation="relu", name=f"narrow{i}")(x)
+        y = k.layers.BatchNormalization(name=f"norm{i}")(y)
+        y = k.layers.Conv2D(4, 3, padding="same", name=f"wide{i}")(y)
+        x = k.layers.Add(name=f"add{i}")([side, y])
+    pools = [pool(2)(x) for pool in (k.layers.MaxPooling2D, k.layers.AveragePooling2D)]
+    return k.Model(image, k.layers.Concatenate(name="both")(pools), name="branches")
+
+
+def inputs(k):
+    """Inputs that join at several depths, one of them unused by an output's walk for long."""
+    a, b, c = (k.Input((n,), name=name) for n, name in ((4, "a"), (3, "b"), (5, "c")))
+    shared = k.layers.Dense(6, name="shared")
+    x = shared(k.layers.Dense(4, name="second")(k.layers.Dense(4, name="first")(a)))
+    y = shared(k.layers.Dense(4, name="other")(b))
+    z = k.layers.Concatenate(name="join")([y, x, k.layers.Dense(2, name="third")(c)])
+    last = k.layers.Dense(1, name="last")(z)
+    side = k.layers.Dense(2, name="out")(k.layers.Dense(3, name="hidden")(y))
+    return k.Model([b, a, c], [last, side, k.ops.relu(last)], name="inputs")
+
+
 TOKENS = np.array([[1, 2, 0], [3, 0, 4]], "int32")
 MODELS = {  # function -> its input
     mlp: X(4, 6),
@@ -112,6 +137,8 @@ MODELS = {  # function -> its input
     text: TOKENS,
     joined: [TOKENS, X(2, 2, 4)],
     mixed: X(4, 6),
+    branches: X(2, 6, 6, 3),
+    inputs: [X(2, 3), X(2, 4), X(2, 5)],
 }
 models = pytest.mark.parametrize("make", MODELS, ids=lambda make: make.__name__)
 
@@ -133,6 +160,9 @@ def agree(ours, theirs, tolerance=1e-5):
 @models
 def test_outputs_weights_and_counts(make):
     ours, theirs = make(khub), make(keras)
+    operations = {"add", "concatenate", "relu", "softmax"}  # in Keras layers of their own, unnamed
+    names = [[layer.name for layer in model.layers] for model in (ours, theirs)]
+    assert names[0] == [name for name in names[1] if name in names[0] or name not in operations]
     assert [(v.path, v.shape, v.trainable) for v in ours.weights] == [
         (v.path, tuple(v.shape), v.trainable) for v in theirs.weights
     ]

@@ -205,11 +205,16 @@ def _axis(axis):
     return tuple(axis) if isinstance(axis, list) else axis
 
 
+def _wide(x):
+    """ml_dtypes' floats as float32: NumPy has no products of them and rounds partial sums."""
+    return x.astype("float32") if x.dtype.name in ("bfloat16", *dtypes.FLOAT8) else x
+
+
 def _reduction(function, dtype=None):
     """Make a reduction of NumPy's one that gives `dtype`, or that of its operand if it is real."""
 
     def run(x, axis=None, keepdims=False):
-        result = function(x, _axis(axis), keepdims=keepdims)
+        result = function(_wide(x), _axis(axis), keepdims=keepdims)
         return result.astype(dtype or (result if x.dtype.kind == "c" else x).dtype, copy=False)
 
     return run
@@ -241,11 +246,7 @@ cumsum, cumprod = map(_running, (np.cumsum, np.cumprod))
 
 
 def _product(function, *operands):
-    """Matrix products of ml_dtypes' floats go through float32: NumPy has no kernels for them."""
-    dtype = operands[0].dtype
-    if dtype.kind == "V" or dtype.name in ("bfloat16", *dtypes.FLOAT8):
-        return function(*(x.astype("float32") for x in operands)).astype(dtype)
-    return function(*operands)
+    return function(*map(_wide, operands)).astype(operands[0].dtype, copy=False)
 
 
 def matmul(x1, x2):

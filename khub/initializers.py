@@ -12,6 +12,7 @@ import numpy as np
 from khub import dtypes
 from khub.backend import active
 from khub.choices import choose
+from khub.cosine_windows import COEFFICIENTS, cosine_window
 from khub.fields import Configurable
 from khub.saving import registry
 
@@ -297,13 +298,6 @@ class Orthogonal(_Random):
         return dtype.type(self.gain) * (q.T if rows < columns else q).reshape(shape)
 
 
-_COSINE_WINDOWS = {  # coefficients of cos(0), -cos(x), cos(2 x)
-    "hann": (0.5, 0.5),
-    "hamming": (0.54, 0.46),
-    "blackman": (0.42, 0.5, 0.08),
-}
-
-
 class STFT(Host):
     """The kernel (frame length, 1, frequencies) of a convolution that is a Fourier transform.
 
@@ -323,15 +317,12 @@ class STFT(Host):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}.")
         if isinstance(self.window, str):
-            self.window = choose("window", self.window, _COSINE_WINDOWS)
+            self.window = choose("window", self.window, COEFFICIENTS)
 
     def _window(self, length):
         if not isinstance(self.window, str):
             return np.asarray(self.window, "float64")
-        angle = 2 * math.pi * np.arange(length) / max(1, length - (not self.periodic))
-        waves = enumerate(_COSINE_WINDOWS[self.window])
-        window = sum((-1) ** k * c * np.cos(k * angle) for k, c in waves)
-        return window if length > 1 else np.ones(1)
+        return cosine_window(self.window, length, self.periodic)
 
     def _values(self, shape, dtype, seed):
         length, _, frequencies = shape

@@ -8,6 +8,8 @@ import operator
 from functools import partial
 from typing import Annotated
 
+import numpy as np
+
 from khub import dtypes, ops, random, tree
 from khub.backend import windows
 from khub.fields import Choice, Configurable, DataFormat, FieldsOf, PositiveInt
@@ -233,14 +235,19 @@ class ImageLayer(DataLayer):
 
 
 class Rescaling(DataLayer):
-    """inputs * scale + offset, numbers or one for each channel.  Any shape -> same"""
+    """inputs * scale + offset, numbers or one for each channel.  Any shape -> same
+
+    With channels first, what is for each channel is along the third axis from the end.
+    """
 
     scale: object
     offset: object = 0.0
 
     def call(self, inputs):
-        name = self.compute_dtype
-        scale, offset = (ops.convert_to_tensor(v, name) for v in (self.scale, self.offset))
+        name, values = self.compute_dtype, (self.scale, self.offset)
+        if windows.channels_first(None) and len(inputs.shape) > 2:
+            values = (np.reshape(v, (-1, 1, 1)) if np.ndim(v) == 1 else v for v in values)
+        scale, offset = (ops.convert_to_tensor(v, name) for v in values)
         return ops.cast(inputs, name) * scale + offset
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 
 from khub import dtypes
+from khub.cosine_windows import cosine_window
 from khub.ops import math
 from khub.ops.array import *  # noqa: F403
 from khub.ops.core import convert_to_tensor, where
@@ -79,12 +80,6 @@ def extract_sequences(x, sequence_length, sequence_stride):
     return take(x, math.add(starts, arange(sequence_length)), -1)
 
 
-WINDOWS = {  # periodic; name -> share of the cosine
-    "hann": 0.5,
-    "hamming": 0.46,
-}
-
-
 def _window(window, sequence_length, fft_length, dtype):
     """Return the window's weights in the middle of `fft_length`."""
     if sequence_length > fft_length:
@@ -94,10 +89,7 @@ def _window(window, sequence_length, fft_length, dtype):
     if window is None:
         weights = np.ones(sequence_length)
     elif isinstance(window, str):
-        if window not in WINDOWS:
-            raise ValueError(f"window must be one of {', '.join(WINDOWS)}, got {window!r}.")
-        phase = 2 * np.pi * np.arange(sequence_length) / sequence_length
-        weights = 1 - WINDOWS[window] - WINDOWS[window] * np.cos(phase)
+        weights = cosine_window(window, sequence_length)
     else:
         weights = window
         if tuple(window.shape) != (sequence_length,):

@@ -70,7 +70,7 @@ WRONG = [
     (lambda: layers.MelSpectrogram(0), "fft_length must be a positive integer, got 0"),
     (lambda: layers.MelSpectrogram(64, sequence_length=65), "at most fft_length=64, got 65"),
     (lambda: layers.MelSpectrogram(min_freq=9000.0), "between 0 and max_freq"),
-    (lambda: layers.MelSpectrogram(window="x")(SOUND), "hann, hamming, got 'x'"),
+    (lambda: layers.MelSpectrogram(window="x")(SOUND), "hann, hamming, blackman, got 'x'"),
     (lambda: layers.STFTSpectrogram(mode="x"), "mode must be one of log, magnitude"),
     (lambda: layers.STFTSpectrogram(scaling="x"), "scaling must be one of None, density"),
     (lambda: layers.STFTSpectrogram(padding="x"), "padding must be one of valid, same"),

@@ -8,7 +8,7 @@ import pytest
 from image_samples import COUNT, GEOMETRY, HEIGHT, WIDTH, data
 
 import khub
-from khub import layers, ops, tree
+from khub import config, layers, ops, tree
 from khub.saving import registry
 from khub.utils import bounding_boxes
 
@@ -268,6 +268,19 @@ def test_pipeline_passes_dicts_on():
     still = layers.Pipeline([layers.RandomFlip(), layers.Rescaling(1 / 255)])
     x = data(dtype="uint8")["images"]
     assert_close(still(x, training=False), ops.convert_to_tensor(x.astype("float32") / 255), 1e-5)
+
+
+@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
+def test_rescaling_has_numbers_for_each_channel(data_format, monkeypatch):
+    x = np.random.default_rng(0).normal(size=(2, 4, 5, 3)).astype("float32")
+    layer = layers.Rescaling([1.0, 2.0, 3.0], offset=[0.0, 0.5, -1.0])
+    wanted = x * np.float32([1, 2, 3]) + np.float32([0, 0.5, -1])
+    if data_format == "channels_first":
+        monkeypatch.setattr(config, "image_data_format", lambda: data_format)
+        x, wanted = np.moveaxis(x, -1, 1), np.moveaxis(wanted, -1, 1)
+    assert_close(layer(x), wanted)
+    assert_close(layer(x[0]), wanted[0])
+    np.testing.assert_allclose(layer.on_host(x), wanted, rtol=1e-6)
 
 
 X = np.zeros((2, 4, 5, 3), "float32")

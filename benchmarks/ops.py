@@ -1,6 +1,6 @@
 """What an eager operation costs over the framework's own call: microseconds, khub and Keras.
 
-python -m benchmarks.ops --backend torch [--turns 15]
+python -m benchmarks.ops --backend torch [--cells add,where] [--turns 15]
 python -m benchmarks.ops --all
 
 One process a backend; the three take turns. The figure of an operation is the median over the
@@ -8,16 +8,15 @@ turns of (time of a call less the time of the native call of the same turn), eac
 fastest hundred calls.
 """
 
-import argparse
 import json
 import math
 import os
-import subprocess
 import sys
 import time
 from statistics import median
 
-from .compare import RESULTS, describe, environment
+from .compare import RESULTS, describe
+from .layers import main
 
 CALLS, ROW = 1500, 100  # of one operation a turn; timed together
 LIMIT = 1.0  # microseconds over the native call
@@ -149,8 +148,8 @@ def time_calls(function, library, *operands):
     return fastest / ROW * 1e6
 
 
-def measure(backend, turns):
-    """Operation -> side -> microseconds a call, one a turn."""
+def time_sides(backend, turns, chosen):
+    """Chosen operation -> side -> microseconds a call, one a turn."""
     import numpy as np
 
     if hasattr(os, "sched_setaffinity"):
@@ -162,7 +161,8 @@ def measure(backend, turns):
     )
     operands = a, b, sides["khub"].greater(a, b)
     seconds = {}
-    for name, (call, native) in OPERATIONS.items():
+    for name in chosen:
+        call, native = OPERATIONS[name]
         functions = {"native": native[backend], "khub": call, "keras": call}
         values = [np.asarray(functions[s](sides[s], *operands), "float32") for s in sides]
         for value in values[1:]:
@@ -193,25 +193,10 @@ def judge(seconds):
     return result
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--backend", choices=["torch", "jax", "tensorflow"])
-    parser.add_argument("--turns", type=int, default=15)
-    parser.add_argument("--all", action="store_true", help="every backend, each in a new process")
-    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if not options.inside:
-        good = True
-        backends = ["torch", "jax", "tensorflow"] if options.all else [options.backend]
-        for backend in backends:
-            command = [sys.executable, "-m", "benchmarks.ops", "--inside", "--backend", backend]
-            done = subprocess.run(
-                [*command, "--turns", str(options.turns)], env=environment(backend)
-            )
-            good &= done.returncode == 0
-        return 0 if good else 1
+def measure(options):
     backend = options.backend
-    cells = judge(measure(backend, options.turns))
+    chosen = options.cells.split(",") if options.cells else OPERATIONS
+    cells = judge(time_sides(backend, options.turns, chosen))
     print(
         f"{backend}: microseconds over the native call\n{'':24}{'native':>8}{'khub':>8}{'keras':>8}"
     )
@@ -221,10 +206,12 @@ def main():
             f"{name:24}{cell['native_microseconds']:8.2f}{over['khub']:8.2f}{over['keras']:8.2f}"
             f"  {'pass' if cell['reaches_target'] else 'FAIL'}"
         )
-    table = describe(backend) | {"limit_microseconds": LIMIT, "operations": cells}
-    (RESULTS / f"ops_{backend}.json").write_text(json.dumps(table, indent=1) + "\n")
+    path = RESULTS / f"ops_{backend}.json"
+    before = json.loads(path.read_text())["operations"] if path.exists() else {}
+    table = describe(backend) | {"limit_microseconds": LIMIT, "operations": before | cells}
+    path.write_text(json.dumps(table, indent=1) + "\n")
     return 0 if all(cell["reaches_target"] for cell in cells.values()) else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main("benchmarks.ops", __doc__.splitlines()[0], OPERATIONS, 15, measure))

@@ -1,4 +1,42 @@
-"""Image classifiers by name, with Keras' constructors: `applications.ResNet50(weights="imagenet")`.
+"""Image classifiers by name, with Keras' constructors: `applications.ResNet50(weights=None)`.
 
-Empty in this version: the first families come with part 3 of the project (see the README).
+Each module has a family's constructors, `preprocess_input` and `decode_predictions`.
 """
+
+import importlib
+
+_FAMILIES = {
+    "convnext": "ConvNeXtBase ConvNeXtLarge ConvNeXtSmall ConvNeXtTiny ConvNeXtXLarge",
+    "densenet": "DenseNet121 DenseNet169 DenseNet201",
+    "efficientnet": " ".join(f"EfficientNetB{i}" for i in range(8)),
+    "efficientnet_v2": "EfficientNetV2B0 EfficientNetV2B1 EfficientNetV2B2 EfficientNetV2B3 "
+    "EfficientNetV2L EfficientNetV2M EfficientNetV2S",
+    "inception_resnet_v2": "InceptionResNetV2",
+    "inception_v3": "InceptionV3",
+    "mobilenet": "MobileNet",
+    "mobilenet_v2": "MobileNetV2",
+    "mobilenet_v3": "MobileNetV3Large MobileNetV3Small",
+    "nasnet": "NASNetLarge NASNetMobile",
+    "resnet": "ResNet50 ResNet101 ResNet152",
+    "resnet_v2": "ResNet50V2 ResNet101V2 ResNet152V2",
+    "vgg16": "VGG16",
+    "vgg19": "VGG19",
+    "xception": "Xception",
+}
+CONSTRUCTORS = {name: module for module, names in _FAMILIES.items() for name in names.split()}
+_MODULES = {*_FAMILIES, "imagenet_utils", "resnet50"}
+
+__all__ = [*CONSTRUCTORS, *sorted(_MODULES)]
+
+
+def __getattr__(name):
+    if name in CONSTRUCTORS:
+        module = importlib.import_module(f"{__name__}.{CONSTRUCTORS[name]}")
+        return getattr(module, name)
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted(__all__)

@@ -158,6 +158,45 @@ def _home():
     return config.home()
 
 
+def fetch(address, digest=None):
+    """Return the path of a file, fetched once into `~/.khub/files`.
+
+    digest: its MD5 or SHA-256 in hex, None where nobody published one
+    Raises DownloadError when it cannot be fetched, or is another file than the digest says.
+    """
+    place = hashlib.sha256(f"{address} {digest}".encode()).hexdigest()[:16]
+    target = _home() / "files" / place / address.rpartition("/")[2]
+    if target.is_file():
+        return target
+    if is_offline():
+        raise DownloadError(
+            f"{address} is not in {target}, and HF_HUB_OFFLINE forbids to fetch it."
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        fetched = Path(scratch, target.name)
+        _get(address, fetched)
+        kind = "md5" if digest and len(digest) == 32 else "sha256"
+        with open(fetched, "rb") as file:
+            found = hashlib.file_digest(file, kind).hexdigest()
+        if digest and found != digest:
+            raise DownloadError(f"{address} has {kind} {found}, expected {digest}; try again.")
+        os.replace(fetched, target)
+    return target
+
+
+def _get(address, target):
+    """Write what a server answers to a file."""
+    import http.client
+    import urllib.request
+
+    try:
+        with urllib.request.urlopen(address, timeout=30) as answer, open(target, "wb") as file:
+            shutil.copyfileobj(answer, file)
+    except (OSError, http.client.HTTPException) as error:
+        raise DownloadError(f"{address} could not be downloaded: {error}.") from error
+
+
 def _from_archive(address, digest):
     target = _home() / "presets" / digest
     if target.is_dir():
@@ -166,17 +205,10 @@ def _from_archive(address, digest):
         raise DownloadError(
             f"{address} is not in {target}, and HF_HUB_OFFLINE forbids to fetch it."
         )
-    import http.client
-    import urllib.request
-
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         packed, unpacked = Path(scratch, "preset.zip"), Path(scratch, "preset")
-        try:
-            with urllib.request.urlopen(address, timeout=30) as answer, open(packed, "wb") as file:
-                shutil.copyfileobj(answer, file)
-        except (OSError, http.client.HTTPException) as error:
-            raise DownloadError(f"{address} could not be downloaded: {error}.") from error
+        _get(address, packed)
         with open(packed, "rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != digest:

@@ -1,0 +1,108 @@
+"""ConvNeXt. Liu et al. 2022, arXiv:2201.03545."""
+
+from khub import config, initializers, layers, models
+
+from .blocks import pooled
+from .classifier import ARGUMENTS, Architecture
+from .imagenet_utils import decode_predictions, preprocessing  # noqa: F401
+
+VARIANTS = {  # width, blocks of each stage (arXiv:2201.03545, section 3)
+    "Tiny": ((96, 192, 384, 768), (3, 3, 9, 3)),
+    "Small": ((96, 192, 384, 768), (3, 3, 27, 3)),
+    "Base": ((128, 256, 512, 1024), (3, 3, 27, 3)),
+    "Large": ((192, 384, 768, 1536), (3, 3, 27, 3)),
+    "XLarge": ((256, 512, 1024, 2048), (3, 3, 27, 3)),
+}
+MEAN, DEVIATION = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of ImageNet, 0..255
+
+
+class LayerScale(layers.Layer):
+    """x * gamma, which starts at `init_values`.  Touvron et al. 2021, arXiv:2103.17239
+
+    x: (..., projection_dim) -> same.  Weights: gamma (projection_dim,)
+    """
+
+    _kind = "convnext"
+    _module, _registered_name = "keras.src.applications.convnext", "LayerScale"
+
+    init_values: float
+    projection_dim: int
+
+    def build(self, input_shape):
+        start = initializers.Constant(self.init_values)
+        self.gamma = self.add_weight((self.projection_dim,), start)
+
+    def call(self, x):
+        return x * self.gamma
+
+
+def norm(name=None):
+    return layers.LayerNormalization(epsilon=1e-6, name=name)
+
+
+def block(x, width, name):
+    """x + gamma * W2 gelu(W1 norm(7 x 7 depthwise convolution of x)), W1 to 4 times the width"""
+    y = layers.Conv2D(width, 7, padding="same", groups=width, name=f"{name}_depthwise_conv")(x)
+    y = norm(f"{name}_layernorm")(y)
+    y = layers.Dense(4 * width, name=f"{name}_pointwise_conv_1")(y)
+    y = layers.Activation("gelu", name=f"{name}_gelu")(y)
+    y = layers.Dense(width, name=f"{name}_pointwise_conv_2")(y)
+    y = LayerScale(1e-6, width, name=f"{name}_layer_scale")(y)
+    y = layers.Activation("linear", name=f"{name}_identity")(y)  # Keras drops no paths
+    return x + y
+
+
+def convnext(image, widths, blocks, include_preprocessing, name, **options):
+    if config.image_data_format() != "channels_last":
+        raise ValueError(
+            "ConvNeXt needs images with channels last, got the format 'channels_first'; call "
+            "khub.config.set_image_data_format('channels_last')."
+        )
+    x = image
+    if include_preprocessing and x.shape[-1] == 3:
+        variance = [deviation**2 for deviation in DEVIATION]
+        x = layers.Normalization(-1, MEAN, variance, name=f"{name}_prestem_normalization")(x)
+    for stage, (width, count) in enumerate(zip(widths, blocks, strict=True)):
+        if stage == 0:
+            conv = layers.Conv2D(width, 4, strides=4, name=f"{name}_stem_conv")
+            parts, title = [conv, norm(f"{name}_stem_layernorm")], f"{name}_stem"
+        else:
+            i, down = stage - 1, f"{name}_downsampling"
+            conv = layers.Conv2D(width, 2, strides=2, name=f"{down}_conv_{i}")
+            parts, title = [norm(f"{down}_layernorm_{i}"), conv], f"{down}_block_{i}"
+        x = models.Sequential(parts, name=title)(x)
+        for i in range(count):
+            x = block(x, width, f"{name}_stage_{stage}_block_{i}")
+    return x
+
+
+def scores(x, classes, activation, name, **options):
+    x = layers.GlobalAveragePooling2D(name=f"{name}_head_gap")(x)
+    x = norm(f"{name}_head_layernorm")(x)
+    return layers.Dense(classes, activation=activation, name=f"{name}_head_dense")(x)
+
+
+def features(x, pooling, **options):
+    return norm()(pooled(x, pooling))
+
+
+class _Architecture(Architecture):  # until classifier.py itself tells body and top of `name`
+    def _build(self, function, size, variant, **arguments):
+        variant = variant | {"name": arguments["name"]}
+        return super()._build(function, size, variant, **arguments)
+
+
+_architecture = _Architecture(
+    convnext,
+    scores,
+    features,
+    arguments={"include_top": True, "include_preprocessing": True} | ARGUMENTS,
+)
+ConvNeXtTiny, ConvNeXtSmall, ConvNeXtBase, ConvNeXtLarge, ConvNeXtXLarge = (
+    _architecture.constructor(
+        f"ConvNeXt{name}", f"convnext_{name.lower()}", 224, widths=widths, blocks=blocks
+    )
+    for name, (widths, blocks) in VARIANTS.items()
+)
+
+preprocess_input = preprocessing(None)

@@ -23,16 +23,29 @@ _FAMILIES = {
     "vgg19": "VGG19",
     "xception": "Xception",
 }
+# families of the hub: module -> stem of its classes' names; imported where presets are looked up
+BACKBONES = {"resnet": "ResNet"}
 CONSTRUCTORS = {name: module for module, names in _FAMILIES.items() for name in names.split()}
-_MODULES = {*_FAMILIES, "imagenet_utils", "resnet50"}
+CLASSES = {
+    f"{stem}{kind}": module
+    for module, stem in BACKBONES.items()
+    for kind in ("Backbone", "ImageClassifier")
+}
+_MODULES = {*_FAMILIES, *BACKBONES, "imagenet_utils", "resnet50"}
 
-__all__ = [*CONSTRUCTORS, *sorted(_MODULES)]
+__all__ = [*CONSTRUCTORS, *CLASSES, *sorted(_MODULES)]
+
+
+def register_families():
+    """Import the families of the hub, which makes them known to `khub.presets`."""
+    for module in BACKBONES:
+        importlib.import_module(f"{__name__}.{module}")
 
 
 def __getattr__(name):
-    if name in CONSTRUCTORS:
-        module = importlib.import_module(f"{__name__}.{CONSTRUCTORS[name]}")
-        return getattr(module, name)
+    module = CONSTRUCTORS.get(name) or CLASSES.get(name)
+    if module:
+        return getattr(importlib.import_module(f"{__name__}.{module}"), name)
     if name in _MODULES:
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,7 +1,10 @@
 """Residual networks. He et al. 2015, arXiv:1512.03385."""
 
 from khub import layers
+from khub.fields import Choice, PositiveInt, Rate
 
+from . import parts
+from .backbone import ImageBackbone, ImageClassifier, Reference, check, image_family, pooled
 from .classifier import Architecture, channel_axis
 from .imagenet_utils import decode_predictions, preprocessing  # noqa: F401
 
@@ -60,4 +63,189 @@ _architecture = Architecture(resnet)
 ResNet50, ResNet101, ResNet152 = (
     _architecture.constructor(name, name.lower(), 224, blocks=blocks)
     for name, blocks in BLOCKS.items()
+)
+
+
+# --- the hub's: as timm, torchvision and transformers have them ---------------------------------
+
+VARIANTS = {
+    "resnet18": dict(num_blocks=(2, 2, 2, 2), block="basic"),
+    "resnet34": dict(num_blocks=(3, 4, 6, 3), block="basic"),
+    "resnet50": dict(num_blocks=(3, 4, 6, 3)),
+    "resnet101": dict(num_blocks=(3, 4, 23, 3)),
+    "resnet152": dict(num_blocks=(3, 8, 36, 3)),
+    "resnext50_32x4d": dict(num_blocks=(3, 4, 6, 3), groups=32, group_width=4),
+    "resnext101_32x8d": dict(num_blocks=(3, 4, 23, 3), groups=32, group_width=8),
+    "resnext101_64x4d": dict(num_blocks=(3, 4, 23, 3), groups=64, group_width=4),
+    "wide_resnet50_2": dict(num_blocks=(3, 4, 6, 3), group_width=128),
+    "wide_resnet101_2": dict(num_blocks=(3, 4, 23, 3), group_width=128),
+}
+VARIANTS |= {
+    f"{name}d": VARIANTS[name] | dict(stem="deep", average_down=True)
+    for name in ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+}
+VARIANTS |= {
+    f"resnetrs{depth}": dict(
+        num_blocks=blocks, stem="deep", average_down=True, stem_pool="conv", squeeze=0.25
+    )
+    for depth, blocks in {  # arXiv:2103.07579, table 11
+        50: (3, 4, 6, 3),
+        101: (3, 4, 23, 3),
+        152: (3, 8, 36, 3),
+        200: (3, 24, 36, 3),
+        270: (4, 29, 53, 4),
+        350: (4, 36, 72, 4),
+        420: (4, 44, 87, 4),
+    }.items()
+}
+
+REFERENCES = {
+    "timm": Reference(ignored=("fc.*",)),
+    "torchvision": Reference(ignored=("fc.*",)),
+    "transformers": Reference(
+        names=(
+            ("embedder.embedder.convolution", "conv1"),
+            ("embedder.embedder.normalization", "bn1"),
+            *(
+                (f"encoder.stages.{s - 1}.layers.{{i}}.{theirs}", f"layer{s}.{{i}}.{ours}")
+                for s in range(1, 5)
+                for theirs, ours in (
+                    *((f"layer.{k}.convolution", f"conv{k + 1}") for k in range(3)),
+                    *((f"layer.{k}.normalization", f"bn{k + 1}") for k in range(3)),
+                    ("shortcut.convolution", "downsample.0"),
+                    ("shortcut.normalization", "downsample.1"),
+                )
+            ),
+            ("classifier.1", "head.fc"),
+        ),
+        prefix="resnet",
+        ignored=("classifier.*",),
+    ),
+}
+
+
+class ResNetBackbone(ImageBackbone):
+    """ResNet with the stride in the 3 x 3 convolution, and its relatives.
+
+    num_blocks: of each stage   block: "basic" of two 3 x 3 convolutions or "bottleneck"
+    groups, group_width: of the 3 x 3 convolution (ResNeXt, arXiv:1611.05431)
+    stem: "plain" 7 x 7, or "deep" of three 3 x 3; average_down: the projection is 1 x 1 after an
+    average (ResNet-D, He et al. 2018, arXiv:1812.01187)
+    stem_pool: "max" or "conv"; squeeze: share of the width in squeeze and excite, 0 for none
+    (ResNet-RS, Bello et al. 2021, arXiv:2103.07579)
+    """
+
+    num_blocks: tuple
+    block: Choice("basic", "bottleneck") = "bottleneck"
+    groups: PositiveInt = 1
+    group_width: PositiveInt = 64
+    stem: Choice("plain", "deep") = "plain"
+    average_down: bool = False
+    stem_pool: Choice("max", "conv") = "max"
+    squeeze: Rate = 0.0
+    widths: tuple = WIDTHS
+    stem_width: PositiveInt = 64
+
+    VARIANTS = VARIANTS
+    REFERENCES = REFERENCES
+
+    def draw(self, image):
+        x = self.draw_stem(image)
+        for stage, (width, count) in enumerate(zip(self.widths, self.num_blocks, strict=True), 1):
+            for i in range(count):
+                stride = 2 if i == 0 and stage > 1 else 1
+                x = self.residual(x, width, stride, f"layer{stage}.{i}")
+        return x
+
+    def draw_stem(self, image):
+        if self.stem == "plain":
+            x = parts.conv(image, self.stem_width, 7, 2, name="conv1")
+        else:
+            x = image
+            for stride, i in ((2, 0), (1, 3)):
+                x = parts.conv(x, self.stem_width // 2, 3, stride, name=f"conv1.{i}")
+                x = parts.active(parts.batch_norm(x, f"conv1.{i + 1}"), "relu")
+            x = parts.conv(x, self.stem_width, 3, name="conv1.6")
+        x = parts.active(parts.batch_norm(x, "bn1"), "relu")
+        if self.stem_pool == "max":
+            return parts.max_pool(x)
+        x = parts.conv(x, self.stem_width, 3, 2, name="maxpool.0")
+        return parts.active(parts.batch_norm(x, "maxpool.1"), "relu")
+
+    def residual(self, x, width, stride, name):
+        """relu(x + branch(x)), x projected where the branch has another shape."""
+        inner = int(width * self.group_width / 64) * self.groups
+        rows = {  # width, kernel, stride, groups
+            "basic": ((inner, 3, stride, 1), (width, 3, 1, 1)),
+            "bottleneck": (
+                (inner, 1, 1, 1),
+                (inner, 3, stride, self.groups),
+                (4 * width, 1, 1, 1),
+            ),
+        }[self.block]
+        y = x
+        for k, row in enumerate(rows, 1):
+            y = parts.batch_norm(parts.conv(y, *row, name=f"{name}.conv{k}"), f"{name}.bn{k}")
+            y = parts.active(y, "relu" if k < len(rows) else None)
+        out = parts.width_of(y)
+        if self.squeeze:
+            squeezed = parts.divisible(out * self.squeeze, least=0)
+            y = parts.squeeze_excite(y, squeezed, f"{name}.se")
+        if stride > 1 or parts.width_of(x) != out:
+            x = self.projection(x, out, stride, f"{name}.downsample")
+        return parts.active(layers.Add()([x, y]), "relu")
+
+    def projection(self, x, width, stride, name):
+        i = 0
+        if self.average_down:
+            i, pool = 1, layers.AveragePooling2D(2, 2, "same")
+            x, stride = (pool(x), 1) if stride > 1 else (x, 1)
+        x = parts.conv(x, width, 1, stride, name=f"{name}.{i}")
+        return parts.batch_norm(x, f"{name}.{i + 1}")
+
+    def draw_head(self, features, num_classes, dropout):
+        x = layers.Dropout(dropout, name="dropout")(pooled(features))
+        return layers.Dense(num_classes, name="fc")(x)
+
+    @classmethod
+    def config_from_transformers(cls, config):
+        block = config.get("layer_type", "bottleneck")
+        widths = tuple(config["hidden_sizes"])
+        inner = tuple(n // 4 for n in widths) if block == "bottleneck" else widths
+        expected = {
+            "hidden_act": "relu",
+            "downsample_in_first_stage": False,
+            "downsample_in_bottleneck": False,
+        }
+        check(config, expected)
+        return {
+            "num_blocks": tuple(config["depths"]),
+            "block": block,
+            "widths": inner,
+            "stem_width": config.get("embedding_size", 64),
+        }
+
+    def transformers_config(self):
+        wide = 4 if self.block == "bottleneck" else 1
+        return {
+            "model_type": "resnet",
+            "architectures": ["ResNetForImageClassification"],
+            "depths": list(self.num_blocks),
+            "hidden_sizes": [wide * width for width in self.widths],
+            "layer_type": self.block,
+            "embedding_size": self.stem_width,
+            "hidden_act": "relu",
+        }
+
+
+class ResNetImageClassifier(ImageClassifier):
+    """A class of an image, by a ResNet."""
+
+
+image_family(
+    "resnet",
+    ResNetBackbone,
+    ResNetImageClassifier,
+    ("resnet",),
+    ("ResNetForImageClassification",),
 )

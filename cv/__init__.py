@@ -1,4 +1,6 @@
-"""Computer vision beyond classification: boxes, detection and image generation.
+"""Computer vision: image classification, and with part 5 detection and image generation."""
 
-Empty in this version: YOLOv8 and Stable Diffusion come with part 5 of the project (see the README).
-"""
+from ..applications.backbone import ImageBackbone, ImageClassifier, Predictions
+from ..presets.images import ImagePreprocessor, read_image
+
+__all__ = ["ImageBackbone", "ImageClassifier", "ImagePreprocessor", "Predictions", "read_image"]

@@ -67,6 +67,10 @@ class BertPreprocessor(Presettable, Configurable):
         padding_mask = np.arange(length) < sizes[:, None]
         return {"token_ids": token_ids, "segment_ids": segment_ids, "padding_mask": padding_mask}
 
+    def save(self, folder):
+        """Write the tokenizer's files."""
+        self.tokenizer.save(folder)
+
     def preset_config(self):
         """What config.json keeps: all fields but the tokenizer, which has files of its own."""
         return {name: getattr(self, name) for name, *_ in self._fields if name != "tokenizer"}

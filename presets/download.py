@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .handles import parse
+from .tensors import TORCH_WEIGHTS
 
 SMALL_FILES = [  # everything of a preset but its weights
     "config.json",
@@ -84,18 +85,23 @@ def _from_hub(repository, revision, progress, weights):
     from huggingface_hub import errors
 
     what = f"hf://{repository}" + (f"@{revision}" if revision else "")
-    patterns = SMALL_FILES + (WEIGHT_FILES if weights else [])
-    try:
+
+    def snapshot(patterns):
         # the environment is read here, because huggingface_hub reads it once, at its import
+        return huggingface_hub.snapshot_download(
+            repository,
+            revision=revision,
+            allow_patterns=patterns,
+            cache_dir=os.environ.get("HF_HUB_CACHE"),
+            endpoint=os.environ.get("HF_ENDPOINT"),
+            local_files_only=is_offline(),
+        )
+
+    try:
         with _progress_bars(progress):
-            folder = huggingface_hub.snapshot_download(
-                repository,
-                revision=revision,
-                allow_patterns=patterns,
-                cache_dir=os.environ.get("HF_HUB_CACHE"),
-                endpoint=os.environ.get("HF_ENDPOINT"),
-                local_files_only=is_offline(),
-            )
+            folder = snapshot(SMALL_FILES + (WEIGHT_FILES if weights else []))
+            if weights and not any(Path(folder).glob("*.safetensors")):
+                folder = snapshot([*SMALL_FILES, TORCH_WEIGHTS])  # an old repository
     except errors.GatedRepoError as error:
         raise DownloadError(
             f"{what} is gated: accept its terms on its page, then `hf auth login` or set HF_TOKEN."

@@ -1,5 +1,6 @@
 """Families: which classes open which `model_type`."""
 
+import difflib
 import importlib
 from dataclasses import dataclass, field
 
@@ -11,7 +12,8 @@ class Family:
     """The classes of one architecture family.
 
     model_types: values of "model_type" in a reference config.json that are this family
-    tasks: generic task name -> class   architectures: generic name -> the reference's class name
+    tasks: generic task name -> class   architectures: generic name -> the reference's class name,
+    or several   variants: names of timm's that are this family
     """
 
     name: str
@@ -19,7 +21,8 @@ class Family:
     backbone: type
     tokenizer: type | None = None
     tasks: dict[str, type] = field(default_factory=dict)
-    architectures: dict[str, str] = field(default_factory=dict)
+    architectures: dict[str, str | tuple[str, ...]] = field(default_factory=dict)
+    variants: tuple[str, ...] = ()
 
     def classes(self):
         """Return all classes of the family."""
@@ -39,19 +42,33 @@ def register(family):
 def families():
     """Return name -> Family; imports the model folders at the first call."""
     for folder in ("khub.nlp", "khub.cv", "khub.applications"):
-        importlib.import_module(folder)
+        module = importlib.import_module(folder)
+        getattr(module, "register_families", int)()
     return _FAMILIES
 
 
-def of_model_type(model_type, where):
-    """Return the family of a `model_type`; `where` (a file) is for the error."""
-    for family in families().values():
-        if model_type in family.model_types:
-            return family
-    known = sorted(t for family in families().values() for t in family.model_types)
+def of_config(config, where):
+    """Return the family that a config.json is of, by its `model_type` or timm's `architecture`.
+
+    where: the file, for the error   Raises ValueError when no family reads it.
+    """
+    model_type, architecture = config.get("model_type"), config.get("architecture")
+    if isinstance(model_type, str):
+        key, name = "model_type", model_type
+        known = {t: family for family in families().values() for t in family.model_types}
+    elif isinstance(architecture, str):
+        key, name = "architecture", architecture.partition(".")[0]
+        known = {a: family for family in families().values() for a in family.variants}
+    else:
+        raise ValueError(
+            f"{where} has neither model_type nor timm's architecture, which say what model it is."
+        )
+    if name in known:
+        return known[name]
+    near = difflib.get_close_matches(name, known, 5, 0.5) or sorted(known)
     raise ValueError(
-        f"{where} has model_type {model_type!r}, which no family of this version reads; "
-        f"expected one of {', '.join(known)}."
+        f"{where} has {key} {name!r}, which no family of this version reads; expected "
+        f"{'one of' if len(near) > 1 else 'such as'} {', '.join(near)}."
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from . import weights
 from .download import SMALL_FILES, WEIGHT_FILES, download
-from .family import Family, of_class, of_model_type
+from .family import Family, of_class, of_config
 from .tensors import FULL, Checkpoint, no_room, parse_json, write_checkpoint, write_json
 
 CONFIG = "config.json"
@@ -63,8 +63,11 @@ class Preset:
             if cls.__name__ == self.saved_class:
                 return cls
         for task, architecture in self.family.architectures.items():
-            if architecture == self.architecture and task in self.family.tasks:
+            names = (architecture,) if isinstance(architecture, str) else architecture
+            if self.architecture in names and task in self.family.tasks:
                 return self.family.tasks[task]
+        if self.config.get("num_classes") and "architecture" in self.config:  # timm's config.json
+            return self.family.tasks.get("ImageClassifier", self.family.backbone)
         return self.family.backbone
 
 
@@ -77,9 +80,7 @@ def open_preset(handle, load_weights=True):
             f"{path} has {path.stat().st_size:,} bytes; at most {CONFIG_LIMIT:,} is sane."
         )
     config = parse_json(path.read_bytes(), str(path))
-    if not isinstance(config.get("model_type"), str):
-        raise ValueError(f"{path} has no model_type, which says what architecture it is.")
-    return Preset(folder, config, of_model_type(config["model_type"], path))
+    return Preset(folder, config, of_config(config, path))
 
 
 def load(handle, **options):
@@ -96,13 +97,13 @@ def choose_class(cls, preset):
     family, own = preset.family, of_class(cls)
     if own is family or hasattr(cls, "preset_config") and own is None:
         return cls
-    where = f"{preset.folder / CONFIG} has model_type {preset.config['model_type']!r}"
+    where = f"{preset.folder / CONFIG} is of the family {family.name}"
     if own is not None:
         task = _task_name(own, cls)
         right = family.tasks.get(task, family.backbone if task is None else None)
         hint = f"use {right.__name__}" if right else f"{family.name} has no {task}"
         raise ValueError(
-            f"{where}, but {cls.__name__} reads {', '.join(own.model_types)}: {hint}, or load("
+            f"{where}, but {cls.__name__} reads {own.name}: {hint}, or load("
             "handle) for the class that was saved."
         )
     fitting = [c for c in family.classes() if issubclass(c, cls)]
@@ -129,8 +130,9 @@ class Presettable:
 
     Three kinds. Models have weight_map, ignored and reference_config(); a backbone also
     reference_prefix, optional and config_from_reference(config), a task head_from_reference(config)
-    and preprocessor_class. Preprocessors have preset_config() and a tokenizer, their first
-    argument. Tokenizers have load(folder) and save(folder).
+    and preprocessor_class. Preprocessors have preset_config(), save(folder), and either a
+    tokenizer, their first argument, or config_from_preset(preset). Tokenizers have load(folder) and
+    save(folder).
     """
 
     @classmethod
@@ -176,6 +178,9 @@ class Presettable:
 def _host_side(cls, preset, overrides):
     if not hasattr(cls, "preset_config"):
         return cls.load(preset.folder, **overrides)
+    if hasattr(cls, "config_from_preset"):
+        with _named(preset, cls):
+            return cls(**{**cls.config_from_preset(preset), **overrides})
     tokenizer = overrides.pop("tokenizer", None) or preset.family.tokenizer.load(preset.folder)
     options = preset.own("preprocessor")
     if "sequence_length" not in options:
@@ -202,7 +207,8 @@ def _model(cls, preset, load_weights, dtype, strict, overrides):
         dtype = "bfloat16"
     common = {"dtype": dtype} if dtype is not None else {}
     with _named(preset, family.backbone):
-        backbone = family.backbone.config_from_reference(preset.config)
+        own = preset.own("backbone")  # says more than the reference's config.json can
+        backbone = own or family.backbone.config_from_reference(preset.config)
         for name, value in backbone.items():
             if name.startswith("num_") and isinstance(value, int) and value > COUNT_LIMIT:
                 raise ValueError(f"{name} is {value:,}; at most {COUNT_LIMIT:,} is sane.")
@@ -226,9 +232,10 @@ def _model(cls, preset, load_weights, dtype, strict, overrides):
             body = family.backbone(**{**backbone, **inner}, **common)
             model = cls(body, **{**head, **own}, **common)
     if load_weights:
-        expected = family.architectures.get(_task_name(family, cls))
+        expected = family.architectures.get(_task_name(family, cls), ())
+        expected = (expected,) if isinstance(expected, str) else expected
         saved = preset.architecture
-        foreign = saved not in (None, expected) and not saved.endswith("ForPreTraining")
+        foreign = saved not in (None, *expected) and not saved.endswith("ForPreTraining")
         weights.load(model, checkpoint, family.heads(), foreign, changed, strict)
     return model
 
@@ -261,6 +268,8 @@ def _save_model(model, folder, dtype):
     found = weights.tensors(model, dtype)
     floats = {t.dtype.name for t in found.values() if weights.is_float(t.dtype)}
     own = {"class": saved.__name__}
+    if backbone := getattr(getattr(model, "backbone", model), "own_config", dict)():
+        own["backbone"] = backbone
     config = {
         **model.reference_config(),
         "dtype": floats.pop() if len(floats) == 1 else "float32",
@@ -270,14 +279,15 @@ def _save_model(model, folder, dtype):
         own["head"] = head
     if preprocessor is not None:
         own["preprocessor"] = preprocessor.preset_config()
-    if architecture := family.architectures.get(task or "Backbone"):
+    architecture = family.architectures.get(task or "Backbone")
+    if isinstance(architecture, str):
         config["architectures"] = [architecture]
     needed = sum(tensor.nbytes for tensor in found.values())
     with staged(folder, needed) as scratch:
         write_json(scratch / CONFIG, config)
         write_checkpoint(scratch, found)
         if preprocessor is not None:
-            preprocessor.tokenizer.save(scratch)
+            preprocessor.save(scratch)
 
 
 def _save_host_side(item, folder):

@@ -23,6 +23,8 @@ HEADER_LIMIT = 100_000_000  # bytes; the reference implementation's limit too
 SHARD_LIMIT = 5_000_000_000  # bytes
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+TORCH_WEIGHTS = "pytorch_model.bin"
+TORCH_SUFFIXES = (".bin", ".pt", ".pth")
 
 DTYPES = {
     "F64": np.float64,
@@ -196,13 +198,16 @@ class TensorFile:
 class Checkpoint:
     """The tensors of a file, or of a folder with `model.safetensors` or shards and their index.
 
+    A file may be PyTorch's too; a folder without safetensors may have `pytorch_model.bin`.
+
     `names` is a set, `tensor(name)` a `Tensor`, `bytes` the size of all of them.
     """
 
     def __init__(self, path):
         path = Path(path)
         if path.is_dir():
-            path = path / (WEIGHTS if (path / WEIGHTS).exists() else INDEX)
+            there = [name for name in (WEIGHTS, INDEX, TORCH_WEIGHTS) if (path / name).exists()]
+            path = path / (there[0] if there else INDEX)
         self.path = path
         if path.name.endswith(".json"):
             self._files = self._read_index(path)
@@ -249,15 +254,19 @@ def _open(path):
         raise FileNotFoundError(f"{path} does not exist; the preset is incomplete.")
     if not path.is_file():  # opening a named pipe would wait for ever
         raise WeightsError(f"{path} is no regular file; expected a safetensors file.")
+    if path.suffix in TORCH_SUFFIXES:
+        from .torch_pickle import TorchFile
+
+        return TorchFile(path)
     return TensorFile(path)
 
 
 def _no_weights(folder):
-    others = [f.name for f in folder.glob("*") if f.suffix in (".bin", ".h5", ".msgpack", ".pt")]
+    others = [f.name for f in folder.glob("*") if f.suffix in (".h5", ".msgpack", ".onnx")]
     hint = (
         f" It has {', '.join(sorted(others))}, which this version does not read." if others else ""
     )
-    return f"{folder} has no weights: expected {WEIGHTS} or {INDEX}.{hint}"
+    return f"{folder} has no weights: expected {WEIGHTS}, {INDEX} or {TORCH_WEIGHTS}.{hint}"
 
 
 def as_tensor(value):

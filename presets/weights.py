@@ -5,6 +5,10 @@ what lies below the module too; the longest one wins:
 
     WEIGHTS = [("encoder.layer.{i}.output.dense", "layers.{i}.down"), ("cls.bias", "head_bias")]
 
+A tuple of reference names are modules whose tensors khub keeps as one, joined along their first
+axis: (("query", "key", "value"), "attention.qkv"). The rename ("", "") keeps the name of everything
+that no other covers, ("", "head") that of everything below `head`.
+
 The last name and the layout of a tensor are a rule of the layer class (`LAYOUTS`). A variable
 without a rule is named in full on both sides.
 """
@@ -19,7 +23,7 @@ from functools import cache
 
 import numpy as np
 
-from .tensors import Tensor, WeightsError, is_float
+from .tensors import Tensor, WeightsError, as_tensor, is_float
 
 log = logging.getLogger("khub")
 # pages nobody shares; Windows, which lacks the flag, has no other kind
@@ -39,18 +43,22 @@ LAYOUTS = {
         "moving_mean": ("running_mean", None),
         "moving_variance": ("running_var", None),
     },
+    "DepthwiseConv2D": {"kernel": ("weight", (2, 3, 0, 1)), **BIAS},
     "Conv1D": {"kernel": ("weight", (2, 1, 0)), **BIAS},
     "Conv2D": {"kernel": ("weight", (2, 3, 1, 0)), **BIAS},
     "Conv3D": {"kernel": ("weight", (2, 3, 4, 1, 0)), **BIAS},
 }
-IGNORED = ("*.num_batches_tracked",)  # PyTorch's batch normalization counts; nothing reads it
+JOIN = "+"  # between the names of tensors that are one here
+MEAN, COUNT = ".running_mean", ".num_batches_tracked"
+IGNORED = (f"*{COUNT}",)  # PyTorch's batch normalization counts; nothing reads it
 
 
 @dataclass(frozen=True)
 class Slot:
     """A variable of a model and the reference tensor that belongs to it.
 
-    name: the reference's, without the base model's prefix   axes: reference layout -> khub's
+    name: the reference's, without the base model's prefix; several, joined by JOIN, for a tensor
+    that the reference keeps in equal parts   axes: reference layout -> khub's
     """
 
     path: str
@@ -92,31 +100,36 @@ def numpy_dtype(name):
 
 @cache
 def _pattern(side):
-    return re.compile(re.escape(side).replace(r"\{i\}", r"(\d+)") + r"(?=\.|$)")
+    end = r"(?=\.|$)" if side else ""
+    return re.compile(re.escape(side).replace(r"\{i\}", r"(\d+)") + end)
 
 
 def rename(path, table):
-    """Return the reference's name of a khub path by the longest rename that fits, else None."""
-    best, found = 0, None
+    """Return the reference's names of a khub path by the longest rename that fits, else None."""
+    best, found = -1, None
     for reference, ours in table:
         match = _pattern(ours).match(path)
         if match and match.end() > best:
-            indices = iter(match.groups())
-            name = re.sub(r"\{i\}", lambda _, indices=indices: next(indices), reference)
-            best, found = match.end(), name + path[match.end() :]
+            best, found = match.end(), []
+            for name in (reference,) if isinstance(reference, str) else reference:
+                indices = iter(match.groups())
+                name = re.sub(r"\{i\}", lambda _, indices=indices: next(indices), name)
+                found.append((name + path[match.end() :]).lstrip("."))
     return found
 
 
 def _slot(path, variable, layer, owner, inner, in_backbone):
     """Return the Slot of a variable, None when the owner's table does not name it (by `inner`)."""
     module, _, last = inner.rpartition(".")
+    layouts = getattr(owner, "layouts", LAYOUTS)  # a file of khub's own has khub's
     for cls in type(layer).__mro__:
-        if last in LAYOUTS.get(cls.__name__, {}):
-            leaf, axes = LAYOUTS[cls.__name__][last]
-            name = rename(module, owner.weight_map)
-            return name and Slot(path, variable, f"{name}.{leaf}", axes, in_backbone)
-    name = rename(inner, owner.weight_map)
-    return name and Slot(path, variable, name, None, in_backbone)
+        if last in layouts.get(cls.__name__, {}):
+            leaf, axes = layouts[cls.__name__][last]
+            names = rename(module, owner.weight_map)
+            name = names and JOIN.join(f"{name}.{leaf}" for name in names)
+            return name and Slot(path, variable, name, axes, in_backbone)
+    names = rename(inner, owner.weight_map)
+    return names and Slot(path, variable, JOIN.join(names), None, in_backbone)
 
 
 def slots(model):
@@ -153,8 +166,61 @@ def tensors(model, dtype=None):
     """Return name -> `Tensor` of all weights, named as the reference names them."""
     found = slots(model)
     headless = all(slot.in_backbone for slot in found)
-    prefix = "" if headless else f"{_base(model).reference_prefix}."
-    return {(prefix if s.in_backbone else "") + s.name: s.tensor(dtype) for s in found}
+    prefix = "" if headless else _prefix(model)
+    named = {_prefixed(prefix if s.in_backbone else "", s.name): s.tensor(dtype) for s in found}
+    found = {n: tensor for joined, whole in named.items() for n, tensor in _parts(joined, whole)}
+    counts = [name for name in found if name.endswith(MEAN)]
+    return found | {f"{n.removesuffix(MEAN)}{COUNT}": as_tensor(np.int64(0)) for n in counts}
+
+
+def _prefix(model):
+    prefix = _base(model).reference_prefix
+    return f"{prefix}." if prefix else ""
+
+
+def _prefixed(prefix, name):
+    return JOIN.join(prefix + part for part in name.split(JOIN))
+
+
+def _parts(joined, whole):
+    """Yield (name, `Tensor`) of each of the equal parts that a joined tensor is kept in."""
+    names = joined.split(JOIN)
+    if len(names) == 1:
+        yield joined, whole
+        return
+    size = whole.shape[0] // len(names)
+    for i, name in enumerate(names):
+        rows = slice(i * size, (i + 1) * size)
+        yield name, Tensor((size, *whole.shape[1:]), whole.dtype, lambda r=rows: whole.read()[r])
+
+
+class _Joined:
+    """A checkpoint in which the parts of each of `joined` names are one tensor of that name."""
+
+    def __init__(self, checkpoint, joined):
+        self.path, self._checkpoint = checkpoint.path, checkpoint
+        self._parts = {
+            name: parts
+            for name in joined
+            if JOIN in name and checkpoint.names >= set(parts := name.split(JOIN))
+        }
+        used = {part for parts in self._parts.values() for part in parts}
+        self.names = {*(name for name in checkpoint.names if name not in used), *self._parts}
+
+    def tensor(self, name):
+        if name not in self._parts:
+            return self._checkpoint.tensor(name)
+        parts = [self._checkpoint.tensor(part) for part in self._parts[name]]
+        first = parts[0]
+        if any(part.shape[1:] != first.shape[1:] for part in parts):
+            shapes = ", ".join(str(part.shape) for part in parts)
+            raise WeightsError(f"{self.path}: {name} do not belong together, they are {shapes}.")
+        shape = (sum(part.shape[0] for part in parts), *first.shape[1:])
+        return Tensor(shape, first.dtype, lambda: np.concatenate([p.read() for p in parts]))
+
+    def release(self, name):
+        for part in self._parts.get(name, [name]):
+            self._checkpoint.release(part)
 
 
 def load(model, checkpoint, heads=(), new_head=False, fresh_shapes=False, strict=True):
@@ -167,9 +233,10 @@ def load(model, checkpoint, heads=(), new_head=False, fresh_shapes=False, strict
     and misshaped tensor, before anything is assigned; only logs them when not `strict`.
     """
     base, own = _base(model), slots(model)
-    prefix = f"{base.reference_prefix}."
+    prefix = _prefix(model)
     prefixed = any(name.startswith(prefix) for name in checkpoint.names)
-    wanted = {(prefix if prefixed and s.in_backbone else "") + s.name: s for s in own}
+    wanted = {_prefixed(prefix if prefixed and s.in_backbone else "", s.name): s for s in own}
+    checkpoint = _Joined(checkpoint, wanted)
     head = {name: slot for name, slot in wanted.items() if not slot.in_backbone}
     misshaped = [n for n in head if n in checkpoint.names and _misshape(n, head[n], checkpoint)]
     fresh = {}
@@ -187,7 +254,8 @@ def load(model, checkpoint, heads=(), new_head=False, fresh_shapes=False, strict
         for problem in filter(None, [_misshape(name, slot, checkpoint)])
     ]
     ignored = [*IGNORED, *model.ignored, *base.ignored]
-    others = [_pattern(reference) for cls in heads for reference, _ in cls.weight_map]
+    tables = [cls.weight_map for cls in heads if isinstance(cls.weight_map, (list, tuple))]
+    others = [_pattern(reference) for table in tables for reference, _ in table]
     unexpected = [
         name
         for name in checkpoint.names

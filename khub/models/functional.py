@@ -150,6 +150,10 @@ class Functional(Model):
         if inputs is None or outputs is None:
             raise TypeError("Model(inputs, outputs) needs both.")
         Model.__init__(self, name=name, **kwargs)
+        self._connect(inputs, outputs)
+
+    def _connect(self, inputs, outputs):
+        """Become the model between these symbolic tensors."""
         for what, structure in (("inputs", inputs), ("outputs", outputs)):
             for x in tree.flatten(structure):
                 if not isinstance(x, KerasTensor):

@@ -357,14 +357,20 @@ class Trainer:
         bar = [ProgressBar(verbose)] if verbose else []
         return CallbackList([*given, *bar, *last], self, verbose=verbose, **params)
 
-    def _batches(self, source):
-        """Iterate over the batches, preprocessed in a thread where there is a preprocessor."""
+    def _batches(self, source, preprocess=None):
+        """Iterate over the batches, preprocessed in a thread where there is a preprocessor.
+
+        preprocess: what to call in its place   A preprocessor may say by `is_raw(x)` what it takes;
+        without that it takes texts.
+        """
         preprocessor = self.__dict__.get("preprocessor")
+        is_raw = getattr(preprocessor, "is_raw", data_module.is_raw_texts)
+        preprocess = preprocess or preprocessor
 
         def prepare(batch):
             x, y, weight = batch
-            if preprocessor is not None and data_module.is_raw_texts(x):
-                return unpack_x_y_sample_weight(preprocessor(x, y, weight))
+            if preprocessor is not None and is_raw(x):
+                return unpack_x_y_sample_weight(preprocess(x, y, weight))
             return batch
 
         if preprocessor is not None or not isinstance(source, data_module.ArraySource):

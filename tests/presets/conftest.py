@@ -231,6 +231,9 @@ def make_toys():
         def preset_config(self):
             return {"sequence_length": self.sequence_length}
 
+        def save(self, folder):
+            self.tokenizer.save(folder)
+
     class Task(Presettable, Layer):
         preprocessor_class = ToyPreprocessor
         ignored = ()

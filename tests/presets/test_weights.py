@@ -36,11 +36,14 @@ def write(tmp_path):
 
 def test_rename():
     table = [("a.{i}.x.{i}", "b.{i}.{i}"), ("long", "b.{i}"), ("c", "c")]
-    assert weights.rename("b.3.14", table) == "a.3.x.14"
-    assert weights.rename("b.3.14.rest", table) == "a.3.x.14.rest"
-    assert weights.rename("b.3", table) == "long"
-    assert weights.rename("c.rest", table) == "c.rest"
+    assert weights.rename("b.3.14", table) == ["a.3.x.14"]
+    assert weights.rename("b.3.14.rest", table) == ["a.3.x.14.rest"]
+    assert weights.rename("b.3", table) == ["long"]
+    assert weights.rename("c.rest", table) == ["c.rest"]
     assert weights.rename("cc", table) is None and weights.rename("b.x", table) is None
+    same = [("", ""), ("", "head"), (("q.{i}", "k.{i}"), "qk.{i}")]
+    assert weights.rename("cc.x", same) == ["cc.x"] and weights.rename("head.fc", same) == ["fc"]
+    assert weights.rename("qk.2.kernel", same) == ["q.2.kernel", "k.2.kernel"]
 
 
 def test_names_and_layouts_of_the_reference(toy, arrays):

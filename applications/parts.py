@@ -1,0 +1,69 @@
+"""What the networks of the hub are drawn with: functions (symbolic x, ..., name) -> symbolic."""
+
+from khub import initializers, layers
+
+from .classifier import channel_axis
+
+
+def width_of(x):
+    """The number of channels."""
+    return x.shape[channel_axis()] if len(x.shape) == 4 else x.shape[-1]
+
+
+def pad(x, before, after=None):
+    """Zeros around height and width."""
+    sizes = (before, before if after is None else after)
+    return layers.ZeroPadding2D((sizes, sizes))(x) if any(sizes) else x
+
+
+def conv(x, width, kernel=1, stride=1, groups=1, bias=False, name=None):
+    """A convolution between zeros as PyTorch puts them: kernel // 2 on every side."""
+    padding = "same"
+    if stride > 1 and kernel > 1:  # there "same" of Keras has more zeros at the end
+        x, padding = pad(x, kernel // 2), "valid"
+    options = dict(padding=padding, use_bias=bias, name=name)
+    if groups == width == width_of(x) and groups > 1:
+        start = initializers.VarianceScaling(2.0, "fan_in", "truncated_normal")
+        options["depthwise_initializer"] = start
+        return layers.DepthwiseConv2D(kernel, stride, **options)(x)
+    start = initializers.VarianceScaling(2.0, "fan_out", "truncated_normal")
+    return layers.Conv2D(width, kernel, stride, groups=groups, kernel_initializer=start, **options)(
+        x
+    )
+
+
+def batch_norm(x, name, epsilon=1e-5, momentum=0.9):
+    return layers.BatchNormalization(channel_axis(), momentum, epsilon, name=name)(x)
+
+
+def layer_norm(x, name, epsilon=1e-6):
+    return layers.LayerNormalization(epsilon=epsilon, name=name)(x)
+
+
+def active(x, activation):
+    """An activation by name; None leaves x as it is."""
+    return x if activation is None else layers.Activation(activation)(x)
+
+
+def max_pool(x):
+    """Maximum of 3 x 3 at stride 2 of values that are not negative."""
+    return layers.MaxPooling2D(3, 2)(pad(x, 1))
+
+
+def drop_path(x, rate):
+    """Leave whole samples of a branch out in training.  Huang et al. 2016, arXiv:1603.09382"""
+    return layers.Dropout(rate, (None, *(1,) * (len(x.shape) - 1)))(x) if rate else x
+
+
+def squeeze_excite(x, width, name, fc=("fc1", "fc2"), activation="relu", gate="sigmoid"):
+    """x * gate(W2 activation(W1 mean(x))), W1 to `width`.  Hu et al. 2017, arXiv:1709.01507"""
+    s = layers.GlobalAveragePooling2D(keepdims=True)(x)
+    s = active(conv(s, width, bias=True, name=f"{name}.{fc[0]}"), activation)
+    s = active(conv(s, width_of(x), bias=True, name=f"{name}.{fc[1]}"), gate)
+    return layers.Multiply()([x, s])
+
+
+def divisible(width, by=8, least=0.9):
+    """The multiple of `by` nearest to width, or the next one where that is below `least` of it."""
+    near = max(by, int(width + by / 2) // by * by)
+    return near + by if near < least * width else near

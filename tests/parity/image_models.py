@@ -1,0 +1,73 @@
+"""Image models of timm, torchvision and transformers, small and random, as checkpoints for khub."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+
+def site():
+    """Put timm and torchvision on the path; `make test` installs them beside the environment."""
+    folder = Path(sys.prefix, "torchvision-site")
+    if not folder.is_dir():
+        pytest.skip("timm and torchvision are not installed")
+    shim = Path(__file__).resolve().parents[3] / "shared" / "peers"
+    if str(shim) not in sys.path:
+        sys.path.insert(0, str(shim))
+    import tv_shim  # noqa: F401
+
+
+def spread(module, seed=0):
+    """Give a torch module weights that keep its activations near 1, and return it for inference."""
+    import torch
+
+    random = torch.Generator().manual_seed(seed)
+    for name, value in module.state_dict().items():
+        if not value.is_floating_point():
+            continue
+        noise = torch.randn(value.shape, generator=random)
+        if value.ndim >= 2 and "pos_embed" not in name and "token" not in name:
+            fan_in = value[0].numel()
+            value.copy_(noise * (1.5 / fan_in) ** 0.5)
+        elif name.endswith("running_var"):
+            value.copy_(1 + 0.2 * noise.abs())
+        elif name.endswith(("weight", "gamma")):
+            value.copy_(1 + 0.1 * noise)
+        else:
+            value.copy_(0.1 * noise)
+    return module.eval()
+
+
+def images(size, batch=2, seed=0):
+    """Prepared images (batch, *size, 3)."""
+    return np.random.default_rng(seed).normal(size=(batch, *size, 3)).astype("float32")
+
+
+def outputs(module, x):
+    """Logits of a torch module for images with channels last."""
+    import torch
+
+    with torch.no_grad():
+        found = module(torch.tensor(x).permute(0, 3, 1, 2))
+    return getattr(found, "logits", found).numpy()
+
+
+def save_timm(module, name, folder, **model_args):
+    """Write what a repository of timm on the Hub has."""
+    from safetensors.torch import save_file
+
+    os.makedirs(folder)
+    config = {
+        "architecture": name,
+        "num_classes": module.num_classes,
+        "num_features": module.num_features,
+        "pretrained_cfg": {**module.pretrained_cfg, "num_classes": module.num_classes},
+    }
+    if model_args:
+        config["model_args"] = model_args
+    Path(folder, "config.json").write_text(json.dumps(config))
+    state = {name: value.contiguous() for name, value in module.state_dict().items()}
+    save_file(state, Path(folder, "model.safetensors"), {"format": "pt"})

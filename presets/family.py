@@ -65,10 +65,11 @@ def of_config(config, where):
         )
     if name in known:
         return known[name]
-    near = difflib.get_close_matches(name, known, 5, 0.5) or sorted(known)
+    # of architectures there are hundreds
+    names = sorted(known) if key == "model_type" else difflib.get_close_matches(name, known, 8, 0.3)
     raise ValueError(
-        f"{where} has {key} {name!r}, which no family of this version reads; expected "
-        f"{'one of' if len(near) > 1 else 'such as'} {', '.join(near)}."
+        f"{where} has {key} {name!r}, which no family of this version reads; expected one of "
+        f"{', '.join(names)}."
     )
 
 

@@ -97,13 +97,14 @@ def choose_class(cls, preset):
     family, own = preset.family, of_class(cls)
     if own is family or hasattr(cls, "preset_config") and own is None:
         return cls
-    where = f"{preset.folder / CONFIG} is of the family {family.name}"
+    key = "model_type" if "model_type" in preset.config else "architecture"
+    where = f"{preset.folder / CONFIG} has {key} {preset.config[key]!r}"
     if own is not None:
         task = _task_name(own, cls)
         right = family.tasks.get(task, family.backbone if task is None else None)
         hint = f"use {right.__name__}" if right else f"{family.name} has no {task}"
         raise ValueError(
-            f"{where}, but {cls.__name__} reads {own.name}: {hint}, or load("
+            f"{where}, but {cls.__name__} reads {', '.join(own.model_types)}: {hint}, or load("
             "handle) for the class that was saved."
         )
     fitting = [c for c in family.classes() if issubclass(c, cls)]

@@ -205,7 +205,8 @@ class _Joined:
             if JOIN in name and checkpoint.names >= set(parts := name.split(JOIN))
         }
         used = {part for parts in self._parts.values() for part in parts}
-        self.names = {*(name for name in checkpoint.names if name not in used), *self._parts}
+        whole = [name for name in checkpoint.names if name not in used]
+        self.names = dict.fromkeys([*whole, *self._parts]).keys()  # in the file's order
 
     def tensor(self, name):
         if name not in self._parts:

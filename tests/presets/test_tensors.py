@@ -146,10 +146,8 @@ def test_indexes_that_lie(tmp_path):
 
 
 def test_a_folder_without_weights_says_what_it_has(tmp_path):
-    (tmp_path / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(
-        FileNotFoundError, match="has pytorch_model.bin, which this version does not"
-    ):
+    (tmp_path / "tf_model.h5").write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match="has tf_model.h5, which this version does not"):
         Checkpoint(tmp_path)
 
 

@@ -157,7 +157,8 @@ class ImageBackbone(Presettable, Functional):
     def head_map(self):
         """The weight map of a classifier's head."""
         names = self.REFERENCES[self.reference].names
-        return (("", "head"), *((a, b) for a, b in names if b.startswith("head.")))
+        heads = ((a, b.removeprefix("head.")) for a, b in names if b.startswith("head."))
+        return (("", "network"), *((a, f"network.{b}") for a, b in heads))
 
     @property
     def reference_prefix(self):
@@ -294,13 +295,13 @@ class ImageClassifier(Presettable, models.Model):
         self.labels = tuple(labels)
 
     def build(self, shape=None):
+        # one flat graph: its layers are the backbone's and, below "network.", those of the head
         with _policy(self.dtype_policy):
-            features = layers.Input(self.backbone.output_shape[1:], name="features")
-            logits = self.backbone.draw_head(features, self.num_classes, self.dropout)
-            self.head = Functional(features, logits, name="head")
+            logits = self.backbone.draw_head(self.backbone.output, self.num_classes, self.dropout)
+        self.network = Functional(self.backbone.input, logits, name="network")
 
     def call(self, inputs, training=None):
-        return self.head(self.backbone(inputs, training=training), training=training)
+        return self.network(inputs, training=training)
 
     @classmethod
     def from_variant(cls, name, num_classes=1000, preprocessor=None, dropout=0.0, **overrides):

@@ -53,7 +53,9 @@ def _parser():
     converting.add_argument("folder", metavar="DST", type=Path)
     converting.add_argument("--dtype", help="of the weights: float32, float16 or bfloat16")
     predicting = command(_predict)
-    predicting.add_argument("inputs", metavar="INPUT", nargs="+", help="a text")
+    predicting.add_argument(
+        "inputs", metavar="INPUT", nargs="+", help="a text, or the file of an image"
+    )
     predicting.add_argument("--task", help="open the preset as this task: TextClassifier, ...")
     running = command(_run, preset=False)
     running.add_argument("-m", dest="module", action="store_true", help="SCRIPT names a module")
@@ -123,7 +125,7 @@ def _convert(arguments, _):
 
 
 def _predict(arguments, _):
-    """Run a preset on texts."""
+    """Run a preset on texts or images."""
     from .preset import load, open_preset
 
     preset = open_preset(arguments.preset)
@@ -134,7 +136,7 @@ def _predict(arguments, _):
         model = preset.family.tasks[arguments.task].from_preset(preset.folder)
     else:
         model = load(preset.folder)
-    if not hasattr(model, "preprocessor"):
+    if getattr(model, "preprocessor", None) is None:
         known = ", ".join(preset.family.tasks)
         raise ValueError(f"{arguments.preset} is a backbone; choose --task, one of {known}.")
     for text, answer in zip(arguments.inputs, _answers(model, arguments.inputs)):
@@ -151,6 +153,9 @@ def _answers(model, texts):
     elif hasattr(model, "embed"):
         for vector in model.embed(texts):
             yield " ".join(f"{x:.5f}" for x in vector)
+    elif hasattr(model, "feature_pyramid"):  # an image classifier
+        for best in model.predict(texts, verbose=0):
+            yield ", ".join(f"{label} {score:.3f}" for label, score in best)
     else:
         logits = np.asarray(model.predict(texts, verbose=0), "float64")
         scores = np.exp(logits - logits.max(-1, keepdims=True))

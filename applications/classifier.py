@@ -8,8 +8,7 @@ from khub import config, layers, models
 from khub.backend.windows import channels_first
 from khub.ops.symbolic import KerasTensor
 
-from ..presets import keras_h5
-from .imagenet import weights_file
+from .imagenet import load, weights_file
 
 ARGUMENTS = {
     "include_top": True,
@@ -28,15 +27,24 @@ def channel_axis():
     return 1 if channels_first(None) else -1
 
 
-def scores(x, classes, activation, **options):
-    """The mean over space, then a Dense."""
-    x = layers.GlobalAveragePooling2D(name="avg_pool")(x)
+def space(shape):
+    """Height and width in the shape of an image or a batch of images or features."""
+    return tuple(shape[-2:] if channels_first(None) else shape[-3:-1])
+
+
+def padded(x, size, name):
+    """x in zeros, so that a window of `size` with stride 2 halves it, rounding up.
+
+    A length that is not known counts as even.
+    """
+    zeros = [(size // 2 - 1 + (length or 0) % 2, size // 2) for length in space(x.shape)]
+    return layers.ZeroPadding2D(tuple(zeros), name=name)(x)
+
+
+def scores(x, classes, activation, pool="avg_pool", **options):
+    """The mean over space, by a layer called `pool`, then a Dense."""
+    x = layers.GlobalAveragePooling2D(name=pool)(x)
     return layers.Dense(classes, activation=activation, name="predictions")(x)
-
-
-def pooled(x, pooling, **options):
-    """The features, or their mean or maximum over space."""
-    return x if pooling is None else POOLINGS[pooling](name=f"{pooling}_pool")(x)
 
 
 @dataclass(frozen=True)
@@ -44,35 +52,46 @@ class Architecture:
     """An architecture of image classifiers, of which each variant is a constructor.
 
     body: (image, **options) -> features, drawn on a symbolic batch of images
+    mode: what its `preprocess_input` does: "caffe", "tf", "torch" or None
     top: (features, classes, activation, **options) -> scores
-    bottom: (features, pooling, **options) -> the result without a top
+    end: features, pooled or not -> the result without a top
     arguments: the constructor's, in order, with defaults; those not in ARGUMENTS are options
     least: smallest height and width
+    sizes: of images, besides the default, for which there are ImageNet weights with a top
+    sized: whether the size must be known, without a top too
+    named_pooling: whether the pooling without a top is called after its kind
     """
 
     body: Callable
+    mode: str | None = None
     top: Callable = scores
-    bottom: Callable = pooled
+    end: Callable | None = None
     arguments: dict = field(default_factory=lambda: ARGUMENTS)
     least: int = 32
+    sizes: tuple = ()
+    sized: bool = False
+    named_pooling: bool = True
 
-    def constructor(self, name, title, size, **variant):
-        """Make the function `name` that builds a variant.
+    def constructor(self, name, title, size, **options):
+        """Make the function `name` that builds a variant, which is its attribute `variant`.
 
         title: the model's default name   size: the default height and width, None: any
-        variant: options of body, top and bottom
+        options: of body and top; they also get the arguments that are not in ARGUMENTS, `weights`
+        and `name`
         """
-        parameters = [
-            inspect.Parameter(key, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=value)
-            for key, value in (self.arguments | {"name": title}).items()
-        ]
-        signature = inspect.Signature(parameters)
+        arguments = self.arguments | {"name": title}
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        signature = inspect.Signature(
+            inspect.Parameter(key, kind, default=value) for key, value in arguments.items()
+        )
 
         def construct(*args, **kwargs):
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
-            return self._build(name, size, variant, **bound.arguments)
+            return construct.variant.build(**bound.arguments)
 
+        own = {key: value for key, value in arguments.items() if key not in ARGUMENTS}
+        construct.variant = Variant(self, name, size, options | own | {"weights": None})
         construct.__name__ = construct.__qualname__ = name
         construct.__module__, construct.__signature__ = self.body.__module__, signature
         construct.__doc__ = f"""{name}, a functional model of images (batch, height, width, 3).
@@ -82,11 +101,52 @@ class Architecture:
         """
         return construct
 
-    def _build(
+    def check(self, variant, options):
+        """Raise ValueError for options without meaning, or without the ImageNet weights asked."""
+
+    def title(self, variant, name, options, lengths):
+        """Return the model's name.  lengths: height and width"""
+        return name
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One of an architecture's models: what body, top and `preprocess_input` need to draw it."""
+
+    architecture: Architecture
+    name: str
+    size: int | None
+    given: dict
+
+    @property
+    def options(self):
+        """What body and top take, at the constructor's defaults."""
+        lengths = (self.size, self.size)
+        name = self.architecture.title(self, self.given["name"], self.given, lengths)
+        return self.given | {"name": name}
+
+    @property
+    def least(self):
+        """The smallest height and width."""
+        return self.architecture.least
+
+    @property
+    def preprocessing(self):
+        """The mode of the module's `preprocess_input`: "caffe", "tf", "torch" or None."""
+        return self.architecture.mode
+
+    @property
+    def body(self):
+        """(image, **options) -> features"""
+        return self.architecture.body
+
+    @property
+    def top(self):
+        """(features, classes, activation, **options) -> scores"""
+        return self.architecture.top
+
+    def build(
         self,
-        function,
-        size,
-        variant,
         include_top,
         weights,
         input_tensor,
@@ -97,53 +157,71 @@ class Architecture:
         name,
         **options,
     ):
+        """Return the model that a call of the constructor asks for."""
         if include_top and weights == "imagenet" and classes != 1000:
             raise ValueError(
-                f"{function}: the weights 'imagenet' have 1000 classes, got classes={classes}; "
+                f"{self.name}: the weights 'imagenet' have 1000 classes, got classes={classes}; "
                 "give weights=None, or include_top=False and a head of your own."
             )
         if pooling not in (None, *POOLINGS):
-            raise ValueError(f"{function}: pooling must be None, 'avg' or 'max', got {pooling!r}.")
-        options = variant | options
-        shape = self._shape(function, size, include_top, weights, input_shape)
+            raise ValueError(f"{self.name}: pooling must be None, 'avg' or 'max', got {pooling!r}.")
+        options = self.given | options | {"weights": weights}
+        self.architecture.check(self, options)
+        shape = self._shape(include_top, weights == "imagenet", input_shape, input_tensor)
+        name = options["name"] = self.architecture.title(self, name, options, space(shape))
+        path = weights_file(self, weights, include_top, options, space(shape))
         image = _image(input_tensor, shape)
         x = self.body(image, **options)
         if include_top:
             x = self.top(x, classes, classifier_activation, **options)
         else:
-            x = self.bottom(x, pooling, **options)
-        name = name(options, shape) if callable(name) else name
+            if pooling is not None:
+                named = self.architecture.named_pooling
+                x = POOLINGS[pooling](name=f"{pooling}_pool" if named else None)(x)
+            x = self.architecture.end(x) if self.architecture.end else x
         model = models.Model(_source(input_tensor, image), x, name=name)
-        if weights is not None:
-            keras_h5.load(model, weights_file(function, weights, include_top, options, shape))
+        if path is not None:
+            load(model, path)
         return model
 
-    def _shape(self, function, size, include_top, weights, given):
+    def _shape(self, include_top, imagenet, given, tensor):
         """Return the shape of an image, checked."""
-        first = channels_first(None)
+        known = include_top or self.architecture.sized
 
-        def whole(height, width, channels):
-            return (channels, height, width) if first else (height, width, channels)
+        def whole(height, width, channels=3):
+            return (channels, height, width) if channels_first(None) else (height, width, channels)
 
-        if given is None:
-            size = size if include_top else None
-            return whole(size, size, 3)
-        if not isinstance(given, (tuple, list)) or len(given) != 3:
-            raise ValueError(
-                f"{function}: input_shape must have three sizes, such as {whole(224, 224, 3)} "
-                f"({config.image_data_format()}), got {given!r}."
+        def check(holds, expected, advice=""):
+            if not holds:
+                source = f"{given!r} ({config.image_data_format()})"
+                raise ValueError(f"{self.name}: {expected}, got input_shape={source}{advice}.")
+
+        if given is None and tensor is None:
+            return whole(*2 * [self.size if known else None])
+        if given is not None:
+            example = whole(*2 * [self.size or 224])
+            three = isinstance(given, (tuple, list)) and len(given) == 3
+            check(three, f"input_shape must have three sizes, such as {example}")
+            small = [n for n in space(given) if n is not None and n < self.least]
+            check(not small, f"images must be at least {self.least} x {self.least}")
+        if tensor is None:
+            missing = known and self.size and None in space(given)
+            check(not missing, f"the size of the image must be known, such as {example}")
+            sizes = (self.size, *self.architecture.sizes)
+            fits = not imagenet or not include_top or space(given) in [(n, n) for n in sizes]
+            words = " or ".join(f"{n} x {n}" for n in sorted({*sizes} - {None}))
+            check(
+                fits or not self.size,
+                f"the weights 'imagenet' with include_top=True are for images of {words}",
+                "; give include_top=False and a head of your own",
             )
-        sizes, channels = (given[1:], given[0]) if first else (given[:2], given[2])
-        if weights == "imagenet" and channels != 3:
-            raise ValueError(
-                f"{function}: the weights 'imagenet' are for 3 channels, got {channels} in "
-                f"input_shape={tuple(given)} ({config.image_data_format()})."
-            )
-        if any(length is not None and length < self.least for length in sizes):
-            raise ValueError(
-                f"{function}: images must be at least {self.least} x {self.least}, got "
-                f"input_shape={tuple(given)} ({config.image_data_format()})."
-            )
+        else:
+            pairs = zip(given or (), tensor.shape[1:], strict=False)
+            same = all(a == b or None in (a, b) for a, b in pairs)
+            check(same, f"input_shape must be that of input_tensor, {tuple(tensor.shape[1:])}")
+            given = tensor.shape[1:]
+        channels = given[channel_axis() - (channel_axis() > 0)]
+        check(not imagenet or channels == 3, "the weights 'imagenet' are for 3 channels")
         return tuple(given)
 
 

@@ -2,7 +2,6 @@
 
 from khub import config, initializers, layers, models
 
-from .blocks import pooled
 from .classifier import ARGUMENTS, Architecture
 from .imagenet_utils import decode_predictions, preprocessing  # noqa: F401
 
@@ -36,14 +35,15 @@ class LayerScale(layers.Layer):
         return x * self.gamma
 
 
-def norm(name=None):
-    return layers.LayerNormalization(epsilon=1e-6, name=name)
+def norm(x=None, name=None):
+    layer = layers.LayerNormalization(epsilon=1e-6, name=name)
+    return layer if x is None else layer(x)
 
 
 def block(x, width, name):
     """x + gamma * W2 gelu(W1 norm(7 x 7 depthwise convolution of x)), W1 to 4 times the width"""
     y = layers.Conv2D(width, 7, padding="same", groups=width, name=f"{name}_depthwise_conv")(x)
-    y = norm(f"{name}_layernorm")(y)
+    y = norm(y, f"{name}_layernorm")
     y = layers.Dense(4 * width, name=f"{name}_pointwise_conv_1")(y)
     y = layers.Activation("gelu", name=f"{name}_gelu")(y)
     y = layers.Dense(width, name=f"{name}_pointwise_conv_2")(y)
@@ -65,11 +65,11 @@ def convnext(image, widths, blocks, include_preprocessing, name, **options):
     for stage, (width, count) in enumerate(zip(widths, blocks, strict=True)):
         if stage == 0:
             conv = layers.Conv2D(width, 4, strides=4, name=f"{name}_stem_conv")
-            parts, title = [conv, norm(f"{name}_stem_layernorm")], f"{name}_stem"
+            parts, title = [conv, norm(name=f"{name}_stem_layernorm")], f"{name}_stem"
         else:
             i, down = stage - 1, f"{name}_downsampling"
             conv = layers.Conv2D(width, 2, strides=2, name=f"{down}_conv_{i}")
-            parts, title = [norm(f"{down}_layernorm_{i}"), conv], f"{down}_block_{i}"
+            parts, title = [norm(name=f"{down}_layernorm_{i}"), conv], f"{down}_block_{i}"
         x = models.Sequential(parts, name=title)(x)
         for i in range(count):
             x = block(x, width, f"{name}_stage_{stage}_block_{i}")
@@ -78,25 +78,16 @@ def convnext(image, widths, blocks, include_preprocessing, name, **options):
 
 def scores(x, classes, activation, name, **options):
     x = layers.GlobalAveragePooling2D(name=f"{name}_head_gap")(x)
-    x = norm(f"{name}_head_layernorm")(x)
+    x = norm(x, f"{name}_head_layernorm")
     return layers.Dense(classes, activation=activation, name=f"{name}_head_dense")(x)
 
 
-def features(x, pooling, **options):
-    return norm()(pooled(x, pooling))
-
-
-class _Architecture(Architecture):  # until classifier.py itself tells body and top of `name`
-    def _build(self, function, size, variant, **arguments):
-        variant = variant | {"name": arguments["name"]}
-        return super()._build(function, size, variant, **arguments)
-
-
-_architecture = _Architecture(
+_architecture = Architecture(
     convnext,
-    scores,
-    features,
+    top=scores,
+    end=norm,
     arguments={"include_top": True, "include_preprocessing": True} | ARGUMENTS,
+    named_pooling=False,
 )
 ConvNeXtTiny, ConvNeXtSmall, ConvNeXtBase, ConvNeXtLarge, ConvNeXtXLarge = (
     _architecture.constructor(
@@ -105,4 +96,4 @@ ConvNeXtTiny, ConvNeXtSmall, ConvNeXtBase, ConvNeXtLarge, ConvNeXtXLarge = (
     for name, (widths, blocks) in VARIANTS.items()
 )
 
-preprocess_input = preprocessing(None)
+preprocess_input = preprocessing(_architecture.mode)

@@ -50,9 +50,10 @@ def densenet(image, counts, **options):
     return relu(norm(x, "bn"), "relu")
 
 
-preprocess_input = preprocessing("torch")
-_architecture = Architecture(densenet)
+_architecture = Architecture(densenet, "torch")
 DenseNet121, DenseNet169, DenseNet201 = (
     _architecture.constructor(name, name.lower(), 224, counts=counts)
     for name, counts in LAYERS.items()
 )
+
+preprocess_input = preprocessing(_architecture.mode)

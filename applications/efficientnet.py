@@ -6,7 +6,7 @@ from string import ascii_lowercase
 
 from khub import initializers, layers
 
-from .classifier import Architecture, channel_axis
+from .classifier import Architecture, channel_axis, padded
 from .imagenet_utils import decode_predictions, preprocessing  # noqa: F401
 
 STAGES = (  # expansion, kernel, stride, width, blocks (arXiv:1905.11946, table 1)
@@ -57,19 +57,11 @@ def depthwise(x, kernel, stride, name, padding="same"):
     return layer(kernel, stride, padding, name=name)(x)
 
 
-def pad(x, kernel, name):
-    """Surround x by the zeros that padding "same" has for stride 2; unknown sizes count as even."""
-    sizes = x.shape[2:] if channel_axis() == 1 else x.shape[1:3]
-    half = kernel // 2
-    zeros = [(half if size and size % 2 else half - 1, half) for size in sizes]
-    return layers.ZeroPadding2D(zeros, name=f"{name}_pad")(x)
-
-
 def padded_depthwise(x, kernel, stride, name):
     name = f"{name}_dwconv"
     if stride == 1:
         return depthwise(x, kernel, stride, name)
-    return depthwise(pad(x, kernel, name), kernel, stride, name, "valid")
+    return depthwise(padded(x, kernel, f"{name}_pad"), kernel, stride, name, "valid")
 
 
 def squeeze_excite(x, width, name):
@@ -143,27 +135,26 @@ def efficientnet(image, width, depth, weights, **options):
         block = partial(mbconv, expansion=expansion, kernel=kernel, depthwise=padded_depthwise)
         return block, math.ceil(depth * count), scaled(filters, width), stride
 
-    x = pad(pixels(image, weights), 3, "stem_conv")
+    x = padded(pixels(image, weights), 3, "stem_conv_pad")
     x = active(conv(x, scaled(32, width), 3, 2, "stem", "valid"), "stem")
     stages = [stage(*row) for row in STAGES]
     x = chain(x, stages, total=sum(count for _, count, _, _ in stages))
     return active(conv(x, scaled(1280, width), 1, 1, "top"), "top")
 
 
-class _Architecture(Architecture):  # until classifier.py itself tells the body of `weights`
-    def _build(self, function, size, variant, **arguments):
-        variant = variant | {"weights": arguments["weights"]}
-        return super()._build(function, size, variant, **arguments)
-
-
-def _constructor(name, width, depth, size, dropout):
-    options = {"width": width, "depth": depth, "dropout": dropout}
-    name = f"EfficientNet{name}"
-    return _Architecture(efficientnet, scores).constructor(name, name.lower(), size, **options)
-
-
-_all = [_constructor(name, *row) for name, row in VARIANTS.items()]
+_architecture = Architecture(efficientnet, top=scores)
+_all = [
+    _architecture.constructor(
+        f"EfficientNet{name}",
+        f"efficientnet{name.lower()}",
+        size,
+        width=width,
+        depth=depth,
+        dropout=dropout,
+    )
+    for name, (width, depth, size, dropout) in VARIANTS.items()
+]
 EfficientNetB0, EfficientNetB1, EfficientNetB2, EfficientNetB3 = _all[:4]
 EfficientNetB4, EfficientNetB5, EfficientNetB6, EfficientNetB7 = _all[4:]
 
-preprocess_input = preprocessing(None)
+preprocess_input = preprocessing(_architecture.mode)

@@ -80,18 +80,21 @@ def efficientnet_v2(image, base, width, depth, include_preprocessing, **options)
 
 
 _architecture = Architecture(
-    efficientnet_v2, v1.scores, arguments=ARGUMENTS | {"include_preprocessing": True}
+    efficientnet_v2, top=v1.scores, arguments=ARGUMENTS | {"include_preprocessing": True}
 )
-
-
-def _constructor(name, base, width, depth, size):
-    options = {"base": base, "width": width, "depth": depth, "dropout": 0.2}
-    title = f"efficientnetv2-{name.lower()}"
-    return _architecture.constructor(f"EfficientNetV2{name}", title, size, **options)
-
-
-_all = [_constructor(name, *row) for name, row in VARIANTS.items()]
+_all = [
+    _architecture.constructor(
+        f"EfficientNetV2{name}",
+        f"efficientnetv2-{name.lower()}",
+        size,
+        base=base,
+        width=width,
+        depth=depth,
+        dropout=0.2,
+    )
+    for name, (base, width, depth, size) in VARIANTS.items()
+]
 EfficientNetV2B0, EfficientNetV2B1, EfficientNetV2B2, EfficientNetV2B3 = _all[:4]
 EfficientNetV2S, EfficientNetV2M, EfficientNetV2L = _all[4:]
 
-preprocess_input = preprocessing(None)
+preprocess_input = preprocessing(_architecture.mode)

@@ -1,9 +1,13 @@
 """ImageNet: where the weights of Keras' classifiers are, as `weights.toml` lists them."""
 
+import os
 import tomllib
 from functools import cache
 from pathlib import Path
 
+import numpy as np
+
+from ..presets import WeightsError, keras_h5
 from ..presets.download import fetch
 
 HOST = "https://storage.googleapis.com/"
@@ -27,18 +31,63 @@ def class_names():
     return tuple(name.replace("_", " ") for _, name in classes())
 
 
-def weights_file(function, weights, include_top, options, shape):
-    """Return the path of the weights that a constructor's argument names.
+def trained_size(variant, lengths):
+    """Return the size of the images that the weights for this height and width were trained on."""
+    sizes = (variant.size, *variant.architecture.sizes)
+    return lengths[0] if lengths in [(n, n) for n in sizes] else variant.size
+
+
+def weights_file(variant, weights, include_top, options, lengths):
+    """Return the path of the weights that a constructor's argument names, None for None.
 
     Raises ValueError when the argument is neither "imagenet" nor a file.
     """
+    if weights is None:
+        return None
     if weights != "imagenet":
-        path = Path(weights).expanduser()
-        if not path.is_file():
-            raise ValueError(
-                f"{function}: weights must be 'imagenet', None or the path of a weights file, got "
-                f"{weights!r}, and there is no such file."
-            )
-        return path
-    row = entries()[function]["top" if include_top else "no_top"]
-    return fetch(HOST + row["path"], row.get("hash"))
+        path = isinstance(weights, str | os.PathLike) and Path(weights).expanduser()
+        if path and path.is_file():
+            return path
+        raise ValueError(
+            f"{variant.name}: weights must be 'imagenet', None or the path of a weights file, got "
+            f"{weights!r}" + (", and there is no such file." if path else ".")
+        )
+    return fetch(*address(variant, include_top, options, lengths))
+
+
+def address(variant, include_top, options, lengths):
+    """Return where ImageNet's weights are, and their MD5 or SHA-256 if known."""
+    row = entries()[variant.name]
+    part, alpha = row["top" if include_top else "no_top"], str(float(options.get("alpha", 1)))
+    path = part["path"].format(
+        alpha=row.get("alphas", {}).get(alpha, alpha),
+        size=trained_size(variant, lengths),
+        minimalistic="_minimalistic" if options.get("minimalistic") else "",
+    )
+    return HOST + path, part.get("hash") or row.get("hashes", {}).get(path.rpartition("/")[2])
+
+
+def load(model, path):
+    """Assign the weights in a file to a model; the error tells which variant's they look like."""
+    try:
+        keras_h5.load(model, path)
+    except WeightsError as error:
+        found = variants_like(keras_h5.shapes(path))
+        hint = f"\nIts size is that of {' or '.join(found)}." if found else ""
+        raise WeightsError(f"{error}{hint}") from None
+
+
+def variants_like(shapes):
+    """Return the constructors whose parameters are as many as those of arrays in a file.
+
+    The number of classes is the file's: the last array but one is the head's kernel.
+    """
+    count = sum(np.prod(shape, dtype=int) for shape in shapes)
+    *_, width, classes = shapes[-2] if len(shapes) > 1 and len(shapes[-2]) > 1 else (0, 0)
+    thousand = count + (1000 - classes) * (width + 1)
+    return [
+        f"{name} with include_top={part == 'top'}"
+        for name, row in entries().items()
+        for part, parameters in (("top", thousand), ("no_top", count))
+        if row[part]["parameters"] == parameters
+    ]

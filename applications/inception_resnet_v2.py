@@ -6,7 +6,6 @@ figures: the stem is Inception version 3's, and the blocks are repeated 10, 20 a
 
 from khub import layers
 
-from .blocks import pooled
 from .classifier import Architecture, channel_axis
 from .imagenet_utils import decode_predictions, preprocessing  # noqa: F401
 from .inception_v3 import HALF, convolution, inception5, joined, path, reduction, stem
@@ -59,7 +58,7 @@ def inception_resnet_v2(image, **options):
     return convolution(stage(x, "block8"), 1536, 1, name="conv_7b")
 
 
-_architecture = Architecture(inception_resnet_v2, bottom=pooled, least=75)
+_architecture = Architecture(inception_resnet_v2, "tf", least=75, named_pooling=False)
 InceptionResNetV2 = _architecture.constructor("InceptionResNetV2", "inception_resnet_v2", 299)
 
-preprocess_input = preprocessing("tf")
+preprocess_input = preprocessing(_architecture.mode)

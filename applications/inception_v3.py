@@ -2,7 +2,6 @@
 
 from khub import layers
 
-from .blocks import pooled
 from .classifier import Architecture, channel_axis
 from .imagenet_utils import decode_predictions, preprocessing  # noqa: F401
 
@@ -108,7 +107,7 @@ def inception_v3(image, **options):
     return x
 
 
-_architecture = Architecture(inception_v3, bottom=pooled, least=75)
+_architecture = Architecture(inception_v3, "tf", least=75, named_pooling=False)
 InceptionV3 = _architecture.constructor("InceptionV3", "inception_v3", 299)
 
-preprocess_input = preprocessing("tf")
+preprocess_input = preprocessing(_architecture.mode)

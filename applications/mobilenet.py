@@ -1,12 +1,11 @@
 """MobileNet, of convolutions split in depth and point. Howard et al. 2017, arXiv:1704.04861."""
 
 from dataclasses import dataclass
-from functools import partial
 
 from khub import layers
 
-from .blocks import pooled
 from .classifier import ARGUMENTS, Architecture, channel_axis
+from .imagenet import trained_size
 from .imagenet_utils import decode_predictions, preprocessing  # noqa: F401
 
 BLOCKS = (  # stride of the depthwise convolution, width of the pointwise one (table 1)
@@ -21,39 +20,33 @@ class Mobile(Architecture):
     """An architecture with the option `alpha`, which multiplies its widths.
 
     trained: options -> values with ImageNet weights; one of these must hold
-    sizes: of the images that ImageNet weights are for, where 224 is not the only one
     """
 
     trained: tuple = ()
-    sizes: tuple = (224,)
 
-    def _build(self, function, size, variant, weights, name, **arguments):
-        if not arguments["alpha"] > 0:
+    def check(self, variant, options):
+        if not options["alpha"] > 0:
             raise ValueError(
-                f"{function}: alpha multiplies the widths and must be over 0, got "
-                f"alpha={arguments['alpha']!r}."
+                f"{variant.name}: alpha multiplies the widths and must be over 0, got "
+                f"alpha={options['alpha']!r}."
             )
-        if weights == "imagenet" and not any(
-            all(arguments[key] in values for key, values in row.items()) for row in self.trained
+        if options["weights"] == "imagenet" and not any(
+            all(options[key] in values for key, values in row.items()) for row in self.trained
         ):
             expected = " or ".join(
                 ", ".join(f"{key} in {values}" for key, values in row.items())
                 for row in self.trained
             )
-            given = ", ".join(f"{key}={arguments[key]!r}" for key in self.trained[0])
+            given = ", ".join(f"{key}={options[key]!r}" for key in self.trained[0])
             raise ValueError(
-                f"{function}: the weights 'imagenet' are for {expected}, got {given}; give "
+                f"{variant.name}: the weights 'imagenet' are for {expected}, got {given}; give "
                 "weights=None."
             )
-        name = name or partial(self._title, function, weights)
-        return super()._build(function, size, variant, weights=weights, name=name, **arguments)
 
-    def _title(self, function, weights, options, shape):
-        """Return a name such as mobilenet_0.50_160."""
-        height, width = shape[1:] if channel_axis() == 1 else shape[:2]
-        if weights == "imagenet" and (height != width or height not in self.sizes):
-            height = 224
-        return f"{function.lower()}_{options['alpha']:.2f}_{height}"
+    def title(self, variant, name, options, lengths):
+        """Return `name`, or one such as mobilenet_0.50_160."""
+        size = trained_size(variant, lengths) if options["weights"] == "imagenet" else lengths[0]
+        return name or f"{variant.name.lower()}_{options['alpha']:.2f}_{size}"
 
 
 def norm(x, name, momentum=0.99):
@@ -93,13 +86,16 @@ def scores(x, classes, activation, dropout, **options):
     return layers.Activation(activation, name="predictions")(x)
 
 
-preprocess_input = preprocessing("tf")
 _architecture = Mobile(
     mobilenet,
+    "tf",
     scores,
-    pooled,
-    {"input_shape": None, "alpha": 1.0, "depth_multiplier": 1, "dropout": 1e-3} | ARGUMENTS,
+    arguments={"input_shape": None, "alpha": 1.0, "depth_multiplier": 1, "dropout": 1e-3}
+    | ARGUMENTS,
+    sizes=(128, 160, 192),
+    named_pooling=False,
     trained=({"alpha": (0.25, 0.5, 0.75, 1.0), "depth_multiplier": (1,)},),
-    sizes=(128, 160, 192, 224),
 )
 MobileNet = _architecture.constructor("MobileNet", None, 224)
+
+preprocess_input = preprocessing(_architecture.mode)

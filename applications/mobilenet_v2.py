@@ -5,8 +5,7 @@ from functools import partial
 from khub import layers
 
 from . import mobilenet
-from .blocks import pooled
-from .classifier import ARGUMENTS, channel_axis
+from .classifier import ARGUMENTS, channel_axis, padded, scores
 from .imagenet_utils import decode_predictions, preprocessing  # noqa: F401
 from .mobilenet import Mobile, relu6
 
@@ -35,9 +34,7 @@ def pointwise(x, width, name):
 def depthwise(x, size, stride, name, pad):
     """`size` x `size` in each channel; stride 2 halves x, padded by a layer called `pad`."""
     if stride == 2:
-        space = x.shape[2:] if channel_axis() == 1 else x.shape[1:-1]
-        zeros = tuple((size // 2 - 1 + (length or 0) % 2, size // 2) for length in space)
-        x = layers.ZeroPadding2D(zeros, name=pad)(x)
+        x = padded(x, size, pad)
     options = dict(strides=stride, padding="same" if stride == 1 else "valid", use_bias=False)
     return layers.DepthwiseConv2D(size, name=name, **options)(x)
 
@@ -69,18 +66,15 @@ def mobilenet_v2(image, alpha, **options):
     return relu6(norm(x, "Conv_1_bn"), "out_relu")
 
 
-def scores(x, classes, activation, **options):
-    x = layers.GlobalAveragePooling2D()(x)
-    return layers.Dense(classes, activation=activation, name="predictions")(x)
-
-
-preprocess_input = preprocessing("tf")
 _architecture = Mobile(
     mobilenet_v2,
-    scores,
-    pooled,
-    {"input_shape": None, "alpha": 1.0} | ARGUMENTS,
+    "tf",
+    partial(scores, pool=None),
+    arguments={"input_shape": None, "alpha": 1.0} | ARGUMENTS,
+    sizes=(96, 128, 160, 192),
+    named_pooling=False,
     trained=({"alpha": (0.35, 0.5, 0.75, 1.0, 1.3, 1.4)},),
-    sizes=(96, 128, 160, 192, 224),
 )
 MobileNetV2 = _architecture.constructor("MobileNetV2", None, 224)
+
+preprocess_input = preprocessing(_architecture.mode)

@@ -103,10 +103,9 @@ def scores(x, classes, activation, hidden, alpha, minimalistic, dropout_rate, **
     return layers.Activation(activation, name="predictions")(x)
 
 
-preprocess_input = preprocessing(None)
 _architecture = Mobile(
     mobilenet_v3,
-    scores,
+    top=scores,
     arguments={
         "input_shape": None,
         "alpha": 1.0,
@@ -128,3 +127,5 @@ _architecture = Mobile(
 MobileNetV3Large, MobileNetV3Small = (
     _architecture.constructor(name, name, None, **variant) for name, variant in VARIANTS.items()
 )
+
+preprocess_input = preprocessing(_architecture.mode)

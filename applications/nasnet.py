@@ -4,8 +4,7 @@ from functools import partial
 
 from khub import layers, name_scope
 
-from .blocks import pooled
-from .classifier import ARGUMENTS, Architecture, channel_axis
+from .classifier import ARGUMENTS, Architecture, channel_axis, padded, scores, space
 from .imagenet_utils import decode_predictions, preprocessing  # noqa: F401
 
 # "N @ F" in tables 2 and 3: normal cells in a stage, channels at the end. Not in the paper, but in
@@ -32,17 +31,6 @@ def convolution(x, width, name, size=1, stride=1, padding="same"):
 
 def joined(parts, name=None):
     return layers.Concatenate(channel_axis(), name=name)(parts)
-
-
-def space(x):
-    """Height and width of x, a batch of features."""
-    return x.shape[2:] if channel_axis() == 1 else x.shape[1:-1]
-
-
-def padded(x, size, name):
-    """x in zeros, so that a window of `size` with stride 2 halves it, rounding up."""
-    zeros = tuple((size // 2 - 1 + length % 2, size // 2) for length in space(x))
-    return layers.ZeroPadding2D(zeros, name=name)(x)
 
 
 # The operations of figure 4: (x, width, stride, name) -> the same size, or half of it at stride 2
@@ -125,7 +113,7 @@ def halved(x, width, number):
 def fitted(p, x, width, number):
     """p, the result before x, with `width` channels and the size of x."""
     with name_scope("adjust_block"):
-        return (projected if space(p) == space(x) else halved)(p, width, number)
+        return (projected if space(p.shape) == space(x.shape) else halved)(p, width, number)
 
 
 def cell(kind, x, before, width, number):
@@ -151,7 +139,7 @@ def cell(kind, x, before, width, number):
 
 
 def nasnet(image, cells, channels, stem, skip, **options):
-    if None in space(image):
+    if None in space(image.shape):
         raise ValueError(
             "NASNet pads its features by their size, so the size of the image must be known, got "
             f"the shape {tuple(image.shape)}; give an input_shape such as (224, 224, 3)."
@@ -171,22 +159,17 @@ def nasnet(image, cells, channels, stem, skip, **options):
     return relu(x)
 
 
-def scores(x, classes, activation, **options):
-    x = layers.GlobalAveragePooling2D()(x)
-    return layers.Dense(classes, activation=activation, name="predictions")(x)
-
-
-class _OfKnownSize(Architecture):
-    """Without an input_shape the image has the default size, also when there is no top."""
-
-    def _shape(self, function, size, include_top, weights, given):
-        return super()._shape(function, size, include_top or given is None, weights, given)
-
-
-_architecture = _OfKnownSize(nasnet, scores, pooled, {"input_shape": None} | ARGUMENTS)
+_architecture = Architecture(
+    nasnet,
+    "tf",
+    partial(scores, pool=None),
+    arguments={"input_shape": None} | ARGUMENTS,
+    sized=True,
+    named_pooling=False,
+)
 NASNetMobile, NASNetLarge = (
     _architecture.constructor(name, name.lower().replace("nasnet", "nasnet_"), **variant)
     for name, variant in VARIANTS.items()
 )
 
-preprocess_input = preprocessing("tf")
+preprocess_input = preprocessing(_architecture.mode)

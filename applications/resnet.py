@@ -58,12 +58,13 @@ def resnet(image, blocks, **options):
     return x
 
 
-preprocess_input = preprocessing("caffe")
-_architecture = Architecture(resnet)
+_architecture = Architecture(resnet, "caffe")
 ResNet50, ResNet101, ResNet152 = (
     _architecture.constructor(name, name.lower(), 224, blocks=blocks)
     for name, blocks in BLOCKS.items()
 )
+
+preprocess_input = preprocessing(_architecture.mode)
 
 
 # --- the hub's: as timm, torchvision and transformers have them ---------------------------------

@@ -33,9 +33,10 @@ def resnet_v2(image, blocks, **options):
     return relu(norm(x, "post_bn"), "post_relu")
 
 
-preprocess_input = preprocessing("tf")
-_architecture = Architecture(resnet_v2)
+_architecture = Architecture(resnet_v2, "tf")
 ResNet50V2, ResNet101V2, ResNet152V2 = (
     _architecture.constructor(f"{name}V2", f"{name}v2".lower(), 224, blocks=blocks)
     for name, blocks in BLOCKS.items()
 )
+
+preprocess_input = preprocessing(_architecture.mode)

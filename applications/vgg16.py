@@ -2,7 +2,6 @@
 
 from khub import layers
 
-from .blocks import pooled
 from .classifier import Architecture
 from .imagenet_utils import decode_predictions, preprocessing  # noqa: F401
 
@@ -31,10 +30,10 @@ def scores(x, classes, activation, **options):
     return layers.Dense(classes, activation=activation, name="predictions")(x)
 
 
-_architecture = Architecture(vgg, scores, pooled)
+_architecture = Architecture(vgg, "caffe", scores, named_pooling=False)
 VGG16, VGG19 = (
     _architecture.constructor(name, name.lower(), 224, convolutions=convolutions)
     for name, convolutions in CONVOLUTIONS.items()
 )
 
-preprocess_input = preprocessing("caffe")
+preprocess_input = preprocessing(_architecture.mode)

@@ -5,4 +5,4 @@ from .vgg16 import VGG19
 
 __all__ = ["VGG19"]
 
-preprocess_input = preprocessing("caffe")
+preprocess_input = preprocessing(VGG19.variant.preprocessing)

@@ -2,7 +2,6 @@
 
 from khub import layers
 
-from .blocks import pooled
 from .classifier import Architecture, channel_axis
 from .imagenet_utils import decode_predictions, preprocessing  # noqa: F401
 
@@ -61,6 +60,7 @@ def xception(image, **options):
     return x
 
 
-Xception = Architecture(xception, bottom=pooled, least=71).constructor("Xception", "xception", 299)
+_architecture = Architecture(xception, "tf", least=71, named_pooling=False)
+Xception = _architecture.constructor("Xception", "xception", 299)
 
-preprocess_input = preprocessing("tf")
+preprocess_input = preprocessing(_architecture.mode)

@@ -18,20 +18,29 @@ def load(model, path):
     FileNotFoundError when there is no such file.
     """
     with _opened(path) as file:
-        stored = _modern(file) if "layers" in file else _legacy(file, path)
-        wanted = [
-            (layer, variables)
-            for layer in model.layers
-            if (variables := [v for v in layer.weights if "seed_generator" not in v.name])
-        ]
-        names = _modern_names(model) if "layers" in file else None
-        pairs, problems = _matched(wanted, stored, names)
+        if "layers" in file:
+            pairs, problems = _by_name(dict(_modern(file)), _named(model))
+        else:
+            pairs, problems = _by_order(_legacy(file), _with_weights(model.layers))
+        found = []
+        for (layer, variables), (name, arrays) in pairs:
+            shapes = [tuple(a.shape) for a in arrays], [tuple(v.shape) for v in variables]
+            if shapes[0] != shapes[1]:
+                problems.append(f"misshaped   {name} is {shapes[0]}, {layer.name} is {shapes[1]}")
+            found += zip(variables, arrays, strict=False)
         if problems:
             count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
             lines = "\n  ".join(problems)
             raise WeightsError(f"{path} does not fit {model.name}, {count}:\n  {lines}")
-        for variable, array in pairs:
+        for variable, array in found:
             variable.assign(array[()])
+
+
+def shapes(path):
+    """Return the shapes of a file's arrays, in the order of a legacy file."""
+    with _opened(path) as file:
+        stored = _modern(file) if "layers" in file else _legacy(file)
+        return [tuple(array.shape) for _, arrays in stored for array in arrays]
 
 
 @contextmanager
@@ -76,12 +85,12 @@ def _names(group, key):
     return [name.decode() if isinstance(name, bytes) else str(name) for name in found]
 
 
-def _legacy(file, path):
+def _legacy(file):
     """Return (layer's name, arrays) of each layer with weights, in their order."""
     top = _inside(file, "model_weights") if "model_weights" in file else file
     layers = _names(top, "layer_names")
     if not layers:
-        raise WeightsError(f"{path} names no layers: it is no weights file of Keras.")
+        raise WeightsError(f"{file.filename} names no layers: it is no weights file of Keras.")
     found = []
     for layer in layers:
         group = _inside(top, layer)
@@ -91,58 +100,59 @@ def _legacy(file, path):
     return found
 
 
-def _modern(file):
-    layers, found = _inside(file, "layers"), []
+def _modern(group, prefix=""):
+    """Return (name, arrays) of each layer with weights, those in models as "model/layer"."""
+    layers, found = _inside(group, "layers"), []
     for name in layers:
-        group = _inside(layers, name)
-        own = _inside(group, "vars") if "vars" in group else ()
+        inner = _inside(layers, name)
+        own = _inside(inner, "vars") if "vars" in inner else ()
         if len(own):
-            found.append((name, [_inside(own, str(i)) for i in range(len(own))]))
+            found.append((prefix + name, [_inside(own, str(i)) for i in range(len(own))]))
+        if "layers" in inner:
+            found += _modern(inner, f"{prefix}{name}/")
     return found
 
 
-def _modern_names(model):
-    """Return layer -> its name in a `.weights.h5`."""
+def _with_weights(layers):
+    """Return (layer, weights) of each layer that has weights, but for states of generators."""
+    own = [(x, [v for v in x.weights if "seed_generator" not in v.name]) for x in layers]
+    return [(layer, variables) for layer, variables in own if variables]
+
+
+def _named(model, prefix=""):
+    """Return name in a `.weights.h5` -> (layer, weights)."""
+    from khub.models import Model
     from khub.saving.registry import snake_case
 
-    counts, names = {}, {}
+    counts, found = {}, {}
     for layer in model.layers:
         base = snake_case(type(layer).__name__)
         number = counts[base] = counts.get(base, -1) + 1
-        names[id(layer)] = f"{base}_{number}" if number else base
-    return names
+        name = f"{prefix}{base}_{number}" if number else f"{prefix}{base}"
+        if isinstance(layer, Model):
+            found |= _named(layer, f"{name}/")
+        elif pair := _with_weights([layer]):
+            found[name] = pair[0]
+    return found
 
 
-def _matched(wanted, stored, names):
-    """Return the (variable, array) pairs, and what does not fit.
+def _by_order(stored, wanted):
+    """Return pairs of what the model and what the file has, and what does not fit."""
+    missing = [
+        f"missing     {layer.name}: the file has {len(stored)} layers with weights"
+        for layer, _ in wanted[len(stored) :]
+    ]
+    unexpected = [f"unexpected  {name}" for name, _ in stored[len(wanted) :]]
+    return [*zip(wanted, stored, strict=False)], missing + unexpected
 
-    names: layer -> the name of its arrays; without it they are matched by their order
-    """
-    problems, pairs = [], []
-    if names is None:
-        sides = [*zip(wanted, stored, strict=False)]
-        problems += [
-            f"missing     {layer.name}: the file has {len(stored)} layers with weights"
-            for layer, _ in wanted[len(stored) :]
-        ]
-        problems += [f"unexpected  {name}" for name, _ in stored[len(wanted) :]]
-    else:
-        arrays = dict(stored)
-        own = {names[id(layer)] for layer, _ in wanted}
-        problems += [f"unexpected  {name}" for name in arrays if name not in own]
-        problems += [
-            f"missing     {names[id(layer)]} for {layer.name}"
-            for layer, _ in wanted
-            if names[id(layer)] not in arrays
-        ]
-        sides = [
-            (pair, (names[id(pair[0])], arrays[names[id(pair[0])]]))
-            for pair in wanted
-            if names[id(pair[0])] in arrays
-        ]
-    for (layer, variables), (name, arrays) in sides:
-        shapes = [tuple(a.shape) for a in arrays], [tuple(v.shape) for v in variables]
-        if shapes[0] != shapes[1]:
-            problems.append(f"misshaped   {name} is {shapes[0]}, {layer.name} is {shapes[1]}")
-        pairs += zip(variables, arrays, strict=False)
-    return pairs, problems
+
+def _by_name(stored, wanted):
+    """As `_by_order`, of layers by their names."""
+    unexpected = [f"unexpected  {name}" for name in stored if name not in wanted]
+    missing = [
+        f"missing     {name} for {layer.name}"
+        for name, (layer, _) in wanted.items()
+        if name not in stored
+    ]
+    pairs = [(pair, (name, stored[name])) for name, pair in wanted.items() if name in stored]
+    return pairs, unexpected + missing

@@ -35,8 +35,8 @@ class Reference:
     ignored: tuple = ()
 
 
-def image_family(name, backbone, classifier, model_types=(), architectures=()):
-    """Make a family known: its backbone, its `ImageClassifier`, and transformers' names of both."""
+def image_family(name, backbone, classifier, model_types=(), architectures=(), published=None):
+    """Make a family known: its backbone, its `ImageClassifier`, transformers' names of both."""
     return register(
         Family(
             name=name,
@@ -45,6 +45,7 @@ def image_family(name, backbone, classifier, model_types=(), architectures=()):
             tasks={"ImageClassifier": classifier},
             architectures={"ImageClassifier": tuple(architectures)},
             variants=tuple(backbone.VARIANTS),
+            published=published,
         )
     )
 
@@ -428,6 +429,8 @@ class ImageClassifier(Presettable, models.Model):
     def reference_config(self):
         found = self.backbone.reference_config()
         labels = self.labels or [f"LABEL_{i}" for i in range(self.num_classes)]
+        if found.get("model_type", "").startswith("khub_") and self.labels == class_names():
+            return found | {"num_labels": self.num_classes}  # the constructor knows their names
         if "model_type" in found:
             found["id2label"] = {str(i): label for i, label in enumerate(labels)}
             found["label2id"] = {label: i for i, label in enumerate(labels)}

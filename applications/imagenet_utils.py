@@ -1,7 +1,5 @@
 """Images as Keras' classifiers take them, and their scores as names."""
 
-import json
-
 import numpy as np
 
 from khub import config, dtypes, ops
@@ -9,12 +7,9 @@ from khub.backend.windows import channels_first
 from khub.choices import choose
 from khub.ops.symbolic import KerasTensor
 
-from ..presets.download import fetch
-from .imagenet import HOST
+from .imagenet import classes
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of red, green, blue from 0 to 1
-CLASS_INDEX = HOST + "download.tensorflow.org/data/imagenet_class_index.json"
-CLASS_INDEX_MD5 = "c2c37ea517e94d9795004a39431a14cb"
 MODES = {  # mode -> divisor; mean and deviation of each channel
     "tf": (127.5, (1.0,) * 3, (1.0,) * 3),
     "torch": (255.0, MEAN, DEVIATION),
@@ -60,8 +55,7 @@ def preprocessing(mode):
 def decode_predictions(preds, top=5):
     """Return for each row of scores its `top` best: (WordNet id, name, score).
 
-    preds: (batch, 1000)   Raises ValueError for another shape; DownloadError when the list of names
-    cannot be fetched the first time.
+    preds: (batch, 1000)   Raises ValueError for another shape.
     """
     scores = np.asarray(ops.convert_to_numpy(preds) if ops.is_tensor(preds) else preds)
     if scores.ndim != 2 or scores.shape[1] != 1000:
@@ -69,9 +63,9 @@ def decode_predictions(preds, top=5):
             f"decode_predictions takes scores of ImageNet's classes (batch, 1000), got the shape "
             f"{scores.shape}."
         )
-    names = json.loads(fetch(CLASS_INDEX, CLASS_INDEX_MD5).read_text("utf-8"))
+    names = classes()
     best = np.argsort(-scores, axis=1, kind="stable")[:, :top]
     return [
-        [(*names[str(i)], float(row[i])) for i in places]
+        [(*names[i], float(row[i])) for i in places]
         for row, places in zip(scores, best, strict=True)
     ]

@@ -20,6 +20,9 @@ class PresetInfo:
 
     tasks: generic names (TextClassifier, ...) that it opens as
     parameters: of the backbone   bytes: what is downloaded (or shipped, when embedded)
+    image_size: height and width that a model of images is for   top1, top5: accuracy on ImageNet's
+    validation set in percent, as published   config: stands for the config.json of weights that are
+    published without one
     """
 
     name: str
@@ -31,6 +34,10 @@ class PresetInfo:
     source: str
     embedded: bool
     description: str
+    image_size: int | None = None
+    top1: float | None = None
+    top5: float | None = None
+    config: dict | None = None
 
 
 def nearest(name, names):

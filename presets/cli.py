@@ -133,9 +133,9 @@ def _predict(arguments, _):
         if arguments.task not in preset.family.tasks:
             known = ", ".join(preset.family.tasks)
             raise ValueError(f"{preset.family.name} has no {arguments.task}; it has {known}.")
-        model = preset.family.tasks[arguments.task].from_preset(preset.folder)
+        model = preset.family.tasks[arguments.task].from_preset(arguments.preset)
     else:
-        model = load(preset.folder)
+        model = load(arguments.preset)
     if getattr(model, "preprocessor", None) is None:
         known = ", ".join(preset.family.tasks)
         raise ValueError(f"{arguments.preset} is a backbone; choose --task, one of {known}.")

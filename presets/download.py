@@ -10,6 +10,8 @@ import zlib
 from contextlib import contextmanager
 from pathlib import Path
 
+from .catalog import info
+from .family import of_config
 from .handles import parse
 from .tensors import TORCH_WEIGHTS
 
@@ -54,6 +56,9 @@ def download(handle, revision=None, progress=True, weights=True):
         return _from_hub(place.location, revision or place.revision, progress, weights)
     if place.kind == "archive":
         return _from_archive(place.location, place.revision)
+    if place.kind == "published":
+        config = info(place.location).config
+        return of_config(config, place.location).published(config, True).parent
     folder = Path(place.location)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} is no preset: it has no config.json.")

@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 _FAMILIES = {}  # name -> Family
@@ -13,7 +14,8 @@ class Family:
 
     model_types: values of "model_type" in a reference config.json that are this family
     tasks: generic task name -> class   architectures: generic name -> the reference's class name,
-    or several   variants: names of timm's that are this family
+    or several   variants: names of timm's that are this family   published: (config.json, whether
+    with the head) -> the file of weights that are published without a config.json
     """
 
     name: str
@@ -23,6 +25,7 @@ class Family:
     tasks: dict[str, type] = field(default_factory=dict)
     architectures: dict[str, str | tuple[str, ...]] = field(default_factory=dict)
     variants: tuple[str, ...] = ()
+    published: Callable | None = None
 
     def classes(self):
         """Return all classes of the family."""

@@ -15,7 +15,8 @@ SHAPES = "a catalogue name, hf://org/name[@revision], a folder or https://...zip
 class Handle:
     """Where a preset is.
 
-    kind: "embedded" | "folder" (location: a path), "hub" (a repository), "archive" (an address)
+    kind: "embedded" | "folder" (location: a path), "hub" (a repository), "archive" (an address),
+    "published" (a catalogue name: weights alone, the catalogue has the rest)
     revision: branch, tag or commit of a repository; the sha256 of an archive
     """
 
@@ -58,6 +59,8 @@ def parse(handle):
         return _archive(text)
     if isinstance(handle, str) and text in catalog.entries():
         info = catalog.info(text)
+        if info.config is not None:
+            return Handle("published", text)
         return (
             Handle("embedded", str(catalog.EMBEDDED / text)) if info.embedded else _hub(info.source)
         )

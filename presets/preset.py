@@ -10,9 +10,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import weights
+from . import keras_h5, weights
+from .catalog import info
 from .download import SMALL_FILES, WEIGHT_FILES, download
 from .family import Family, of_class, of_config
+from .handles import parse
 from .tensors import FULL, Checkpoint, no_room, parse_json, write_checkpoint, write_json
 
 CONFIG = "config.json"
@@ -23,11 +25,15 @@ DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 @dataclass(frozen=True)
 class Preset:
-    """An opened preset: its folder, the content of config.json, and the family that reads it."""
+    """An opened preset: its folder, the content of config.json, and the family that reads it.
+
+    published: whether the folder does not exist, and the family knows where the weights are
+    """
 
     folder: Path
     config: dict
     family: Family
+    published: bool = False
 
     @property
     def saved_class(self):
@@ -73,6 +79,9 @@ class Preset:
 
 def open_preset(handle, load_weights=True):
     """Fetch a handle and return its `Preset`. Raises ValueError when no family reads it."""
+    if (place := parse(handle)).kind == "published":
+        config = info(place.location).config
+        return Preset(Path(place.location), config, of_config(config, place.location), True)
     folder = download(handle, weights=load_weights)
     path = folder / CONFIG
     if path.stat().st_size > CONFIG_LIMIT:
@@ -203,7 +212,8 @@ def _named(preset, cls):
 
 def _model(cls, preset, load_weights, dtype, strict, overrides):
     family = preset.family
-    checkpoint = Checkpoint(preset.folder) if load_weights else None
+    with_file = load_weights and not preset.published
+    checkpoint = Checkpoint(preset.folder) if with_file else None
     if dtype is None and checkpoint and checkpoint.float_dtypes() == {"bfloat16"}:
         dtype = "bfloat16"
     common = {"dtype": dtype} if dtype is not None else {}
@@ -232,7 +242,11 @@ def _model(cls, preset, load_weights, dtype, strict, overrides):
         with _named(preset, cls):
             body = family.backbone(**{**backbone, **inner}, **common)
             model = cls(body, **{**head, **own}, **common)
-    if load_weights:
+    if load_weights and preset.published:
+        with_head = not changed and not issubclass(cls, family.backbone)
+        part = model.network if with_head else getattr(model, "backbone", model)
+        keras_h5.load(part, family.published(preset.config, with_head))
+    elif load_weights:
         expected = family.architectures.get(_task_name(family, cls), ())
         expected = (expected,) if isinstance(expected, str) else expected
         saved = preset.architecture

@@ -245,20 +245,21 @@ def _running(function):
 cumsum, cumprod = map(_running, (np.cumsum, np.cumprod))
 
 
-def _product(function, *operands):
+def product(function, *operands):
+    """Call a sum of products on wider dtypes where the operands' would lose its small parts."""
     return function(*map(_wide, operands)).astype(operands[0].dtype, copy=False)
 
 
 def matmul(x1, x2):
-    return _product(np.matmul, x1, x2)
+    return product(np.matmul, x1, x2)
 
 
 def tensordot(x1, x2, axes=2):
-    return _product(lambda a, b: np.tensordot(a, b, axes), x1, x2)
+    return product(lambda a, b: np.tensordot(a, b, axes), x1, x2)
 
 
 def _einsum(subscripts, operands):
-    return _product(lambda *xs: np.einsum(subscripts, *xs, optimize=True), *operands)
+    return product(lambda *xs: np.einsum(subscripts, *xs, optimize=True), *operands)
 
 
 def view(x, dtype=None):

@@ -3,7 +3,8 @@
 import numpy as np
 
 from khub.backend import windows
-from khub.backend.numpy.arrays import FLOATS, tensordot
+from khub.backend.numpy.arrays import FLOATS, product, tensordot
+from khub.backend.scope import local
 
 _channels_last = windows.channels_last(np.transpose)
 
@@ -13,9 +14,7 @@ def _windows(inputs, sizes, strides, dilations):
     axes = tuple(range(1, 1 + len(sizes)))
     reach = [(k - 1) * d + 1 for k, d in zip(sizes, dilations, strict=True)]
     view = np.lib.stride_tricks.sliding_window_view(inputs, reach, axes)
-    steps = [slice(None, None, s) for s in strides]
-    inner = [slice(None, None, d) for d in dilations]
-    return view[(slice(None), *steps, slice(None), *inner)]
+    return view[tuple(slice(None, None, n) for n in (1, *strides, 1, *dilations))]
 
 
 @_channels_last
@@ -28,11 +27,19 @@ def _correlate(x, kernel, strides, dilations):
     count = kernel.ndim - 2
     parts = _windows(x, kernel.shape[:count], strides, dilations)
     groups = x.shape[-1] // kernel.shape[-2]
+    if local.scope is not None and local.scope.is_abstract():  # only the shape counts
+        return np.zeros((*parts.shape[: count + 1], kernel.shape[-1]), x.dtype)
+    if groups == x.shape[-1]:
+        return product(_depthwise, parts, kernel).reshape(*parts.shape[: count + 1], -1)
     axes = ([count + 1, *range(count + 2, 2 * count + 2)], [count, *range(count)])
-    parts = np.split(parts, groups, axis=count + 1)
-    kernels = np.split(kernel, groups, axis=-1)
-    products = [tensordot(p, k, axes) for p, k in zip(parts, kernels, strict=True)]
-    return np.concatenate(products, -1)
+    pairs = zip(np.split(parts, groups, count + 1), np.split(kernel, groups, -1), strict=True)
+    return np.concatenate([tensordot(*pair, axes) for pair in pairs], -1)
+
+
+def _depthwise(parts, kernel):
+    sizes = kernel.shape[:-2]
+    kernel = kernel.reshape(*sizes, parts.shape[-1 - len(sizes)], -1)  # (..., channels, results)
+    return sum(parts[(..., *p)][..., None] * kernel[p] for p in np.ndindex(*sizes))
 
 
 @_channels_last

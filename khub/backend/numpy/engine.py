@@ -47,8 +47,8 @@ def abstract_eval(function, specs):
 
 def _sample(shape, dtype):
     """Values that every operation takes: zeros, or matrices that can be inverted."""
-    matrices = len(shape) > 1 and dtype in FLOATS
-    return np.broadcast_to(np.eye(*shape[-2:], dtype=dtype) if matrices else dtype.type(0), shape)
+    full = len(shape) > 1 and dtype in FLOATS
+    return np.broadcast_to(np.eye(*shape[-2:], 0, dtype), shape) if full else np.zeros(shape, dtype)
 
 
 def body(function):

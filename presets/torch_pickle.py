@@ -10,6 +10,7 @@ import mmap
 import pickletools
 import struct
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +37,15 @@ TENSOR, PARAMETER = "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_pa
 ORDERED = "collections OrderedDict"
 KNOWN = {*STORAGES, TENSOR, PARAMETER, ORDERED}
 INSIDE = ("state_dict", "model", "module", "model_state_dict")  # where training scripts put it
+DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    OSError,
+    RuntimeError,
+    ValueError,
+    struct.error,
+)
 LOCAL_HEADER = struct.Struct("<26xHH")  # of a zip member: lengths of its name and its extra field
 
 
@@ -63,19 +73,10 @@ class TorchFile:
     def __init__(self, path):
         self.path, self.metadata = Path(path), {}
         try:
-            with zipfile.ZipFile(path) as archive:
-                self._members = {m.filename: m for m in archive.infolist()}
-                root = next((n for n in self._members if n.endswith("/data.pkl")), None)
-                if root is None:
-                    raise WeightsError(f"{path} has no data.pkl: it is no PyTorch checkpoint.")
-                if self._members[root].file_size > PICKLE_LIMIT:
-                    raise WeightsError(f"{path}: its data.pkl is over {PICKLE_LIMIT:,} bytes.")
-                self._root = root.removesuffix("data.pkl")
-                order = self._root + "byteorder"
-                if order in self._members and archive.read(order).strip() == b"big":
-                    raise WeightsError(f"{path} is big-endian, which is not supported.")
-                content = archive.read(root)
-        except (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError) as error:
+            content = self._open()
+        except WeightsError:
+            raise
+        except DAMAGED as error:
             raise WeightsError(
                 f"{path} is no PyTorch checkpoint of version 1.6 or later, or is damaged: {error}."
             ) from error
@@ -94,6 +95,21 @@ class TorchFile:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._views = {name: (view, self._place(name, view)) for name, view in found.items()}
 
+    def _open(self):
+        """Return the content of data.pkl."""
+        with zipfile.ZipFile(self.path) as archive:
+            self._members = {m.filename: m for m in archive.infolist()}
+            root = next((n for n in self._members if n.endswith("/data.pkl")), None)
+            if root is None:
+                raise WeightsError(f"{self.path} has no data.pkl: it is no PyTorch checkpoint.")
+            if self._members[root].file_size > PICKLE_LIMIT:
+                raise WeightsError(f"{self.path}: its data.pkl is over {PICKLE_LIMIT:,} bytes.")
+            self._root = root.removesuffix("data.pkl")
+            order = self._root + "byteorder"
+            if order in self._members and archive.read(order).strip() == b"big":
+                raise WeightsError(f"{self.path} is big-endian, which is not supported.")
+            return archive.read(root)
+
     def _place(self, name, view):
         """Return where a tensor's storage begins in the file, checked against its size."""
         key, dtype, count = view.storage
@@ -107,6 +123,8 @@ class TorchFile:
                 f"{self.path}: tensor {name!r} {view.shape} lies outside its storage of {count} "
                 "numbers: it is damaged; download it again."
             )
+        if member.header_offset < 0:
+            raise WeightsError(f"{self.path} is damaged; download it again.")
         header = self._map[member.header_offset : member.header_offset + LOCAL_HEADER.size]
         if len(header) < LOCAL_HEADER.size:
             raise WeightsError(f"{self.path} is truncated; download it again.")

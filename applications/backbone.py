@@ -387,7 +387,8 @@ class ImageClassifier(Presettable, models.Model):
                 self.labels = tuple(names)
         if isinstance(x, (list, tuple)) and len(x) and not isinstance(x[0], (int, float)):
             raw = np.empty(len(x), object)
-            raw[:] = [str(item) if isinstance(item, os.PathLike) else item for item in x]
+            for i, item in enumerate(x):  # all at once NumPy would look into them
+                raw[i] = str(item) if isinstance(item, os.PathLike) else item
             x = raw
             if self.preprocessor is None:
                 raise ValueError(

@@ -357,20 +357,23 @@ class Trainer:
         bar = [ProgressBar(verbose)] if verbose else []
         return CallbackList([*given, *bar, *last], self, verbose=verbose, **params)
 
+    def _is_raw(self, x):
+        """Whether the preprocessor takes `x`: it may say so by `is_raw(x)`, without that texts."""
+        preprocessor = self.__dict__.get("preprocessor")
+        is_raw = getattr(preprocessor, "is_raw", data_module.is_raw_texts)
+        return preprocessor is not None and is_raw(x)
+
     def _batches(self, source, preprocess=None):
         """Iterate over the batches, preprocessed in a thread where there is a preprocessor.
 
-        preprocess: what to call in its place   A preprocessor may say by `is_raw(x)` what it takes;
-        without that it takes texts.
+        preprocess: what to call in its place
         """
         preprocessor = self.__dict__.get("preprocessor")
-        is_raw = getattr(preprocessor, "is_raw", data_module.is_raw_texts)
-        preprocess = preprocess or preprocessor
 
         def prepare(batch):
             x, y, weight = batch
-            if preprocessor is not None and is_raw(x):
-                return unpack_x_y_sample_weight(preprocess(x, y, weight))
+            if self._is_raw(x):
+                return unpack_x_y_sample_weight((preprocess or preprocessor)(x, y, weight))
             return batch
 
         if preprocessor is not None or not isinstance(source, data_module.ArraySource):
@@ -450,6 +453,7 @@ class Trainer:
         """Return the outputs for all rows of the data as NumPy arrays."""
         step = self.make_predict_function()
         plain = not verbose and callbacks is None and steps is None and type(x) is np.ndarray
+        plain = plain and not self._is_raw(x)
         if plain and len(x) <= (batch_size or 32) and x.dtype.kind in "fiub" and x.itemsize < 8:
             # one row at a time is served without sources and callbacks
             outputs = step(active.convert_to_tensor(x) if active.EAGER else x)

@@ -128,7 +128,7 @@ def _entry(path, name, entry, data_size):
 
 
 class TensorFile:
-    """The tensors of one file as read-only NumPy views of a memory map.
+    """The tensors of one file as NumPy views of a private memory map: writing changes no file.
 
     Everything the header claims is checked against the file's size before anything is allocated.
     Raises WeightsError when it does not hold, FileNotFoundError when there is no such file.
@@ -157,7 +157,7 @@ class TensorFile:
             self.metadata = metadata
             self._entries = {n: _entry(path, n, entry, data_size) for n, entry in header.items()}
             self._check_order(data_size)
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
 
     def _check_order(self, data_size):
         position, before = 0, "the header"
@@ -175,7 +175,7 @@ class TensorFile:
         return iter(self._entries)
 
     def tensor(self, name):
-        """Return the named `Tensor`; its `read()` gives a read-only view of the file."""
+        """Return the named `Tensor`; its `read()` gives a private view of the file."""
         dtype, shape, begin, end = self._entries[name]
 
         def read():

@@ -92,7 +92,7 @@ class TorchFile:
         if others:
             raise WeightsError(f"{path}: these are no named tensors: {', '.join(others[:10])}.")
         with open(path, "rb") as file:
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         self._views = {name: (view, self._place(name, view)) for name, view in found.items()}
 
     def _open(self):
@@ -137,7 +137,7 @@ class TorchFile:
         return iter(self._views)
 
     def tensor(self, name):
-        """Return the named `Tensor`; its `read()` gives a read-only view of the file."""
+        """Return the named `Tensor`; its `read()` gives a private view of the file."""
         view, start = self._views[name]
         _, dtype, count = view.storage
 
@@ -147,9 +147,7 @@ class TorchFile:
             array = np.frombuffer(self._map, dtype, count, start)
             array = array if array.flags.aligned else array.copy()
             steps = [step * dtype.itemsize for step in view.strides]
-            return np.lib.stride_tricks.as_strided(
-                array[view.offset :], view.shape, steps, writeable=False
-            )
+            return np.lib.stride_tricks.as_strided(array[view.offset :], view.shape, steps)
 
         return Tensor(view.shape, dtype, read)
 

@@ -310,20 +310,12 @@ def _assign(wanted, checkpoint, fresh):
     for name, (slot, tensor) in sorted(fitting.items(), key=lambda item: -item[1][1].nbytes):
         if tensor.shape != slot.shape:
             continue  # reported; only reached when not strict
-        value = _aligned_copy(tensor.read(), slot)
+        value = _in_layout(tensor.read(), slot)
         checkpoint.release(name)
         slot.variable.assign(value)
 
 
-def _aligned_copy(value, slot):
-    """Return a file's tensor in the variable's layout and dtype, in whole pages of its own.
-
-    Memory so aligned the backends read in place; anything else they copy once more on the way. It
-    goes back to the system at once, where malloc may keep what a busy thread pool has freed.
-    """
+def _in_layout(value, slot):
+    """Return a file's tensor as the variable has it: a view, which the backend copies once."""
     value = value if slot.axes is None else value.transpose(slot.axes)
-    dtype = numpy_dtype(slot.variable.dtype)
-    pages = mmap.mmap(-1, max(1, value.size * dtype.itemsize), **PRIVATE)
-    copy = np.frombuffer(pages, dtype, value.size).reshape(value.shape)
-    copy[...] = value
-    return copy
+    return value.astype(numpy_dtype(slot.variable.dtype), copy=False)

@@ -79,7 +79,7 @@ def test_tensors_views_and_wrappers(tmp_path):
         values = {name: found.tensor(name).read() for name in found.names}
         assert np.array_equal(values["a"], A) and np.array_equal(values["turned"], A.T)
         assert np.array_equal(values["row"], A[1]) and np.array_equal(values["b"], B)
-        assert values["none"].shape == (0, 3) and not values["a"].flags.writeable
+        assert values["none"].shape == (0, 3)
         found.release("a")
         assert np.array_equal(values["a"], A)
 

@@ -29,12 +29,11 @@ _depth = _Depth()
 
 # --- Variables -----------------------------------------------------------------------------------
 def new_storage(value, trainable, name):
-    tensor = convert_to_tensor(value).clone()
-    if name.endswith("kernel"):  # laid out as torch's own layers: (units, n), OIHW channels-last
-        if tensor.dim() == 2:
-            tensor = tensor.t().contiguous().t()
-        elif tensor.dim() == 4:
-            tensor = tensor.permute(3, 0, 1, 2).contiguous().permute(1, 2, 3, 0)
+    tensor, dense = convert_to_tensor(value), torch.contiguous_format
+    if name.endswith("kernel") and tensor.dim() in (2, 4):  # as torch's layers: (units, n), OHWI
+        tensor = tensor.movedim(-1, 0).clone(memory_format=dense).movedim(0, -1)
+    else:
+        tensor = tensor.clone(memory_format=dense)
     if not trainable or not (tensor.is_floating_point() or tensor.is_complex()):
         return tensor
     return Parameter(tensor)

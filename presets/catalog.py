@@ -1,4 +1,4 @@
-"""The catalogue: what presets there are. Data in `catalog/*.toml`, one file a family."""
+"""The catalogue: what presets there are. Data in `catalog/*.toml`, most of them a family's."""
 
 import difflib
 import tomllib
@@ -56,7 +56,8 @@ def entries():
                 raise ValueError(f"{path}: {name} is in the catalogue twice.")
             embedded = fields["source"] == "embedded"
             fields["tasks"] = tuple(fields["tasks"])
-            found[name] = PresetInfo(name=name, family=path.stem, embedded=embedded, **fields)
+            fields.setdefault("family", path.stem)
+            found[name] = PresetInfo(name=name, embedded=embedded, **fields)
     return found
 
 

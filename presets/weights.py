@@ -15,7 +15,6 @@ without a rule is named in full on both sides.
 
 import difflib
 import logging
-import mmap
 import re
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -26,8 +25,6 @@ import numpy as np
 from .tensors import Tensor, WeightsError, as_tensor, is_float
 
 log = logging.getLogger("khub")
-# pages nobody shares; Windows, which lacks the flag, has no other kind
-PRIVATE = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
 
 # layer class -> variable -> (the reference's last name, axes that take its tensor to khub's layout)
 NORM = {"gamma": ("weight", None), "beta": ("bias", None)}
@@ -310,9 +307,8 @@ def _assign(wanted, checkpoint, fresh):
     for name, (slot, tensor) in sorted(fitting.items(), key=lambda item: -item[1][1].nbytes):
         if tensor.shape != slot.shape:
             continue  # reported; only reached when not strict
-        value = _in_layout(tensor.read(), slot)
+        slot.variable.assign(_in_layout(tensor.read(), slot))
         checkpoint.release(name)
-        slot.variable.assign(value)
 
 
 def _in_layout(value, slot):

@@ -30,10 +30,11 @@ def test_presets(run):
     status, out, _ = run("presets")
     assert status == 0 and len(out) == len(presets.list())
     assert out[0].startswith("bert_micro_en_uncased\t1.5 M\tCC-BY-SA-3.0\t2 layers")
+    assert any(line.startswith("mobilenet_0.25_224_imagenet\t0.2 M\tApache-2.0") for line in out)
     _, out, _ = run("presets", "--task", "MaskedLM", "--family", "bert")
     assert len(out) == len(presets.list("MaskedLM"))
     status, _, err = run("presets", "--task", "Nothing")
-    assert status == 2 and err[0].startswith("khub: error: no preset fits; families: bert; tasks: ")
+    assert status == 2 and err[0].startswith("khub: error: no preset fits; families: bert, ")
 
 
 def test_info(run, toys, saved):

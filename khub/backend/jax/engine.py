@@ -20,7 +20,8 @@ Base = object
 # --- Variables -----------------------------------------------------------------------------------
 def new_storage(value, trainable, name):
     with jax.ensure_compile_time_eval():
-        return jnp.array(value).block_until_ready()  # a copy: jit donates the buffer
+        # a copy, because jit donates the buffer
+        return jax.device_put(value, may_alias=False).block_until_ready()
 
 
 def read(storage):

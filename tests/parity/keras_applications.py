@@ -104,7 +104,8 @@ def write(folder, name):
     if name in LEGACY:
         write_legacy(model, f"{folder}/{name}.h5")
     model.save_weights(f"{folder}/{name}.weights.h5")
-    np.savez(f"{folder}/{name}.npz", **found)
+    np.savez(f"{folder}/{name}.part.npz", **found)
+    os.replace(f"{folder}/{name}.part.npz", f"{folder}/{name}.npz")  # the last: all is there
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """khub's classifiers give the scores, features and gradients of Keras', from files it wrote."""
 
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -25,19 +27,29 @@ NAMES = [
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """Return a function: names -> the folder with what Keras wrote of them, once a session."""
-    folder, done = tmp_path_factory.mktemp("keras_applications"), set()
+    """Return a function: name -> the folder with what Keras wrote of it, once a session.
+
+    All of SMALL is asked for at once, and written while the first of them are tested already. The
+    folder KHUB_KERAS_FILES, if set, keeps the files for the next session, of another backend say.
+    """
+    kept = os.environ.get("KHUB_KERAS_FILES")
+    folder, running = Path(kept or tmp_path_factory.mktemp("keras_applications")), {}
 
     def write(name):
-        names = SMALL if name in SMALL else [name]
-        if name not in done:
-            script = Path(__file__).with_name("keras_applications.py")
-            subprocess.run([sys.executable, script, folder, *names], check=True, cwd=folder)
-            done.update(names)
+        if name not in running and not (folder / f"{name}.npz").exists():
+            names = [n for n in SMALL if n not in running] if name in SMALL else [name]
+            command = [sys.executable, Path(__file__).with_name("keras_applications.py"), folder]
+            running.update(dict.fromkeys(names, subprocess.Popen([*command, *names], cwd=folder)))
+        while not (folder / f"{name}.npz").exists():
+            assert running[name].poll() is None, "the program that writes Keras' files failed"
+            time.sleep(0.1)
         return folder
 
     yield write
-    for path in folder.iterdir():
+    for process in running.values():
+        process.kill()
+        process.wait()
+    for path in () if kept else folder.iterdir():
         path.unlink()
 
 
@@ -92,6 +104,9 @@ def test_scores_features_and_gradient(name, written, note):
     words = ", ".join(f"{key} {value:.1e}" for key, value in errors.items())
     note(f"{name}: largest difference from Keras: {words}, gradient {error:.1e} of its largest")
     assert max(errors.values()) <= 1e-4 and error <= 1e-3
+    if name not in SMALL and "KHUB_KERAS_FILES" not in os.environ:  # up to 1.4 GB each
+        for path in folder.glob(f"{name}[._]*"):
+            path.unlink()
 
 
 @pytest.mark.skipif(backend.name not in ("torch", "jax"), reason="tested on torch and JAX")

@@ -77,7 +77,8 @@ def test_signatures_and_sizes(name):
 
 @needs_reference
 @pytest.mark.parametrize("name", NAMES)
-def test_counts_shapes_and_names(name):
+def test_counts_shapes_and_names(name, monkeypatch):
+    monkeypatch.setattr("khub.backend.variable._counters", {})  # layers' names as in a new process
     row, make = MODELS[name], getattr(applications, name)
     size = row["default_size"] if CHEAP else max(64, row["min_size"])
     model = make(weights=None) if CHEAP or name == "VGG16" else make(**of_size(size, 1000))

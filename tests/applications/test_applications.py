@@ -103,7 +103,7 @@ def of_size(size, classes=5):
     return {"weights": None, "input_shape": (size, size, 3), "classes": classes}
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if CHEAP or name in SMALL])
+@pytest.mark.parametrize("name", NAMES)
 def test_the_least_size_is_enough_and_less_is_refused(name):
     make = getattr(applications, name)
     least = make.variant.least

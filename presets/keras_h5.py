@@ -55,7 +55,12 @@ def _opened(path):
     except OSError as error:
         raise WeightsError(f"{path} is no HDF5 file, or is damaged: {error}.") from error
     with file:
-        yield file
+        try:
+            yield file
+        except WeightsError:
+            raise
+        except Exception as error:  # h5py has no class of its own for what it cannot read
+            raise WeightsError(f"{path} is damaged: {error}.") from error
 
 
 def _inside(group, name):

@@ -25,31 +25,49 @@ NAMES = [
 ]
 
 
+def claim(path):
+    """Whether this session is the first to ask."""
+    try:
+        path.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     """Return a function: name -> the folder with what Keras wrote of it, once a session.
 
     All of SMALL is asked for at once, and written while the first of them are tested already. The
-    folder KHUB_KERAS_FILES, if set, keeps the files for the next session, of another backend say.
+    folder KHUB_KERAS_FILES, if set, is shared with the sessions of other backends.
     """
-    kept = os.environ.get("KHUB_KERAS_FILES")
-    folder, running = Path(kept or tmp_path_factory.mktemp("keras_applications")), {}
+    shared = os.environ.get("KHUB_KERAS_FILES")
+    folder, running = Path(shared or tmp_path_factory.mktemp("keras_applications")), {}
+    folder.mkdir(exist_ok=True)
 
     def write(name):
-        if name not in running and not (folder / f"{name}.npz").exists():
-            names = [n for n in SMALL if n not in running] if name in SMALL else [name]
+        if not (folder / f"{name}.npz").exists() and name not in running:
+            names = [
+                n for n in (SMALL if name in SMALL else [name]) if claim(folder / f"{n}.claim")
+            ]
             command = [sys.executable, Path(__file__).with_name("keras_applications.py"), folder]
-            running.update(dict.fromkeys(names, subprocess.Popen([*command, *names], cwd=folder)))
+            process = subprocess.Popen([*command, *names], cwd=folder) if names else None
+            running.update(dict.fromkeys(names, process))
+        give_up = time.monotonic() + 500
         while not (folder / f"{name}.npz").exists():
-            assert running[name].poll() is None, "the program that writes Keras' files failed"
+            own = running.get(name)
+            assert own is None or own.poll() is None, "the program that writes Keras' files failed"
+            assert time.monotonic() < give_up, f"nobody wrote {name} into {folder}; remove it"
             time.sleep(0.1)
         return folder
 
     yield write
-    for process in running.values():
+    for process in {*running.values()} - {None}:
+        if shared:  # another session may wait for what it has claimed
+            process.wait()
         process.kill()
         process.wait()
-    for path in () if kept else folder.iterdir():
+    for path in () if shared else folder.iterdir():
         path.unlink()
 
 

@@ -3,7 +3,7 @@
 VENV := .venv
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check --no-input
-INPUTS := pyproject.toml setup.py requirements/ci.txt
+INPUTS := pyproject.toml setup.py requirements/ci.txt requirements/vision.txt
 # The first of these names that answers as Python 3.11 or newer; `make PYTHON=... test` says otherwise.
 PYTHON := $(shell for name in python3.11 python3 python3.12 python3.13 python; do \
 	$$name -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 \
@@ -58,4 +58,5 @@ $(VENV)/test.stamp: $(VENV)/made.stamp $(INPUTS)
 	@echo "Installing the three frameworks and the test tools into $(VENV): minutes, the first time only."
 	@$(PIP) -r requirements/ci.txt
 	@$(PIP) -c requirements/ci.txt --no-build-isolation -e .
+	@$(PIP) --no-deps --upgrade --target $(VENV)/torchvision-site -r requirements/vision.txt
 	@touch $@

@@ -97,3 +97,89 @@ ConvNeXtTiny, ConvNeXtSmall, ConvNeXtBase, ConvNeXtLarge, ConvNeXtXLarge = (
 )
 
 preprocess_input = preprocessing(_architecture.mode)
+
+
+# --- the hub's: as timm, torchvision and transformers have them ---------------------------------
+
+SIZES = {  # timm's name without the version -> blocks and widths of the stages
+    "atto": ((2, 2, 6, 2), 40),  # this and the next three: arXiv:2301.00808, table 13
+    "femto": ((2, 2, 6, 2), 48),
+    "pico": ((2, 2, 6, 2), 64),
+    "nano": ((2, 2, 8, 2), 80),
+    "tiny": ((3, 3, 9, 3), 96),
+    "small": ((3, 3, 27, 3), 96),
+    "base": ((3, 3, 27, 3), 128),
+    "large": ((3, 3, 27, 3), 192),
+    "xlarge": ((3, 3, 27, 3), 256),
+    "huge": ((3, 3, 27, 3), 352),
+    "xxlarge": ((3, 4, 30, 3), 384),
+}
+CONVOLVED = {name: {"linear": False} for name in ("atto", "femto", "pico", "nano")}
+
+
+def _arguments(size, **options):
+    num_blocks, width = SIZES[size]
+    widths = tuple(width * 2**stage for stage in range(4))
+    return {"num_blocks": num_blocks, "widths": widths, **CONVOLVED.get(size, {}), **options}
+
+
+MODELS = {f"convnext_{size}": _arguments(size) for size in SIZES if size not in ("huge", "xxlarge")}
+MODELS |= {
+    f"convnextv2_{size}": _arguments(size, version=2) for size in SIZES if "xlarge" not in size
+}
+MODELS |= {
+    f"convnext_{size}_ols": _arguments(size, stem="overlapping")
+    for size in ("atto", "femto", "pico", "nano")
+}
+MODELS |= {  # of CLIP
+    "convnext_large_mlp": _arguments("large", head_width=1536),
+    "convnext_xxlarge": _arguments("xxlarge", epsilon=1e-5, head_epsilon=1e-5),
+}
+
+
+def _transformers(prefix):
+    names = (
+        ("embeddings.patch_embeddings", "stem.0"),
+        ("embeddings.layernorm", "stem.1"),
+        ("encoder.stages.{i}.downsampling_layer", "stages.{i}.downsample"),
+        *(
+            (f"encoder.stages.{{i}}.layers.{{i}}.{theirs}", f"stages.{{i}}.blocks.{{i}}.{ours}")
+            for theirs, ours in (
+                ("dwconv", "conv_dw"),
+                ("layernorm", "norm"),
+                ("pwconv1", "mlp.fc1"),
+                ("grn", "mlp.grn"),
+                ("pwconv2", "mlp.fc2"),
+                ("layer_scale_parameter", "gamma"),
+            )
+        ),
+        (f"{prefix}.layernorm", "head.head.norm"),
+        ("classifier", "head.head.fc"),
+    )
+    return Reference(names, prefix, ignored=("layernorm.*", "classifier.*"))
+
+
+REFERENCES = {
+    "timm": Reference(ignored=("head.*",)),
+    "transformers": _transformers("convnext"),
+    "torchvision": Reference(
+        names=(
+            ("features.0", "stem"),
+            *(
+                pair
+                for s in range(4)
+                for pair in (
+                    (f"features.{2 * s}", f"stages.{s}.downsample"),
+                    (f"features.{2 * s + 1}.{{i}}.block.0", f"stages.{s}.blocks.{{i}}.conv_dw"),
+                    (f"features.{2 * s + 1}.{{i}}.block.2", f"stages.{s}.blocks.{{i}}.norm"),
+                    (f"features.{2 * s + 1}.{{i}}.block.3", f"stages.{s}.blocks.{{i}}.mlp.fc1"),
+                    (f"features.{2 * s + 1}.{{i}}.block.5", f"stages.{s}.blocks.{{i}}.mlp.fc2"),
+                    (f"features.{2 * s + 1}.{{i}}.layer_scale", f"stages.{s}.blocks.{{i}}.gamma"),
+                )
+            ),
+            ("classifier.0", "head.head.norm"),
+            ("classifier.2", "head.head.fc"),
+        ),
+        ignored=("classifier.*",),
+    ),
+}

@@ -168,7 +168,6 @@ class ResNetBackbone(ImageBackbone):
     squeeze: Rate = 0.0
     widths: tuple = WIDTHS
     stem_width: PositiveInt = 64
-    activation: str = "relu"
     first_stride: PositiveInt = 1
     early_stride: bool = False
 
@@ -191,16 +190,16 @@ class ResNetBackbone(ImageBackbone):
             for stride, i in ((2, 0), (1, 3)):
                 width = half * 3 // 4 if self.stem == "tiered" and i == 0 else half
                 x = parts.conv(x, width, 3, stride, name=f"conv1.{i}")
-                x = parts.active(parts.batch_norm(x, f"conv1.{i + 1}"), self.activation)
+                x = parts.active(parts.batch_norm(x, f"conv1.{i + 1}"), "relu")
             x = parts.conv(x, self.stem_width, 3, name="conv1.6")
-        x = parts.active(parts.batch_norm(x, "bn1"), self.activation)
+        x = parts.active(parts.batch_norm(x, "bn1"), "relu")
         if self.stem_pool == "max":
-            return parts.max_pool(x, self.activation == "relu")
+            return parts.max_pool(x)
         x = parts.conv(x, self.stem_width, 3, 2, name="maxpool.0")
-        return parts.active(parts.batch_norm(x, "maxpool.1"), self.activation)
+        return parts.active(parts.batch_norm(x, "maxpool.1"), "relu")
 
     def residual(self, x, width, stride, name):
-        """activation(x + branch(x)), x projected where the branch has another shape."""
+        """relu(x + branch(x)), x projected where the branch has another shape."""
         early, late = (stride, 1) if self.early_stride else (1, stride)
         inner = int(width * self.group_width / 64) * self.groups
         rows = {  # width, kernel, stride, groups
@@ -214,14 +213,14 @@ class ResNetBackbone(ImageBackbone):
         y = x
         for k, row in enumerate(rows, 1):
             y = parts.batch_norm(parts.conv(y, *row, name=f"{name}.conv{k}"), f"{name}.bn{k}")
-            y = parts.active(y, self.activation if k < len(rows) else None)
+            y = parts.active(y, "relu" if k < len(rows) else None)
         out = parts.width_of(y)
         if self.squeeze:
             squeezed = parts.divisible(out * self.squeeze, least=0)
             y = parts.squeeze_excite(y, squeezed, f"{name}.se")
         if stride > 1 or parts.width_of(x) != out:
             x = self.projection(x, out, stride, f"{name}.downsample")
-        return parts.active(layers.Add()([x, y]), self.activation)
+        return parts.active(layers.Add()([x, y]), "relu")
 
     def projection(self, x, width, stride, name):
         i = 0
@@ -237,7 +236,7 @@ class ResNetBackbone(ImageBackbone):
 
     @classmethod
     def config_from_transformers(cls, config):
-        check(config, {"num_channels": 3})
+        check(config, {"num_channels": 3, "hidden_act": "relu"})
         block = config.get("layer_type", "bottleneck")
         widths = tuple(config["hidden_sizes"])
         inner = tuple(n // 4 for n in widths) if block == "bottleneck" else widths
@@ -246,7 +245,6 @@ class ResNetBackbone(ImageBackbone):
             "block": block,
             "widths": inner,
             "stem_width": config.get("embedding_size", 64),
-            "activation": config.get("hidden_act", "relu"),
             "first_stride": 2 if config.get("downsample_in_first_stage") else 1,
             "early_stride": bool(config.get("downsample_in_bottleneck")),
         }
@@ -260,7 +258,7 @@ class ResNetBackbone(ImageBackbone):
             "hidden_sizes": [wide * width for width in self.widths],
             "layer_type": self.block,
             "embedding_size": self.stem_width,
-            "hidden_act": self.activation,
+            "hidden_act": "relu",
             "downsample_in_first_stage": self.first_stride == 2,
             "downsample_in_bottleneck": self.early_stride,
         }

@@ -28,8 +28,8 @@ SMALL = dict(embedding_size=16, hidden_sizes=[16, 32, 48], depths=[1, 2, 1])
 CONFIGS = {
     "bottleneck": dict(SMALL),
     "basic": dict(SMALL, layer_type="basic", embedding_size=8),
-    "early strides, silu": dict(
-        SMALL, downsample_in_bottleneck=True, downsample_in_first_stage=True, hidden_act="silu"
+    "early strides": dict(
+        SMALL, downsample_in_bottleneck=True, downsample_in_first_stage=True
     ),
 }
 

@@ -1,7 +1,7 @@
 """What the tests of convolutional families share: a reference model against khub's, both ways."""
 
-from parity import image_models
 import numpy as np
+from parity import image_models
 
 import khub
 from khub import cv, ops
@@ -81,7 +81,9 @@ def check_transformers(model_class, config, folder, size=64, head_of_backbone=()
     again, info = AutoModel.from_pretrained(folder / "backbone", output_loading_info=True)
     left = {key: {*names} - {*head_of_backbone} for key, names in info.items()}
     assert not any(left.values()), info
-    np.testing.assert_allclose(np.moveaxis(last_hidden_state(again.eval(), x), 1, -1), features, atol=1e-5)
+    np.testing.assert_allclose(
+        np.moveaxis(last_hidden_state(again.eval(), x), 1, -1), features, atol=1e-5
+    )
 
 
 def last_hidden_state(module, x):

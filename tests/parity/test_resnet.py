@@ -2,10 +2,9 @@
 
 import os
 
-from parity import conv_models
-from parity import image_models
 import numpy as np
 import pytest
+from parity import conv_models, image_models
 
 from khub import applications, cv
 from khub.applications.resnet import VARIANTS, ResNetBackbone
@@ -28,9 +27,7 @@ SMALL = dict(embedding_size=16, hidden_sizes=[16, 32, 48], depths=[1, 2, 1])
 CONFIGS = {
     "bottleneck": dict(SMALL),
     "basic": dict(SMALL, layer_type="basic", embedding_size=8),
-    "early strides": dict(
-        SMALL, downsample_in_bottleneck=True, downsample_in_first_stage=True
-    ),
+    "early strides": dict(SMALL, downsample_in_bottleneck=True, downsample_in_first_stage=True),
 }
 
 

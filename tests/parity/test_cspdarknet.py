@@ -40,6 +40,12 @@ def test_channels_first(tmp_path):
 
 @pytest.mark.skipif(BACKEND == "numpy", reason="NumPy has no gradients")
 def test_gradient(tmp_path):
+    conv_models.check_gradient("darknet17", "stem.conv1.conv", tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BACKEND == "numpy", reason="NumPy has no gradients")
+def test_gradient_of_the_maximum(tmp_path):
     conv_models.check_gradient("cspresnet50", "stem.conv1.conv", tmp_path)
 
 

@@ -91,6 +91,7 @@ class ImageBackbone(Presettable, Functional):
     architecture: str = None
 
     VARIANTS = {}  # timm's name -> constructor arguments
+    HEAD = "head"  # the layer that gives the scores
     REFERENCES = {"timm": Reference()}
     optional = ()
 
@@ -117,7 +118,7 @@ class ImageBackbone(Presettable, Functional):
     def draw_head(self, features, num_classes, dropout):
         """Return the logits of symbolic features; names of layers are those of the head."""
         x = layers.Dropout(dropout, name="dropout")(pooled(features))
-        return layers.Dense(num_classes, name="head")(x)
+        return layers.Dense(num_classes, name=self.HEAD)(x)
 
     @classmethod
     def variant(cls, name, **overrides):

@@ -140,7 +140,7 @@ class GlobalResponseNormalization(layers.Layer):
         return x * (1 + self.weight * n) + self.bias
 
 
-SIZES = {  # timm's name without the version -> blocks and widths of the stages
+SIZES = {  # timm's name without the version -> blocks of the stages, width of the first
     "atto": ((2, 2, 6, 2), 40),  # this and the next three, and huge, of arXiv:2301.00808
     "femto": ((2, 2, 6, 2), 48),
     "pico": ((2, 2, 6, 2), 64),
@@ -153,84 +153,66 @@ SIZES = {  # timm's name without the version -> blocks and widths of the stages
     "huge": ((3, 3, 27, 3), 352),
     "xxlarge": ((3, 4, 30, 3), 384),
 }
-CONVOLVED = {name: {"linear": False} for name in ("atto", "femto", "pico", "nano")}
 
 
 def _arguments(size, **options):
     num_blocks, width = SIZES[size]
+    linear = {} if width >= 96 else {"linear": False}
     widths = tuple(width * 2**stage for stage in range(4))
-    return {"num_blocks": num_blocks, "widths": widths, **CONVOLVED.get(size, {}), **options}
+    return {"num_blocks": num_blocks, "widths": widths, **linear, **options}
 
 
-MODELS = {f"convnext_{size}": _arguments(size) for size in SIZES if size not in ("huge", "xxlarge")}
-MODELS |= {
-    f"convnextv2_{size}": _arguments(size, layer_scale=0.0, response_norm=True)
-    for size in SIZES
-    if "xlarge" not in size
-}
-MODELS |= {
-    f"convnext_{size}_ols": _arguments(size, stem="overlapping" if size == "nano" else "tiered")
-    for size in CONVOLVED
-}
-MODELS |= {  # of CLIP
+V2 = {"layer_scale": 0.0, "response_norm": True}
+MODELS = {
+    **{f"convnext_{size}": _arguments(size) for size in SIZES if size != "huge"},
+    **{f"convnextv2_{size}": _arguments(size, **V2) for size in SIZES if "xlarge" not in size},
+    # of CLIP
     "convnext_large_mlp": _arguments("large", head_width=1536),
     "convnext_xxlarge": _arguments("xxlarge", epsilon=1e-5, head_epsilon=1e-5),
+}
+PARTS = {  # of a block -> transformers' and torchvision's names
+    "conv_dw": ("dwconv", "block.0"),
+    "norm": ("layernorm", "block.2"),
+    "mlp.fc1": ("pwconv1", "block.3"),
+    "mlp.grn": ("grn", "grn"),
+    "mlp.fc2": ("pwconv2", "block.5"),
+    "gamma": ("layer_scale_parameter", "layer_scale"),
 }
 
 
 def _transformers(prefix):
+    block = "encoder.stages.{i}.layers.{i}"
     names = (
         ("embeddings.patch_embeddings", "stem.0"),
         ("embeddings.layernorm", "stem.1"),
         ("encoder.stages.{i}.downsampling_layer", "stages.{i}.downsample"),
-        *(
-            (f"encoder.stages.{{i}}.layers.{{i}}.{theirs}", f"stages.{{i}}.blocks.{{i}}.{ours}")
-            for theirs, ours in (
-                ("dwconv", "conv_dw"),
-                ("layernorm", "norm"),
-                ("pwconv1", "mlp.fc1"),
-                ("grn", "mlp.grn"),
-                ("pwconv2", "mlp.fc2"),
-                ("layer_scale_parameter", "gamma"),
-            )
-        ),
+        *((f"{block}.{name}", f"stages.{{i}}.blocks.{{i}}.{p}") for p, (name, _) in PARTS.items()),
         (f"{prefix}.layernorm", "head.head.norm"),
         ("classifier", "head.head.fc"),
     )
     return Reference(names, prefix, ignored=("layernorm.*", "classifier.*"))
 
 
+def _torchvision():
+    names = [("classifier.0", "head.head.norm"), ("classifier.2", "head.head.fc")]
+    for s in range(4):
+        names.append((f"features.{2 * s}", f"stages.{s}.downsample" if s else "stem"))
+        block, own = f"features.{2 * s + 1}.{{i}}", f"stages.{s}.blocks.{{i}}"
+        names += [(f"{block}.{name}", f"{own}.{part}") for part, (_, name) in PARTS.items()]
+    return Reference(tuple(names), ignored=("classifier.*",))
+
+
 REFERENCES = {
     "timm": Reference(ignored=("head.*",)),
     "transformers": _transformers("convnext"),
-    "torchvision": Reference(
-        names=(
-            ("features.0", "stem"),
-            *(
-                pair
-                for s in range(4)
-                for pair in (
-                    (f"features.{2 * s}", f"stages.{s}.downsample"),
-                    (f"features.{2 * s + 1}.{{i}}.block.0", f"stages.{s}.blocks.{{i}}.conv_dw"),
-                    (f"features.{2 * s + 1}.{{i}}.block.2", f"stages.{s}.blocks.{{i}}.norm"),
-                    (f"features.{2 * s + 1}.{{i}}.block.3", f"stages.{s}.blocks.{{i}}.mlp.fc1"),
-                    (f"features.{2 * s + 1}.{{i}}.block.5", f"stages.{s}.blocks.{{i}}.mlp.fc2"),
-                    (f"features.{2 * s + 1}.{{i}}.layer_scale", f"stages.{s}.blocks.{{i}}.gamma"),
-                )
-            ),
-            ("classifier.0", "head.head.norm"),
-            ("classifier.2", "head.head.fc"),
-        ),
-        ignored=("classifier.*",),
-    ),
+    "torchvision": _torchvision(),
 }
 
 
 class ConvNeXtBackbone(ImageBackbone):
     """Stages of 7 x 7 depthwise convolutions and of networks of two layers for each pixel.
 
-    num_blocks, widths: of each stage   patch_size: of the stem of "patches"; an "overlapping" one
-    has two 3 x 3 convolutions, a "tiered" one has fewer channels between them
+    num_blocks, widths: of each stage   patch_size: of the first convolution
     linear: two Dense in a block, else two 1 x 1 convolutions, which differ in their files alone
     layer_scale: where gamma starts, 0 for none   response_norm: that of ConvNeXt V2
     drop_path: of the last block, which rises from 0   head_width: of a hidden layer before the
@@ -239,7 +221,6 @@ class ConvNeXtBackbone(ImageBackbone):
 
     num_blocks: tuple
     widths: tuple
-    stem: Choice("patches", "overlapping", "tiered") = "patches"
     patch_size: PositiveInt = 4
     linear: bool = True
     layer_scale: Rate = 1e-6
@@ -259,7 +240,8 @@ class ConvNeXtBackbone(ImageBackbone):
         return _transformers("convnextv2") if v2 else super().naming
 
     def draw(self, image):
-        x = self.draw_stem(image)
+        x = self.patches(image, self.widths[0], self.patch_size, "stem.0")
+        x = self.norm(x, "stem.1")
         total, done = sum(self.num_blocks), 0
         for stage, (width, count) in enumerate(zip(self.widths, self.num_blocks, strict=True)):
             name = f"stages.{stage}"
@@ -270,14 +252,6 @@ class ConvNeXtBackbone(ImageBackbone):
                 rate = self.drop_path * done / max(total - 1, 1)
                 x, done = self.block(x, width, rate, f"{name}.blocks.{i}"), done + 1
         return x
-
-    def draw_stem(self, image):
-        width = self.widths[0]
-        if self.stem == "patches":
-            return self.norm(self.patches(image, width, self.patch_size, "stem.0"), "stem.1")
-        between = parts.divisible(width / 2) if self.stem == "tiered" else width
-        x = parts.conv(image, between, 3, 2, bias=True, name="stem.0")
-        return self.norm(parts.conv(x, width, 3, 2, bias=True, name="stem.1"), "stem.2")
 
     def norm(self, x, name):
         return parts.layer_norm(x, name, self.epsilon, channel_axis())

@@ -7,7 +7,7 @@ from khub import layers, ops
 from khub.fields import Choice, PositiveInt
 
 from . import parts
-from .backbone import ImageBackbone, ImageClassifier, Reference, image_family, pooled
+from .backbone import ImageBackbone, ImageClassifier, Reference, image_family
 from .classifier import channel_axis
 
 DARK = (64, 128, 256, 512, 1024)
@@ -45,6 +45,7 @@ class CSPDarkNetBackbone(ImageBackbone):
     groups: PositiveInt = 1
 
     VARIANTS = VARIANTS
+    HEAD = "head.fc"
     REFERENCES = {"timm": Reference(ignored=("head.*",))}
 
     def draw(self, image):
@@ -91,10 +92,6 @@ class CSPDarkNetBackbone(ImageBackbone):
         y = self.conv(y, inner, 3, groups=self.groups, name=f"{name}.conv2")
         y = self.conv(y, width, active=False, name=f"{name}.conv3")
         return layers.LeakyReLU(0.01)(layers.Add()([x, y]))
-
-    def draw_head(self, features, num_classes, dropout):
-        x = layers.Dropout(dropout, name="dropout")(pooled(features))
-        return layers.Dense(num_classes, name="head.fc")(x)
 
 
 class CSPDarkNetImageClassifier(ImageClassifier):

@@ -4,7 +4,7 @@ from khub import layers
 from khub.fields import Choice, PositiveInt
 
 from . import parts
-from .backbone import ImageBackbone, ImageClassifier, Reference, check, image_family, pooled
+from .backbone import ImageBackbone, ImageClassifier, Reference, check, image_family
 
 SIZES = {  # blocks and widths of the stages, width of a group (arXiv:2003.13678, figures 16 and 17)
     "x_002": ((1, 1, 4, 7), (24, 56, 152, 368), 8),
@@ -44,66 +44,42 @@ VARIANTS = {
 }
 
 
-def _transformers(layer_type):
-    last = 2 + (layer_type == "y")
-    return Reference(
-        names=(
-            ("embedder.embedder.convolution", "stem.conv"),
-            ("embedder.embedder.normalization", "stem.bn"),
-            *(
-                (f"encoder.stages.{{i-1}}.layers.{{i-1}}.{theirs}", f"s{{i}}.b{{i}}.{ours}")
-                for theirs, ours in (
-                    *((f"layer.{k}.convolution", f"conv{k + 1}.conv") for k in range(2)),
-                    *((f"layer.{k}.normalization", f"conv{k + 1}.bn") for k in range(2)),
-                    ("layer.2.attention.0", "se.fc1"),
-                    ("layer.2.attention.2", "se.fc2"),
-                    (f"layer.{last}.convolution", "conv3.conv"),
-                    (f"layer.{last}.normalization", "conv3.bn"),
-                    ("shortcut.convolution", "downsample.conv"),
-                    ("shortcut.normalization", "downsample.bn"),
-                )
-            ),
-            ("classifier.1", "head.head.fc"),
-        ),
-        prefix="regnet",
-        ignored=("classifier.*",),
+def _block(theirs, ours, units, kinds):
+    """Pairs of (reference, khub) names of convolutions and of their normalizations."""
+    return tuple(
+        (f"{theirs}.{unit}.{kind}", f"{ours}.{own}.{part}")
+        for unit, own in units.items()
+        for kind, part in zip(kinds, ("conv", "bn"))
     )
+
+
+def _transformers(layer_type):
+    last, kinds = 2 + (layer_type == "y"), ("convolution", "normalization")
+    theirs, ours = "encoder.stages.{i-1}.layers.{i-1}", "s{i}.b{i}"
+    units = {"layer.0": "conv1", "layer.1": "conv2", f"layer.{last}": "conv3"}
+    names = (
+        *((f"embedder.embedder.{kind}", f"stem.{own}") for kind, own in zip(kinds, ("conv", "bn"))),
+        *_block(theirs, ours, units | {"shortcut": "downsample"}, kinds),
+        (f"{theirs}.layer.2.attention.0", f"{ours}.se.fc1"),
+        (f"{theirs}.layer.2.attention.2", f"{ours}.se.fc2"),
+        ("classifier.1", "head.head.fc"),
+    )
+    return Reference(names, "regnet", ignored=("classifier.*",))
+
+
+def _torchvision():
+    names = [("stem.0", "stem.conv"), ("stem.1", "stem.bn"), ("fc", "head.head.fc")]
+    units = {"f.a": "conv1", "f.b": "conv2", "f.c": "conv3", "proj": "downsample"}
+    for stage in range(1, 5):
+        theirs, ours = f"trunk_output.block{stage}.block{stage}-{{i-1}}", f"s{stage}.b{{i}}"
+        names += [*_block(theirs, ours, units, "01"), (f"{theirs}.f.se", f"{ours}.se")]
+    return Reference(tuple(names), ignored=("fc.*",))
 
 
 REFERENCES = {
     "timm": Reference(ignored=("head.*",)),
     "transformers": _transformers("y"),
-    "torchvision": Reference(
-        names=(
-            ("stem.0", "stem.conv"),
-            ("stem.1", "stem.bn"),
-            *(
-                (
-                    f"trunk_output.block{s}.block{s}-{{i-1}}.{theirs}.{k}",
-                    f"s{s}.b{{i}}.{ours}.{part}",
-                )
-                for s in range(1, 5)
-                for theirs, ours in (
-                    *((f"f.{letter}", f"conv{n}") for n, letter in enumerate("abc", 1)),
-                    ("proj", "downsample"),
-                )
-                for k, part in enumerate(("conv", "bn"))
-            ),
-            *(
-                (f"trunk_output.block{s}.block{s}-{{i-1}}.{theirs}", f"s{s}.b{{i}}.{ours}")
-                for s in range(1, 5)
-                for theirs, ours in (
-                    *((f"f.{letter}.0", f"conv{n}.conv") for n, letter in enumerate("abc", 1)),
-                    *((f"f.{letter}.1", f"conv{n}.bn") for n, letter in enumerate("abc", 1)),
-                    ("f.se", "se"),
-                    ("proj.0", "downsample.conv"),
-                    ("proj.1", "downsample.bn"),
-                )
-            ),
-            ("fc", "head.head.fc"),
-        ),
-        ignored=("fc.*",),
-    ),
+    "torchvision": _torchvision(),
 }
 
 
@@ -124,6 +100,7 @@ class RegNetBackbone(ImageBackbone):
     first_stride: PositiveInt = 2
 
     VARIANTS = VARIANTS
+    HEAD = "head.fc"
     REFERENCES = REFERENCES
 
     @property
@@ -156,10 +133,6 @@ class RegNetBackbone(ImageBackbone):
         if stride > 1 or parts.width_of(x) != width:
             x = self.conv(x, width, 1, stride, 1, f"{name}.downsample", active=False)
         return parts.active(layers.Add()([x, y]), self.activation)
-
-    def draw_head(self, features, num_classes, dropout):
-        x = layers.Dropout(dropout, name="dropout")(pooled(features))
-        return layers.Dense(num_classes, name="head.fc")(x)
 
     @classmethod
     def config_from_transformers(cls, config):

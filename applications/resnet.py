@@ -6,7 +6,7 @@ from khub import layers
 from khub.fields import Choice, PositiveInt, Rate
 
 from . import parts
-from .backbone import ImageBackbone, ImageClassifier, Reference, check, image_family, pooled
+from .backbone import ImageBackbone, ImageClassifier, Reference, check, image_family
 from .classifier import Architecture, channel_axis
 from .imagenet_utils import decode_predictions, preprocessing  # noqa: F401
 
@@ -172,6 +172,7 @@ class ResNetBackbone(ImageBackbone):
     early_stride: bool = False
 
     VARIANTS = VARIANTS
+    HEAD = "fc"
     REFERENCES = REFERENCES
 
     def draw(self, image):
@@ -229,10 +230,6 @@ class ResNetBackbone(ImageBackbone):
             x, stride = (pool(x), 1) if stride > 1 else (x, 1)
         x = parts.conv(x, width, 1, stride, name=f"{name}.{i}")
         return parts.batch_norm(x, f"{name}.{i + 1}")
-
-    def draw_head(self, features, num_classes, dropout):
-        x = layers.Dropout(dropout, name="dropout")(pooled(features))
-        return layers.Dense(num_classes, name="fc")(x)
 
     @classmethod
     def config_from_transformers(cls, config):

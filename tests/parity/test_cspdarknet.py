@@ -33,8 +33,6 @@ def test_timm(name, tmp_path):
 
 
 def test_channels_first(tmp_path):
-    if BACKEND == "tensorflow":
-        pytest.skip("TensorFlow has no convolution of channels first on a CPU without oneDNN")
     conv_models.check_channels_first("cspresnet50", tmp_path, 32)
 
 

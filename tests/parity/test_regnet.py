@@ -55,8 +55,6 @@ def test_torchvision(theirs, name, tmp_path):
 
 
 def test_channels_first(tmp_path):
-    if BACKEND == "tensorflow":
-        pytest.skip("TensorFlow has no convolution of channels first on a CPU without oneDNN")
     conv_models.check_channels_first("regnety_002", tmp_path)
 
 

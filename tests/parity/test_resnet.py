@@ -71,8 +71,6 @@ def test_a_repository_with_pytorch_model_bin_alone(tmp_path):
 
 
 def test_channels_first(tmp_path):
-    if BACKEND == "tensorflow":
-        pytest.skip("TensorFlow has no convolution of channels first on a CPU without oneDNN")
     conv_models.check_channels_first("resnet10t", tmp_path)
 
 

@@ -24,7 +24,13 @@ _FAMILIES = {
     "xception": "Xception",
 }
 # families of the hub: module -> stem of its classes' names; imported where presets are looked up
-BACKBONES = {"keras_backbone": "Keras", "resnet": "ResNet"}
+BACKBONES = {
+    "convnext": "ConvNeXt",
+    "cspdarknet": "CSPDarkNet",
+    "keras_backbone": "Keras",
+    "regnet": "RegNet",
+    "resnet": "ResNet",
+}
 CONSTRUCTORS = {name: module for module, names in _FAMILIES.items() for name in names.split()}
 CLASSES = {
     f"{stem}{kind}": module

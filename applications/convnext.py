@@ -1,8 +1,11 @@
 """ConvNeXt. Liu et al. 2022, arXiv:2201.03545."""
 
-from khub import config, initializers, layers, models
+from khub import config, initializers, layers, models, ops
+from khub.fields import Choice, PositiveInt, Rate
 
-from .classifier import ARGUMENTS, Architecture
+from . import parts
+from .backbone import ImageBackbone, ImageClassifier, Reference, check, image_family, pooled
+from .classifier import ARGUMENTS, Architecture, channel_axis
 from .imagenet_utils import decode_predictions, preprocessing  # noqa: F401
 
 VARIANTS = {  # width, blocks of each stage (arXiv:2201.03545, section 3)
@@ -97,3 +100,236 @@ ConvNeXtTiny, ConvNeXtSmall, ConvNeXtBase, ConvNeXtLarge, ConvNeXtXLarge = (
 )
 
 preprocess_input = preprocessing(_architecture.mode)
+
+
+# --- the hub's: as timm, torchvision and transformers have them ---------------------------------
+
+
+class Gamma(layers.Layer):
+    """x * gamma for each channel.  Touvron et al. 2021, arXiv:2103.17239
+
+    x: (..., channels) -> same.  Weights: gamma `shape`, which has one axis that is not 1
+    """
+
+    start: float
+    shape: tuple
+
+    def build(self, input_shape):
+        self.gamma = self.add_weight(self.shape, initializers.Constant(self.start), name="gamma")
+
+    def call(self, x):
+        return x * ops.reshape(self.gamma, (-1,))
+
+
+class GlobalResponseNormalization(layers.Layer):
+    """x + weight * x * n / mean(n over channels) + bias, n: norm of each channel over space.
+
+    Woo et al. 2023, arXiv:2301.00808, section 3.
+    x: (batch, height, width, channels) -> same.  Weights: weight and bias `shape`
+    """
+
+    shape: tuple
+
+    def build(self, input_shape):
+        self.weight = self.add_weight(self.shape, "zeros", name="weight")
+        self.bias = self.add_weight(self.shape, "zeros", name="bias")
+
+    def call(self, x):
+        n = ops.sqrt(ops.sum(ops.square(x), (1, 2), keepdims=True) + 1e-12)  # no slope without end
+        n = n / (ops.mean(n, -1, keepdims=True) + 1e-6)
+        return x * (1 + self.weight * n) + self.bias
+
+
+SIZES = {  # timm's name without the version -> blocks of the stages, width of the first
+    "atto": ((2, 2, 6, 2), 40),  # this and the next three, and huge, of arXiv:2301.00808
+    "femto": ((2, 2, 6, 2), 48),
+    "pico": ((2, 2, 6, 2), 64),
+    "nano": ((2, 2, 8, 2), 80),
+    "tiny": ((3, 3, 9, 3), 96),
+    "small": ((3, 3, 27, 3), 96),
+    "base": ((3, 3, 27, 3), 128),
+    "large": ((3, 3, 27, 3), 192),
+    "xlarge": ((3, 3, 27, 3), 256),
+    "huge": ((3, 3, 27, 3), 352),
+    "xxlarge": ((3, 4, 30, 3), 384),
+}
+
+
+def _arguments(size, **options):
+    num_blocks, width = SIZES[size]
+    linear = {} if width >= 96 else {"linear": False}
+    widths = tuple(width * 2**stage for stage in range(4))
+    return {"num_blocks": num_blocks, "widths": widths, **linear, **options}
+
+
+V2 = {"layer_scale": 0.0, "response_norm": True}
+MODELS = {
+    **{f"convnext_{size}": _arguments(size) for size in SIZES if size != "huge"},
+    **{f"convnextv2_{size}": _arguments(size, **V2) for size in SIZES if "xlarge" not in size},
+    # of CLIP
+    "convnext_large_mlp": _arguments("large", head_width=1536),
+    "convnext_xxlarge": _arguments("xxlarge", epsilon=1e-5, head_epsilon=1e-5),
+}
+PARTS = {  # of a block -> transformers' and torchvision's names
+    "conv_dw": ("dwconv", "block.0"),
+    "norm": ("layernorm", "block.2"),
+    "mlp.fc1": ("pwconv1", "block.3"),
+    "mlp.grn": ("grn", "grn"),
+    "mlp.fc2": ("pwconv2", "block.5"),
+    "gamma": ("layer_scale_parameter", "layer_scale"),
+}
+
+
+def _transformers(prefix):
+    block = "encoder.stages.{i}.layers.{i}"
+    names = (
+        ("embeddings.patch_embeddings", "stem.0"),
+        ("embeddings.layernorm", "stem.1"),
+        ("encoder.stages.{i}.downsampling_layer", "stages.{i}.downsample"),
+        *((f"{block}.{name}", f"stages.{{i}}.blocks.{{i}}.{p}") for p, (name, _) in PARTS.items()),
+        (f"{prefix}.layernorm", "head.head.norm"),
+        ("classifier", "head.head.fc"),
+    )
+    return Reference(names, prefix, ignored=("layernorm.*", "classifier.*"))
+
+
+def _torchvision():
+    names = [("classifier.0", "head.head.norm"), ("classifier.2", "head.head.fc")]
+    for s in range(4):
+        names.append((f"features.{2 * s}", f"stages.{s}.downsample" if s else "stem"))
+        block, own = f"features.{2 * s + 1}.{{i}}", f"stages.{s}.blocks.{{i}}"
+        names += [(f"{block}.{name}", f"{own}.{part}") for part, (_, name) in PARTS.items()]
+    return Reference(tuple(names), ignored=("classifier.*",))
+
+
+REFERENCES = {
+    "timm": Reference(ignored=("head.*",)),
+    "transformers": _transformers("convnext"),
+    "torchvision": _torchvision(),
+}
+
+
+class ConvNeXtBackbone(ImageBackbone):
+    """Stages of 7 x 7 depthwise convolutions and of networks of two layers for each pixel.
+
+    num_blocks, widths: of each stage   patch_size: of the first convolution
+    linear: two Dense in a block, else two 1 x 1 convolutions, which differ in their files alone
+    layer_scale: where gamma starts, 0 for none   response_norm: that of ConvNeXt V2
+    drop_path: of the last block, which rises from 0   head_width: of a hidden layer before the
+    scores, 0 for none   epsilon, head_epsilon: of the normalizations
+    """
+
+    num_blocks: tuple
+    widths: tuple
+    patch_size: PositiveInt = 4
+    linear: bool = True
+    layer_scale: Rate = 1e-6
+    response_norm: bool = False
+    activation: Choice("gelu", "relu", "silu") = "gelu"
+    drop_path: Rate = 0.0
+    head_width: int = 0
+    epsilon: float = 1e-6
+    head_epsilon: float = 1e-6
+
+    VARIANTS = MODELS
+    REFERENCES = REFERENCES
+
+    @property
+    def naming(self):
+        v2 = self.reference == "transformers" and self.response_norm
+        return _transformers("convnextv2") if v2 else super().naming
+
+    def draw(self, image):
+        x = self.patches(image, self.widths[0], self.patch_size, "stem.0")
+        x = self.norm(x, "stem.1")
+        total, done = sum(self.num_blocks), 0
+        for stage, (width, count) in enumerate(zip(self.widths, self.num_blocks, strict=True)):
+            name = f"stages.{stage}"
+            if stage:
+                x = self.norm(x, f"{name}.downsample.0")
+                x = self.patches(x, width, 2, f"{name}.downsample.1")
+            for i in range(count):
+                rate = self.drop_path * done / max(total - 1, 1)
+                x, done = self.block(x, width, rate, f"{name}.blocks.{i}"), done + 1
+        return x
+
+    def norm(self, x, name):
+        return parts.layer_norm(x, name, self.epsilon, channel_axis())
+
+    def patches(self, x, width, size, name, **options):
+        start = initializers.TruncatedNormal(stddev=0.02)
+        return layers.Conv2D(width, size, size, kernel_initializer=start, name=name, **options)(x)
+
+    def dense(self, x, width, name):
+        if not self.linear:
+            return self.patches(x, width, 1, name, data_format="channels_last")
+        start = initializers.TruncatedNormal(stddev=0.02)
+        return layers.Dense(width, kernel_initializer=start, name=name)(x)
+
+    def block(self, x, width, rate, name):
+        """x + gamma * W2 gelu(W1 norm(depthwise convolution of x)), W1 to 4 times the width."""
+        # axes of 1 that the reference's tensors have
+        before = {"transformers": (1, 1, 1)}.get(self.reference, ())
+        after = {"torchvision": (1, 1)}.get(self.reference, ())
+        y = parts.conv(x, width, 7, groups=width, bias=True, name=f"{name}.conv_dw")
+        y = layers.Permute((2, 3, 1))(y) if channel_axis() == 1 else y
+        y = parts.layer_norm(y, f"{name}.norm", self.epsilon)
+        y = parts.active(self.dense(y, 4 * width, f"{name}.mlp.fc1"), self.activation)
+        if self.response_norm:
+            shape = (*before, 4 * width)
+            y = GlobalResponseNormalization(shape, name=f"{name}.mlp.grn")(y)
+        y = self.dense(y, width, f"{name}.mlp.fc2")
+        y = Gamma(self.layer_scale, (width, *after), name=name)(y) if self.layer_scale else y
+        y = layers.Permute((3, 1, 2))(y) if channel_axis() == 1 else y
+        return layers.Add()([x, parts.drop_path(y, rate)])
+
+    def draw_head(self, features, num_classes, dropout):
+        x = parts.layer_norm(pooled(features), "head.norm", self.head_epsilon)
+        if self.head_width:
+            x = layers.Dense(self.head_width, name="head.pre_logits.fc")(x)
+            x = parts.active(x, "gelu")
+        x = layers.Dropout(dropout, name="dropout")(x)
+        return layers.Dense(num_classes, name="head.fc")(x)
+
+    @classmethod
+    def config_from_transformers(cls, config):
+        check(config, {"num_channels": 3})
+        v2 = config["model_type"] == "convnextv2"
+        return {
+            "num_blocks": tuple(config.get("depths") or (3, 3, 9, 3)),
+            "widths": tuple(config.get("hidden_sizes") or (96, 192, 384, 768)),
+            "patch_size": config.get("patch_size", 4),
+            "layer_scale": 0.0 if v2 else config.get("layer_scale_init_value", 1e-6),
+            "response_norm": v2,
+            "activation": config.get("hidden_act", "gelu"),
+            "drop_path": config.get("drop_path_rate", 0.0),
+            "head_epsilon": config.get("layer_norm_eps", 1e-12),
+        }
+
+    def transformers_config(self):
+        v2 = self.response_norm
+        scale = {} if v2 else {"layer_scale_init_value": self.layer_scale}
+        return scale | {
+            "model_type": "convnextv2" if v2 else "convnext",
+            "architectures": [f"ConvNext{'V2' if v2 else ''}ForImageClassification"],
+            "num_stages": len(self.widths),
+            "depths": list(self.num_blocks),
+            "hidden_sizes": list(self.widths),
+            "patch_size": self.patch_size,
+            "hidden_act": self.activation,
+            "drop_path_rate": self.drop_path,
+            "layer_norm_eps": self.head_epsilon,
+        }
+
+
+class ConvNeXtImageClassifier(ImageClassifier):
+    """A class of an image, by a ConvNeXt."""
+
+
+image_family(
+    "convnext",
+    ConvNeXtBackbone,
+    ConvNeXtImageClassifier,
+    ("convnext", "convnextv2"),
+    ("ConvNextForImageClassification", "ConvNextV2ForImageClassification"),
+)

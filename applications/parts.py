@@ -1,6 +1,6 @@
 """What the networks of the hub are drawn with: functions (symbolic x, ..., name) -> symbolic."""
 
-from khub import initializers, layers
+from khub import initializers, layers, ops
 
 from .classifier import channel_axis
 
@@ -36,8 +36,8 @@ def batch_norm(x, name, epsilon=1e-5, momentum=0.9):
     return layers.BatchNormalization(channel_axis(), momentum, epsilon, name=name)(x)
 
 
-def layer_norm(x, name, epsilon=1e-6):
-    return layers.LayerNormalization(epsilon=epsilon, name=name)(x)
+def layer_norm(x, name, epsilon=1e-6, axis=-1):
+    return layers.LayerNormalization(axis, epsilon, name=name)(x)
 
 
 def active(x, activation):
@@ -45,9 +45,13 @@ def active(x, activation):
     return x if activation is None else layers.Activation(activation)(x)
 
 
-def max_pool(x):
-    """Maximum of 3 x 3 at stride 2 of values that are not negative."""
-    return layers.MaxPooling2D(3, 2)(pad(x, 1))
+def max_pool(x, positive=True):
+    """Maximum of 3 x 3 at stride 2; positive: no value is below 0, so zeros may lie around them."""
+    if positive:
+        return layers.MaxPooling2D(3, 2)(pad(x, 1))
+    sizes = [(0, 0), (1, 1), (1, 1)]
+    sizes.insert(1 if channel_axis() == 1 else 3, (0, 0))
+    return layers.MaxPooling2D(3, 2)(ops.pad(x, sizes, constant_values=float("-inf")))
 
 
 def drop_path(x, rate):

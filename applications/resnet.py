@@ -1,10 +1,12 @@
 """Residual networks. He et al. 2015, arXiv:1512.03385."""
 
+import re
+
 from khub import layers
 from khub.fields import Choice, PositiveInt, Rate
 
 from . import parts
-from .backbone import ImageBackbone, ImageClassifier, Reference, check, image_family, pooled
+from .backbone import ImageBackbone, ImageClassifier, Reference, check, image_family
 from .classifier import Architecture, channel_axis
 from .imagenet_utils import decode_predictions, preprocessing  # noqa: F401
 
@@ -69,35 +71,53 @@ preprocess_input = preprocessing(_architecture.mode)
 
 # --- the hub's: as timm, torchvision and transformers have them ---------------------------------
 
+DEPTHS = {  # -> blocks of each stage
+    10: (1, 1, 1, 1),
+    14: (1, 1, 1, 1),
+    18: (2, 2, 2, 2),
+    26: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+    200: (3, 24, 36, 3),
+    269: (3, 30, 48, 8),
+    270: (4, 29, 53, 4),  # this and the next of ResNet-RS alone (arXiv:2103.07579, table 11)
+    350: (4, 36, 72, 4),
+    420: (4, 44, 87, 4),
+}
+D, T = ({"stem": stem, "average_down": True} for stem in ("deep", "tiered"))
+SE = {"squeeze": 1 / 16}
+KINDS = {  # timm's names, the width of groups at the end -> arguments beside those in the name
+    "resnet18 resnet26 resnet34 resnet50 resnet101 resnet152 resnet200": {},
+    "resnext50_32x4d resnext101_32x4d resnext101_32x8d resnext101_64x4d": {},
+    "resnext101_32x16d resnext101_32x32d": {},
+    "wide_resnet50_2 wide_resnet101_2": {"group_width": 128},
+    "resnet50c resnet101c resnet152c": {"stem": "deep"},
+    "resnet50s resnet101s resnet152s": {"stem": "deep", "stem_width": 128},
+    "resnet18d resnet26d resnet34d resnet50d resnet101d resnet152d resnet200d": D,
+    "resnext50d_32x4d": D,
+    "resnet10t resnet14t resnet26t resnet50t": T,
+    "seresnet18 seresnet34 seresnet50 seresnet101 seresnet152": SE,
+    "seresnext50_32x4d seresnext101_32x4d seresnext101_32x8d seresnext101_64x4d": SE,
+    "seresnet152d seresnet200d seresnet269d seresnext26d_32x4d seresnext101d_32x8d": SE | D,
+    "seresnet50t seresnext26t_32x4d": SE | T,
+    "resnetrs50 resnetrs101 resnetrs152 resnetrs200 resnetrs270 resnetrs350 resnetrs420": D
+    | {"stem_pool": "conv", "squeeze": 0.25},
+}
+
+
+def _arguments(name, options):
+    """The arguments that a name of timm tells, and the options of its kind."""
+    depth, *groups = map(int, re.search(r"(\d+)[a-z]*(?:_(\d+)x(\d+)d)?", name).groups("0"))
+    found = {"num_blocks": DEPTHS[depth]} | options
+    if depth in (10, 18, 34):
+        found["block"] = "basic"
+    return found | (dict(zip(("groups", "group_width"), groups)) if all(groups) else {})
+
+
 VARIANTS = {
-    "resnet18": dict(num_blocks=(2, 2, 2, 2), block="basic"),
-    "resnet34": dict(num_blocks=(3, 4, 6, 3), block="basic"),
-    "resnet50": dict(num_blocks=(3, 4, 6, 3)),
-    "resnet101": dict(num_blocks=(3, 4, 23, 3)),
-    "resnet152": dict(num_blocks=(3, 8, 36, 3)),
-    "resnext50_32x4d": dict(num_blocks=(3, 4, 6, 3), groups=32, group_width=4),
-    "resnext101_32x8d": dict(num_blocks=(3, 4, 23, 3), groups=32, group_width=8),
-    "resnext101_64x4d": dict(num_blocks=(3, 4, 23, 3), groups=64, group_width=4),
-    "wide_resnet50_2": dict(num_blocks=(3, 4, 6, 3), group_width=128),
-    "wide_resnet101_2": dict(num_blocks=(3, 4, 23, 3), group_width=128),
-}
-VARIANTS |= {
-    f"{name}d": VARIANTS[name] | dict(stem="deep", average_down=True)
-    for name in ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
-}
-VARIANTS |= {
-    f"resnetrs{depth}": dict(
-        num_blocks=blocks, stem="deep", average_down=True, stem_pool="conv", squeeze=0.25
-    )
-    for depth, blocks in {  # arXiv:2103.07579, table 11
-        50: (3, 4, 6, 3),
-        101: (3, 4, 23, 3),
-        152: (3, 8, 36, 3),
-        200: (3, 24, 36, 3),
-        270: (4, 29, 53, 4),
-        350: (4, 36, 72, 4),
-        420: (4, 44, 87, 4),
-    }.items()
+    name: _arguments(name, options) for names, options in KINDS.items() for name in names.split()
 }
 
 REFERENCES = {
@@ -108,8 +128,7 @@ REFERENCES = {
             ("embedder.embedder.convolution", "conv1"),
             ("embedder.embedder.normalization", "bn1"),
             *(
-                (f"encoder.stages.{s - 1}.layers.{{i}}.{theirs}", f"layer{s}.{{i}}.{ours}")
-                for s in range(1, 5)
+                (f"encoder.stages.{{i-1}}.layers.{{i}}.{theirs}", f"layer{{i}}.{{i}}.{ours}")
                 for theirs, ours in (
                     *((f"layer.{k}.convolution", f"conv{k + 1}") for k in range(3)),
                     *((f"layer.{k}.normalization", f"bn{k + 1}") for k in range(3)),
@@ -130,31 +149,37 @@ class ResNetBackbone(ImageBackbone):
 
     num_blocks: of each stage   block: "basic" of two 3 x 3 convolutions or "bottleneck"
     groups, group_width: of the 3 x 3 convolution (ResNeXt, arXiv:1611.05431)
-    stem: "plain" 7 x 7, or "deep" of three 3 x 3; average_down: the projection is 1 x 1 after an
-    average (ResNet-D, He et al. 2018, arXiv:1812.01187)
-    stem_pool: "max" or "conv"; squeeze: share of the width in squeeze and excite, 0 for none
+    stem: "plain" 7 x 7, or "deep" of three 3 x 3, or "tiered" of three that widen
+    average_down: the projection is 1 x 1 after an average (ResNet-D, He et al. 2018,
+    arXiv:1812.01187)
+    stem_pool: "max" or "conv"   squeeze: share of the width in squeeze and excite, 0 for none
     (ResNet-RS, Bello et al. 2021, arXiv:2103.07579)
+    widths: of the 3 x 3 convolutions of each stage   first_stride: of the first stage
+    early_stride: the stride is in the first convolution of a bottleneck, as in He et al. 2015
     """
 
     num_blocks: tuple
     block: Choice("basic", "bottleneck") = "bottleneck"
     groups: PositiveInt = 1
     group_width: PositiveInt = 64
-    stem: Choice("plain", "deep") = "plain"
+    stem: Choice("plain", "deep", "tiered") = "plain"
     average_down: bool = False
     stem_pool: Choice("max", "conv") = "max"
     squeeze: Rate = 0.0
     widths: tuple = WIDTHS
     stem_width: PositiveInt = 64
+    first_stride: PositiveInt = 1
+    early_stride: bool = False
 
     VARIANTS = VARIANTS
+    HEAD = "fc"
     REFERENCES = REFERENCES
 
     def draw(self, image):
         x = self.draw_stem(image)
         for stage, (width, count) in enumerate(zip(self.widths, self.num_blocks, strict=True), 1):
             for i in range(count):
-                stride = 2 if i == 0 and stage > 1 else 1
+                stride = 1 if i else 2 if stage > 1 else self.first_stride
                 x = self.residual(x, width, stride, f"layer{stage}.{i}")
         return x
 
@@ -162,9 +187,10 @@ class ResNetBackbone(ImageBackbone):
         if self.stem == "plain":
             x = parts.conv(image, self.stem_width, 7, 2, name="conv1")
         else:
-            x = image
+            x, half = image, self.stem_width // 2
             for stride, i in ((2, 0), (1, 3)):
-                x = parts.conv(x, self.stem_width // 2, 3, stride, name=f"conv1.{i}")
+                width = half * 3 // 4 if self.stem == "tiered" and i == 0 else half
+                x = parts.conv(x, width, 3, stride, name=f"conv1.{i}")
                 x = parts.active(parts.batch_norm(x, f"conv1.{i + 1}"), "relu")
             x = parts.conv(x, self.stem_width, 3, name="conv1.6")
         x = parts.active(parts.batch_norm(x, "bn1"), "relu")
@@ -175,12 +201,13 @@ class ResNetBackbone(ImageBackbone):
 
     def residual(self, x, width, stride, name):
         """relu(x + branch(x)), x projected where the branch has another shape."""
+        early, late = (stride, 1) if self.early_stride else (1, stride)
         inner = int(width * self.group_width / 64) * self.groups
         rows = {  # width, kernel, stride, groups
             "basic": ((inner, 3, stride, 1), (width, 3, 1, 1)),
             "bottleneck": (
-                (inner, 1, 1, 1),
-                (inner, 3, stride, self.groups),
+                (inner, 1, early, 1),
+                (inner, 3, late, self.groups),
                 (4 * width, 1, 1, 1),
             ),
         }[self.block]
@@ -204,26 +231,19 @@ class ResNetBackbone(ImageBackbone):
         x = parts.conv(x, width, 1, stride, name=f"{name}.{i}")
         return parts.batch_norm(x, f"{name}.{i + 1}")
 
-    def draw_head(self, features, num_classes, dropout):
-        x = layers.Dropout(dropout, name="dropout")(pooled(features))
-        return layers.Dense(num_classes, name="fc")(x)
-
     @classmethod
     def config_from_transformers(cls, config):
+        check(config, {"num_channels": 3, "hidden_act": "relu"})
         block = config.get("layer_type", "bottleneck")
         widths = tuple(config["hidden_sizes"])
         inner = tuple(n // 4 for n in widths) if block == "bottleneck" else widths
-        expected = {
-            "hidden_act": "relu",
-            "downsample_in_first_stage": False,
-            "downsample_in_bottleneck": False,
-        }
-        check(config, expected)
         return {
             "num_blocks": tuple(config["depths"]),
             "block": block,
             "widths": inner,
             "stem_width": config.get("embedding_size", 64),
+            "first_stride": 2 if config.get("downsample_in_first_stage") else 1,
+            "early_stride": bool(config.get("downsample_in_bottleneck")),
         }
 
     def transformers_config(self):
@@ -236,6 +256,8 @@ class ResNetBackbone(ImageBackbone):
             "layer_type": self.block,
             "embedding_size": self.stem_width,
             "hidden_act": "relu",
+            "downsample_in_first_stage": self.first_stride == 2,
+            "downsample_in_bottleneck": self.early_stride,
         }
 
 

@@ -255,7 +255,6 @@ class ImagePreprocessor(Presettable, Configurable):
         squash = self.shorter is None
         return {
             "input_size": [3, height, width],
-            "fixed_input_size": True,
             "interpolation": self.interpolation,
             "crop_pct": 1.0 if squash else min(height, width) / self.shorter,
             "crop_mode": "squash" if squash else "center",

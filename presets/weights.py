@@ -5,6 +5,8 @@ what lies below the module too; the longest one wins:
 
     WEIGHTS = [("encoder.layer.{i}.output.dense", "layers.{i}.down"), ("cls.bias", "head_bias")]
 
+In a reference name `{i-1}` stands for an index that khub counts from 1 and the reference from 0.
+
 A tuple of reference names are modules whose tensors khub keeps as one, joined along their first
 axis: (("query", "key", "value"), "attention.qkv"). The rename ("", "") keeps the name of everything
 that no other covers, ("", "head") that of everything below `head`.
@@ -101,6 +103,10 @@ def _pattern(side):
     return re.compile(re.escape(side).replace(r"\{i\}", r"(\d+)") + end)
 
 
+def _index(digits, minus):
+    return str(int(digits) - 1) if minus else digits
+
+
 def rename(path, table):
     """Return the reference's names of a khub path by the longest rename that fits, else None."""
     best, found = -1, None
@@ -110,7 +116,7 @@ def rename(path, table):
             best, found = match.end(), []
             for name in (reference,) if isinstance(reference, str) else reference:
                 indices = iter(match.groups())
-                name = re.sub(r"\{i\}", lambda _, indices=indices: next(indices), name)
+                name = re.sub(r"\{i(-1)?\}", lambda m, n=indices: _index(next(n), m[1]), name)
                 found.append((name + path[match.end() :]).lstrip("."))
     return found
 

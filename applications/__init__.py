@@ -24,7 +24,10 @@ _FAMILIES = {
     "xception": "Xception",
 }
 # families of the hub: module -> stem of its classes' names; imported where presets are looked up
-BACKBONES = {"resnet": "ResNet"}
+BACKBONES = {
+    "mobilenet_v4": "MobileNetV4",
+    "resnet": "ResNet",
+}
 CONSTRUCTORS = {name: module for module, names in _FAMILIES.items() for name in names.split()}
 CLASSES = {
     f"{stem}{kind}": module

@@ -149,24 +149,29 @@ class ImageBackbone(Presettable, Functional):
 
     # --- weights ---------------------------------------------------------------------------------
     @property
+    def naming(self):
+        """The `Reference` that names the weights of this very network."""
+        return self.REFERENCES[self.reference]
+
+    @property
     def weight_map(self):
-        names = self.REFERENCES[self.reference].names
+        names = self.naming.names
         return (("", ""), *((a, b) for a, b in names if not b.startswith("head.")))
 
     @property
     def head_map(self):
         """The weight map of a classifier's head."""
-        names = self.REFERENCES[self.reference].names
+        names = self.naming.names
         heads = ((a, b.removeprefix("head.")) for a, b in names if b.startswith("head."))
         return (("", "network"), *((a, f"network.{b}") for a, b in heads))
 
     @property
     def reference_prefix(self):
-        return self.REFERENCES[self.reference].prefix
+        return self.naming.prefix
 
     @property
     def ignored(self):
-        return self.REFERENCES[self.reference].ignored
+        return self.naming.ignored
 
     # --- presets ---------------------------------------------------------------------------------
     @classmethod
@@ -434,4 +439,6 @@ class ImageClassifier(Presettable, models.Model):
             return found
         images = self.preprocessor.to_timm() if self.preprocessor is not None else {}
         images |= {"num_classes": self.num_classes, "label_names": list(labels)}
+        sized = "image_shape" in self.backbone.VARIANTS.get(self.backbone.architecture, {})
+        images["fixed_input_size"] = sized  # timm then passes the size to the network
         return found | {"num_classes": self.num_classes, "pretrained_cfg": images}

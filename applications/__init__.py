@@ -25,6 +25,8 @@ _FAMILIES = {
 }
 # families of the hub: module -> stem of its classes' names; imported where presets are looked up
 BACKBONES = {
+    "efficientnet": "EfficientNet",
+    "mobilenet_v2": "MobileNetV2",
     "mobilenet_v4": "MobileNetV4",
     "resnet": "ResNet",
 }

@@ -73,9 +73,15 @@ def conv_norm(x, width, kernel, stride, names, activation, epsilon=1e-5, zeros=N
     return parts.active(parts.batch_norm(x, names[1], epsilon), activation)
 
 
-def torchvision_names(block, theirs, ours):
-    """Renames of a block whose units torchvision numbers below `theirs`."""
-    for number, pair in enumerate(block.units()):
-        leaves = ("fc1", "fc2") if pair[0].startswith("se.") else ("0", "1")
-        for leaf, name in zip(leaves, pair):
-            yield f"{theirs}.{number}.{leaf}", f"{ours}.{name}"
+def renames(block, theirs, pairs, ours):
+    """Renames of a block below `theirs`; pairs: there, the last of them for each of its units."""
+    units = block.units()
+    for pair, names in zip(pairs[-len(units) :], units, strict=True):
+        for reference, name in zip(pair, names, strict=True):
+            yield f"{theirs}.{reference}", f"{ours}.{name}"
+
+
+def torchvision_pairs(block):
+    """The pairs of `renames` for torchvision's EfficientNet and MobileNetV3."""
+    leaves = [("fc1", "fc2") if pair[0].startswith("se.") else ("0", "1") for pair in block.units()]
+    return [(f"block.{i}.{a}", f"block.{i}.{b}") for i, (a, b) in enumerate(leaves)]

@@ -200,9 +200,7 @@ for name in ("B0", "B1", "B2", "B3"):
         **dict(zip(("width", "depth"), VARIANTS[name]), least=0.0, **TF),
     )
 NETWORKS |= {  # timm's own
-    "efficientnetv2_rw_t": _v2(
-        (24, 40, 48, 104, 128, 208), (2, 4, 4, 6, 9, 14), head_width=1024
-    ),
+    "efficientnetv2_rw_t": _v2((24, 40, 48, 104, 128, 208), (2, 4, 4, 6, 9, 14), head_width=1024),
     "efficientnetv2_rw_s": _v2(
         *((24, 48, 64, 128, 160, 272), (2, 4, 4, 6, 9, 15), 24, _FUSED), head_width=1792
     ),

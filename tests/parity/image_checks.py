@@ -1,10 +1,9 @@
 """What every family of image models is held to, against timm, torchvision and transformers."""
 
-import json
 from pathlib import Path
 
-import image_models
 import numpy as np
+from parity import image_models
 
 import khub
 from khub import cv, presets
@@ -47,6 +46,19 @@ def timm_opens(name, folder, size, back=True):
         again = timm.create_model(f"local-dir:{folder / 'ours'}", pretrained=True).eval()
         assert difference(image_models.outputs(again, x), want) < 1e-5
     return found
+
+
+def timm_opens_channels_first(name, folder, size=(64, 33)):
+    """The largest difference of logits where images have their channels first."""
+    module, x = timm_model(name), image_models.images(size)
+    image_models.save_timm(module, name, folder / "theirs")
+    before = khub.config.image_data_format()
+    khub.config.set_image_data_format("channels_first")
+    try:
+        model = cv.ImageClassifier.from_preset(str(folder / "theirs"))
+        return difference(call(model, x.transpose(0, 3, 1, 2)), image_models.outputs(module, x))
+    finally:
+        khub.config.set_image_data_format(before)
 
 
 def transformers_opens(kind, config, folder, size):
@@ -120,8 +132,3 @@ def parameters(backbone, name):
     assert isinstance(model.backbone, backbone)
     ours = sum(int(np.prod(v.shape)) for v in model.trainable_variables)
     return ours, sum(p.numel() for p in theirs.parameters())
-
-
-def config_of(folder):
-    """The config.json that lies in a folder."""
-    return json.loads(Path(folder, "config.json").read_text())

@@ -9,7 +9,7 @@ from khub import initializers, layers
 from khub.fields import Choice, PositiveInt, Rate
 
 from . import inverted, parts
-from .backbone import ImageBackbone, ImageClassifier, Reference, check, image_family, pooled
+from .backbone import ImageClassifier, Reference, check, image_family
 from .classifier import Architecture, channel_axis, padded
 from .imagenet_utils import decode_predictions, preprocessing  # noqa: F401
 
@@ -166,9 +166,7 @@ preprocess_input = preprocessing(_architecture.mode)
 
 # --- the hub's: as timm, torchvision and transformers have them ---------------------------------
 
-TF = dict(epsilon=1e-3, padding="same")
-MBCONV = tuple(("mbconv", *row) for row in STAGES)
-V2 = (  # block, expansion, kernel, stride (arXiv:2104.00298, table 4)
+_ROWS = (  # block, expansion, kernel, stride (arXiv:2104.00298, table 4)
     ("conv", 1, 3, 1),
     ("fused", 4, 3, 2),
     ("fused", 4, 3, 2),
@@ -177,48 +175,35 @@ V2 = (  # block, expansion, kernel, stride (arXiv:2104.00298, table 4)
     ("mbconv", 6, 3, 2),
     ("mbconv", 6, 3, 1),
 )
+V2 = {  # widths and blocks of the stages, stem, head, first block (ibid.; rw: timm's)
+    "s": ((24, 48, 64, 128, 160, 256), (2, 4, 4, 6, 9, 15), 24, 1280, "conv"),
+    "m": ((24, 48, 80, 160, 176, 304, 512), (3, 5, 5, 7, 14, 18, 5), 24, 1280, "conv"),
+    "l": ((32, 64, 96, 192, 224, 384, 640), (4, 7, 7, 10, 19, 25, 7), 32, 1280, "conv"),
+    "xl": ((32, 64, 96, 192, 256, 512, 640), (4, 8, 8, 16, 24, 32, 8), 32, 1280, "conv"),
+    "rw_t": ((24, 40, 48, 104, 128, 208), (2, 4, 4, 6, 9, 14), 24, 1024, "conv"),
+    "rw_s": ((24, 48, 64, 128, 160, 272), (2, 4, 4, 6, 9, 15), 24, 1792, "fused"),
+    "rw_m": ((32, 56, 80, 152, 192, 328), (3, 5, 5, 8, 15, 24), 32, 2152, "fused"),
+    "b": ((16, 32, 48, 96, 112, 192), (1, 2, 2, 3, 5, 8), 32, 1280, "conv"),
+}
 
 
-def _v2(widths, counts, stem=24, rows=V2, **options):
+def _v2(name):
+    widths, counts, stem, head, first = V2[name]
+    rows = ((first, *_ROWS[0][1:]), *_ROWS[1:])
     stages = tuple((*row, *size) for row, *size in zip(rows, widths, counts))
-    return dict(stages=stages, stem_width=stem, **options)
+    return dict(stages=stages, stem_width=stem, head_width=head)
 
 
-_FUSED = (("fused", *V2[0][1:]), *V2[1:])
-NETWORKS = {
-    "efficientnetv2_s": _v2((24, 48, 64, 128, 160, 256), (2, 4, 4, 6, 9, 15)),
-    "efficientnetv2_m": _v2((24, 48, 80, 160, 176, 304, 512), (3, 5, 5, 7, 14, 18, 5)),
-    "efficientnetv2_l": _v2((32, 64, 96, 192, 224, 384, 640), (4, 7, 7, 10, 19, 25, 7), 32),
-    "efficientnetv2_xl": _v2((32, 64, 96, 192, 256, 512, 640), (4, 8, 8, 16, 24, 32, 8), 32),
-}
-for name, (width, depth, *_) in VARIANTS.items():
-    NETWORKS[f"efficientnet_{name.lower()}"] = dict(width=width, depth=depth)
-NETWORKS |= {f"tf_{name}": row | TF for name, row in NETWORKS.items()}
-for name in ("B0", "B1", "B2", "B3"):
-    NETWORKS[f"tf_efficientnetv2_{name.lower()}"] = _v2(
-        *((16, 32, 48, 96, 112, 192), (1, 2, 2, 3, 5, 8), 32),
-        **dict(zip(("width", "depth"), VARIANTS[name]), least=0.0, **TF),
-    )
-NETWORKS |= {  # timm's own
-    "efficientnetv2_rw_t": _v2((24, 40, 48, 104, 128, 208), (2, 4, 4, 6, 9, 14), head_width=1024),
-    "efficientnetv2_rw_s": _v2(
-        *((24, 48, 64, 128, 160, 272), (2, 4, 4, 6, 9, 15), 24, _FUSED), head_width=1792
-    ),
-    "efficientnetv2_rw_m": _v2(
-        *((32, 56, 80, 152, 192, 328), (3, 5, 5, 8, 15, 24), 32, _FUSED), head_width=2152
-    ),
-    "test_efficientnet": dict(
-        stages=(
-            ("conv", 1, 3, 1, 16, 1),
-            ("fused", 4, 3, 2, 24, 1),
-            ("fused", 4, 3, 2, 32, 1),
-            ("mbconv", 4, 3, 2, 48, 1),
-            ("mbconv", 4, 3, 2, 64, 1),
-        ),
-        stem_width=24,
-        head_width=256,
-    ),
-}
+_TF = dict(epsilon=1e-3, padding="same")
+_SCALES = {name.lower(): dict(width=row[0], depth=row[1]) for name, row in VARIANTS.items()}
+NETWORKS = {f"efficientnet_{name}": scale for name, scale in _SCALES.items()}
+NETWORKS |= {f"efficientnetv2_{name}": _v2(name) for name in V2 if name != "b"}
+NETWORKS |= {f"tf_{name}": row | _TF for name, row in NETWORKS.items() if "_rw_" not in name}
+for name in ("b0", "b1", "b2", "b3"):
+    NETWORKS[f"tf_efficientnetv2_{name}"] = _v2("b") | _SCALES[name] | _TF | dict(least=0.0)
+_TINY = zip((*_ROWS[:2], _ROWS[1], _ROWS[3], _ROWS[3]), (16, 24, 32, 48, 64))
+_TINY = tuple((*row, width, 1) for row, width in _TINY)
+NETWORKS["test_efficientnet"] = dict(stages=_TINY, stem_width=24, head_width=256)
 
 _HEAD = ("classifier.*",)
 REFERENCES = {
@@ -248,9 +233,10 @@ _PAIRS = (
     ("squeeze_excite.reduce", "squeeze_excite.expand"),
     ("projection.project_conv", "projection.project_bn"),
 )
+_STAGES = ("expand_ratios", "kernel_sizes", "strides", "out_channels", "num_block_repeats")
 
 
-class EfficientNetBackbone(ImageBackbone):
+class EfficientNetBackbone(inverted.InvertedBackbone):
     """EfficientNet and EfficientNetV2 (Tan & Le 2021, arXiv:2104.00298), with the last convolution.
 
     images (batch, height, width, 3) -> features (batch, height / 32, width / 32, head width)
@@ -261,7 +247,7 @@ class EfficientNetBackbone(ImageBackbone):
     than after, except in blocks with a number in `symmetric`
     """
 
-    stages: tuple = MBCONV
+    stages: tuple = tuple(("mbconv", *row) for row in STAGES)
     width: float = 1.0
     depth: float = 1.0
     stem_width: PositiveInt = 32
@@ -270,12 +256,20 @@ class EfficientNetBackbone(ImageBackbone):
     least: Rate = 0.9
     squeeze: Rate = 0.25
     activation: str = "silu"
-    epsilon: float = 1e-5
     padding: Choice("zeros", "same", "fixed") = "zeros"
     symmetric: tuple = ()
 
     VARIANTS = NETWORKS
     REFERENCES = REFERENCES
+    KEYS = {
+        "width": ("width_coefficient", 2.0),
+        "depth": ("depth_coefficient", 3.1),
+        "divisor": ("depth_divisor", 8),
+        "squeeze": ("squeeze_expansion_ratio", 0.25),
+        "activation": ("hidden_act", "swish"),
+        "epsilon": ("batch_norm_eps", 0.001),
+        "symmetric": ("depthwise_padding", ()),
+    }
 
     def scaled(self, width):
         return parts.divisible(width * self.width, self.divisor, self.least)
@@ -286,94 +280,56 @@ class EfficientNetBackbone(ImageBackbone):
         return (kernel // 2 - (number not in self.symmetric), kernel // 2)
 
     def blocks(self):
-        """Yield the name of each block, and the block."""
         before, number = self.scaled(self.stem_width), 0
         for s, (kind, expansion, kernel, stride, width, count) in enumerate(self.stages):
-            width, squeeze = self.scaled(width), 0
+            mbconv, width = kind == "mbconv", self.scaled(width)
+            kind = ("separable" if expansion == 1 else "inverted") if mbconv else kind
             for i in range(math.ceil(count * self.depth)):
-                if kind == "mbconv":
-                    squeeze = self.squeeze and max(1, int(before * self.squeeze))
-                yield (
-                    f"blocks.{s}.{i}",
-                    inverted.Block(
-                        {"mbconv": "separable" if expansion == 1 else "inverted"}.get(kind, kind),
-                        *(expansion * before, width, kernel, 1 if i else stride, self.activation),
-                        squeeze=squeeze,
-                        skip=i > 0 or self.reference != "transformers",
-                        epsilon=self.epsilon,
-                        zeros=self.zeros(kernel, number),
-                    ),
-                )
+                sizes = (expansion * before, width, kernel, 1 if i else stride)
+                squeeze = max(1, int(before * self.squeeze)) if mbconv and self.squeeze else 0
+                skip = i > 0 or self.reference != "transformers"
+                options = (self.activation, squeeze, skip, self.zeros(kernel, number))
+                yield f"blocks.{s}.{i}", inverted.Block(kind, *sizes, *options)
                 before, number = width, number + 1
 
-    def draw(self, image):
-        last, zeros = (self.activation, self.epsilon), self.zeros(3)
-        width = self.scaled(self.stem_width)
-        x = inverted.conv_norm(image, width, 3, 2, ("conv_stem", "bn1"), *last, zeros)
-        for name, block in self.blocks():
-            x = block.draw(x, name)
-        width = self.scaled(self.head_width)
-        return inverted.conv_norm(x, width, 1, 1, ("conv_head", "bn2"), *last)
-
-    def draw_head(self, features, num_classes, dropout):
-        x = layers.Dropout(dropout, name="dropout")(pooled(features))
-        return layers.Dense(num_classes, name="classifier")(x)
+    def block_names(self, number, name, block):
+        if self.reference == "transformers":
+            return f"encoder.blocks.{number}", _PAIRS
+        _, stage, i = name.split(".")
+        return f"features.{int(stage) + 1}.{i}", block.torchvision_pairs()
 
     @property
     def naming(self):
-        found, names = super().naming, []
-        for number, (ours, block) in enumerate(self.blocks()):
-            if self.reference == "transformers":
-                names += inverted.renames(block, f"encoder.blocks.{number}", _PAIRS, ours)
-            if self.reference == "torchvision":
-                _, stage, i = ours.split(".")
-                theirs = f"features.{int(stage) + 1}.{i}"
-                names += inverted.renames(block, theirs, inverted.torchvision_pairs(block), ours)
-        if self.reference == "torchvision":
-            last = f"features.{len(self.stages) + 1}"
-            names += [(f"{last}.0", "conv_head"), (f"{last}.1", "bn2")]
+        found, last = super().naming, f"features.{len(self.stages) + 1}"
+        if self.reference != "torchvision":
+            return found
+        names = ((f"{last}.0", "conv_head"), (f"{last}.1", "bn2"))
         return replace(found, names=(*found.names, *names))
+
+    def draw(self, image):
+        stem, head = self.scaled(self.stem_width), self.scaled(self.head_width)
+        x = self.draw_blocks(image, stem, self.zeros(3), (self.activation, "sigmoid"))
+        return self.conv(x, head, 1, 1, "conv_head", "bn2", self.activation)
 
     @classmethod
     def config_from_transformers(cls, config):
-        keys = ("expand_ratios", "kernel_sizes", "strides", "out_channels", "num_block_repeats")
-        default = dict(zip(keys, zip(*STAGES)))
-        columns = [config.get(key, default[key]) for key in keys]
-        width, divisor = config.get("width_coefficient", 2.0), config.get("depth_divisor", 8)
-        head = parts.divisible(1280 * width, divisor)
+        found = super().config_from_transformers(config)
+        columns = [config.get(key, row) for key, row in zip(_STAGES, zip(*STAGES), strict=True)]
+        head = parts.divisible(1280 * found["width"], found["divisor"])
         inputs = [32, *columns[3][:-1]]
         check(config, dict(pooling_type="mean", hidden_dim=head, in_channels=inputs))
-        return {
-            "stages": tuple(("mbconv", *row) for row in zip(*columns, strict=True)),
-            "width": width,
-            "depth": config.get("depth_coefficient", 3.1),
-            "divisor": divisor,
-            "squeeze": config.get("squeeze_expansion_ratio", 0.25),
-            "activation": config.get("hidden_act", "swish"),
-            "epsilon": config.get("batch_norm_eps", 0.001),
-            "padding": "fixed",
-            "symmetric": tuple(config.get("depthwise_padding", ())),
-        }
+        stages = tuple(("mbconv", *row) for row in zip(*columns, strict=True))
+        return found | {"stages": stages, "padding": "fixed"}
 
     def transformers_config(self):
-        _, expansions, kernels, strides, widths, counts = zip(*self.stages)
+        _, *columns = zip(*self.stages)
         return {
+            **super().transformers_config(),
+            **dict(zip(_STAGES, map(list, columns), strict=True)),
             "model_type": "efficientnet",
             "architectures": ["EfficientNetForImageClassification"],
-            "expand_ratios": list(expansions),
-            "kernel_sizes": list(kernels),
-            "strides": list(strides),
-            "in_channels": [self.stem_width, *widths[:-1]],
-            "out_channels": list(widths),
-            "num_block_repeats": list(counts),
-            "width_coefficient": self.width,
-            "depth_coefficient": self.depth,
-            "depth_divisor": self.divisor,
+            "in_channels": [self.stem_width, *columns[3][:-1]],
             "hidden_dim": self.scaled(self.head_width),
-            "squeeze_expansion_ratio": self.squeeze,
-            "hidden_act": self.activation,
-            "batch_norm_eps": self.epsilon,
-            "depthwise_padding": list(self.symmetric),
         }
 
 

@@ -1,87 +1,114 @@
-"""Inverted residual blocks, as MobileNet and EfficientNet have them, named as timm names them.
+"""Networks of inverted residual blocks, MobileNet and EfficientNet, named as timm names them.
 
-Sandler et al. 2018, arXiv:1801.04381; squeeze and excite: arXiv:1905.02244; fused: arXiv:2003.02838
+Sandler et al. 2018, arXiv:1801.04381; with squeeze and excite: Howard et al. 2019, arXiv:1905.02244
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from khub import layers
 
 from . import parts
+from .backbone import ImageBackbone, pooled
 
-UNITS = {  # kind of a block -> its convolutions; that with the kernel and the stride is in SPATIAL
+UNITS = {  # kind of a block -> its convolutions; those of SPATIAL have the kernel and the stride
     "conv": ("conv",),
     "separable": ("conv_dw", "conv_pw"),
     "inverted": ("conv_pw", "conv_dw", "conv_pwl"),
     "fused": ("conv_exp", "conv_pwl"),
 }
 SPATIAL = ("conv", "conv_dw", "conv_exp")
+SQUEEZE = ("se.conv_reduce", "se.conv_expand")
 
 
 @dataclass(frozen=True)
 class Block:
-    """A block: `kind` of UNITS, to `inner` channels and from them to `width`.
+    """A block: a kind of UNITS, to `inner` channels and from them to `width`.
 
     squeeze: width inside of squeeze and excite behind the depthwise convolution, 0 for none
-    gates: activations of squeeze and excite   skip: add the input where the shapes allow it
-    zeros: as of `parts.conv`
+    skip: add the input where the shapes allow it   zeros: as of `parts.conv`
     """
 
     kind: str
     inner: int
     width: int
-    kernel: int = 3
-    stride: int = 1
-    activation: str = "relu"
+    kernel: int
+    stride: int
+    activation: str
     squeeze: int = 0
-    gates: tuple = (None, "sigmoid")
     skip: bool = True
-    epsilon: float = 1e-5
     zeros: object = None
 
     def units(self):
-        """Names of (convolution, normalization) and of (reduction, expansion), in their order."""
+        """Names of (convolution, normalization) and of SQUEEZE, in their order."""
         found = [(name, f"bn{i}") for i, name in enumerate(UNITS[self.kind], 1)]
-        if self.squeeze:
-            found.insert(-1, ("se.conv_reduce", "se.conv_expand"))
-        return found
+        return [*found[:-1], SQUEEZE, found[-1]] if self.squeeze else found
 
-    def draw(self, x, name):
-        """Return the block's output for a symbolic x; the last convolution is linear."""
-        y, last = x, UNITS[self.kind][-1]
-        for unit, norm in self.units():
-            if norm == "se.conv_expand":
-                start, gate = self.gates
-                names = ("conv_reduce", "conv_expand")
-                start = start or self.activation
-                y = parts.squeeze_excite(y, self.squeeze, f"{name}.se", names, start, gate)
+    def torchvision_pairs(self):
+        """The pairs of `InvertedBackbone.block_names` for EfficientNet and MobileNetV3."""
+        leaves = [("fc1", "fc2") if pair == SQUEEZE else ("0", "1") for pair in self.units()]
+        return [(f"block.{i}.{a}", f"block.{i}.{b}") for i, (a, b) in enumerate(leaves)]
+
+
+class InvertedBackbone(ImageBackbone):
+    """A 3 x 3 convolution at stride 2, blocks, a 1 x 1 convolution."""
+
+    activation: str = "relu6"
+    epsilon: float = 1e-5
+
+    KEYS = {}  # our field -> its name in config.json of transformers and the default there
+
+    def blocks(self):
+        """Yield the name of each block, and the `Block`."""
+        raise NotImplementedError(f"{type(self).__name__} does not define blocks().")
+
+    def block_names(self, number, name, block):
+        """Return where the reference has a block, and pairs of names, the last for its units."""
+        raise NotImplementedError(f"{type(self).__name__} does not define block_names().")
+
+    @property
+    def naming(self):
+        found, names = super().naming, []
+        for number, (name, block) in enumerate(self.blocks() if found.names else ()):
+            below, pairs = self.block_names(number, name, block)
+            units = block.units()
+            for theirs, ours in zip(pairs[-len(units) :], units, strict=True):
+                names += [(f"{below}.{a}", f"{name}.{b}") for a, b in zip(theirs, ours)]
+        return replace(found, names=(*found.names, *names))
+
+    def conv(self, x, width, kernel, stride, name, norm, activation, groups=1, zeros=None):
+        """A convolution, normalized and activated."""
+        x = parts.conv(x, width, kernel, stride, groups, name=name, zeros=zeros)
+        return parts.active(parts.batch_norm(x, norm, self.epsilon), activation)
+
+    def draw_block(self, x, block, name, gates):
+        y, last = x, UNITS[block.kind][-1]
+        for unit, norm in block.units():
+            if unit == SQUEEZE[0]:
+                names = [pair.removeprefix("se.") for pair in SQUEEZE]
+                y = parts.squeeze_excite(y, block.squeeze, f"{name}.se", names, *gates)
                 continue
-            width = self.width if unit == last else self.inner
-            size = (self.kernel, self.stride) if unit in SPATIAL else (1, 1)
-            groups = width if unit == "conv_dw" else 1
-            y = parts.conv(y, width, *size, groups, name=f"{name}.{unit}", zeros=self.zeros)
-            y = parts.batch_norm(y, f"{name}.{norm}", self.epsilon)
-            y = parts.active(y, None if unit == last != "conv" else self.activation)
-        if self.skip and self.stride == 1 and parts.width_of(x) == self.width:
-            return layers.Add()([x, y])
-        return y
+            size = (block.kernel, block.stride) if unit in SPATIAL else (1, 1)
+            width = block.width if unit == last else block.inner
+            linear = unit == last and block.kind != "conv"
+            names = (f"{name}.{unit}", f"{name}.{norm}", None if linear else block.activation)
+            y = self.conv(y, width, *size, *names, width if unit == "conv_dw" else 1, block.zeros)
+        fits = block.skip and block.stride == 1 and parts.width_of(x) == block.width
+        return layers.Add()([x, y]) if fits else y
 
+    def draw_blocks(self, image, stem, zeros=None, gates=("relu", "sigmoid"), activation=None):
+        activation = activation or self.activation
+        x = self.conv(image, stem, 3, 2, "conv_stem", "bn1", activation, zeros=zeros)
+        for name, block in self.blocks():
+            x = self.draw_block(x, block, name, gates)
+        return x
 
-def conv_norm(x, width, kernel, stride, names, activation, epsilon=1e-5, zeros=None):
-    """A convolution, normalized and activated; names: of the two layers"""
-    x = parts.conv(x, width, kernel, stride, name=names[0], zeros=zeros)
-    return parts.active(parts.batch_norm(x, names[1], epsilon), activation)
+    def draw_head(self, features, num_classes, dropout):
+        x = layers.Dropout(dropout, name="dropout")(pooled(features))
+        return layers.Dense(num_classes, name="classifier")(x)
 
+    @classmethod
+    def config_from_transformers(cls, config):
+        return {ours: config.get(key, default) for ours, (key, default) in cls.KEYS.items()}
 
-def renames(block, theirs, pairs, ours):
-    """Renames of a block below `theirs`; pairs: there, the last of them for each of its units."""
-    units = block.units()
-    for pair, names in zip(pairs[-len(units) :], units, strict=True):
-        for reference, name in zip(pair, names, strict=True):
-            yield f"{theirs}.{reference}", f"{ours}.{name}"
-
-
-def torchvision_pairs(block):
-    """The pairs of `renames` for torchvision's EfficientNet and MobileNetV3."""
-    leaves = [("fc1", "fc2") if pair[0].startswith("se.") else ("0", "1") for pair in block.units()]
-    return [(f"block.{i}.{a}", f"block.{i}.{b}") for i, (a, b) in enumerate(leaves)]
+    def transformers_config(self):
+        return {key: getattr(self, ours) for ours, (key, _) in self.KEYS.items()}

@@ -7,7 +7,7 @@ from khub import layers
 from khub.fields import PositiveInt
 
 from . import inverted, mobilenet, parts
-from .backbone import ImageBackbone, ImageClassifier, Reference, check, image_family, pooled
+from .backbone import ImageClassifier, Reference, check, image_family
 from .classifier import ARGUMENTS, channel_axis, padded, scores
 from .imagenet_utils import decode_predictions, preprocessing  # noqa: F401
 from .mobilenet import Mobile, relu6
@@ -94,60 +94,34 @@ VARIANTS = {  # factors of the widths (table 4) and of the depths ("d", from tim
     "mobilenetv2_120d": dict(width=1.2, depth=1.4),
     "mobilenetv2_140": dict(width=1.4, stem_width=48, head_width=1792),
 }
-_BLOCKS = [f"blocks.{s}.{i}" for s, row in enumerate(BOTTLENECKS) for i in range(row[2])]
 _HEAD = ("classifier.*",)
-
-
-def _names(ends, first, first_pairs, later, pairs, start):
-    """Renames of a library's modules: `ends` of the network, its first block, those after it."""
-    yield from ends
-    yield from inverted.renames(inverted.Block("separable", 0, 0), first, first_pairs, _BLOCKS[0])
-    for number, name in enumerate(_BLOCKS[1:], start):
-        block = inverted.Block("inverted", 0, 0)
-        yield from inverted.renames(block, later.format(number), pairs, name)
-
-
-_TRANSFORMERS = tuple(
-    (f"{name}.convolution", f"{name}.normalization")
-    for name in ("expand_1x1", "conv_3x3", "reduce_1x1")
-)
 REFERENCES = {
     "timm": Reference(ignored=_HEAD),
     "transformers": Reference(
-        names=tuple(
-            _names(
-                (
-                    ("conv_stem.first_conv.convolution", "conv_stem"),
-                    ("conv_stem.first_conv.normalization", "bn1"),
-                    ("conv_1x1.convolution", "conv_head"),
-                    ("conv_1x1.normalization", "bn2"),
-                ),
-                *("conv_stem", _TRANSFORMERS, "layer.{}", _TRANSFORMERS, 0),
-            )
+        names=(
+            ("conv_stem.first_conv.convolution", "conv_stem"),
+            ("conv_stem.first_conv.normalization", "bn1"),
+            ("conv_1x1.convolution", "conv_head"),
+            ("conv_1x1.normalization", "bn2"),
         ),
         prefix="mobilenet_v2",
         ignored=_HEAD,
     ),
     "torchvision": Reference(
-        names=tuple(
-            _names(
-                (
-                    ("features.0.0", "conv_stem"),
-                    ("features.0.1", "bn1"),
-                    ("features.18.0", "conv_head"),
-                    ("features.18.1", "bn2"),
-                    ("classifier.1", "head.classifier"),
-                ),
-                *("features.1.conv", (("0.0", "0.1"), ("1", "2"))),
-                *("features.{}.conv", (("0.0", "0.1"), ("1.0", "1.1"), ("2", "3")), 2),
-            )
+        names=(
+            ("features.0.0", "conv_stem"),
+            ("features.0.1", "bn1"),
+            ("features.18.0", "conv_head"),
+            ("features.18.1", "bn2"),
+            ("classifier.1", "head.classifier"),
         ),
         ignored=_HEAD,
     ),
 }
+_UNITS = ("expand_1x1", "conv_3x3", "reduce_1x1")  # transformers'
 
 
-class MobileNetV2Backbone(ImageBackbone):
+class MobileNetV2Backbone(inverted.InvertedBackbone):
     """MobileNetV2, with the last 1 x 1 convolution.
 
     images (batch, height, width, 3) -> features (batch, height / 32, width / 32, head_width)
@@ -161,64 +135,62 @@ class MobileNetV2Backbone(ImageBackbone):
     head_width: PositiveInt = 1280
     divisor: PositiveInt = 8
     expansion: float = 6.0
-    activation: str = "relu6"
-    epsilon: float = 1e-5
     same: bool = False
 
     VARIANTS = VARIANTS
     REFERENCES = REFERENCES
+    KEYS = {
+        "width": ("depth_multiplier", 1.0),
+        "divisor": ("depth_divisible_by", 8),
+        "expansion": ("expand_ratio", 6.0),
+        "activation": ("hidden_act", "relu6"),
+        "epsilon": ("layer_norm_eps", 0.001),
+        "same": ("tf_padding", True),
+    }
+
+    def blocks(self):
+        before, zeros = self.stem_width, "same" if self.same else None
+        for s, (expansion, width, count, first) in enumerate(BOTTLENECKS):
+            width, kind = self.scaled(width * self.width), "inverted" if s else "separable"
+            for i in range(math.ceil(count * (self.depth if 0 < s < 6 else 1))):
+                inner = self.scaled(before * (self.expansion if s else expansion))
+                sizes = (inner, width, 3, 1 if i else first)
+                yield (
+                    f"blocks.{s}.{i}",
+                    inverted.Block(kind, *sizes, self.activation, zeros=zeros),
+                )
+                before = width
+
+    def block_names(self, number, name, block):
+        if self.reference == "transformers":
+            pairs = [(f"{unit}.convolution", f"{unit}.normalization") for unit in _UNITS]
+            return f"layer.{number - 1}" if number else "conv_stem", pairs
+        pairs = [(f"{i}.0", f"{i}.1") for i in range(2)] if number else [("0.0", "0.1")]
+        return f"features.{number + 1}.conv", [*pairs, (f"{len(pairs)}", f"{len(pairs) + 1}")]
 
     def draw(self, image):
-        options = dict(epsilon=self.epsilon, zeros="same" if self.same else None)
-        ends = (self.activation, *options.values())
-        x = inverted.conv_norm(image, self.stem_width, 3, 2, ("conv_stem", "bn1"), *ends)
-        for s, (expansion, width, count, first) in enumerate(BOTTLENECKS):
-            width = self.scaled(width * self.width)
-            for i in range(math.ceil(count * (self.depth if 0 < s < 6 else 1))):
-                inner = parts.width_of(x)
-                inner = self.scaled(inner * self.expansion) if expansion > 1 else inner
-                kind, stride = "inverted" if s else "separable", 1 if i else first
-                block = inverted.Block(kind, inner, width, 3, stride, self.activation, **options)
-                x = block.draw(x, f"blocks.{s}.{i}")
-        return inverted.conv_norm(x, self.head_width, 1, 1, ("conv_head", "bn2"), *ends)
+        x = self.draw_blocks(image, self.stem_width, "same" if self.same else None)
+        return self.conv(x, self.head_width, 1, 1, "conv_head", "bn2", self.activation)
 
     def scaled(self, width):
         exact = self.reference != "transformers"
         return parts.divisible(width if exact else round(width), self.divisor)
 
-    def draw_head(self, features, num_classes, dropout):
-        x = layers.Dropout(dropout, name="dropout")(pooled(features))
-        return layers.Dense(num_classes, name="classifier")(x)
-
     @classmethod
     def config_from_transformers(cls, config):
-        width, divisor = config.get("depth_multiplier", 1.0), config.get("depth_divisible_by", 8)
+        found = super().config_from_transformers(config)
+        width, divisor = found["width"], found["divisor"]
         check(config, dict(output_stride=32, first_layer_is_expansion=True, min_depth=divisor))
-        fixed = config.get("finegrained_output", True) and width < 1
         stem, head = (parts.divisible(round(n * width), divisor) for n in (32, 1280))
-        return {
-            "width": width,
-            "divisor": divisor,
-            "stem_width": stem,
-            "head_width": 1280 if fixed else head,
-            "expansion": config.get("expand_ratio", 6.0),
-            "activation": config.get("hidden_act", "relu6"),
-            "epsilon": config.get("layer_norm_eps", 0.001),
-            "same": config.get("tf_padding", True),
-        }
+        fixed = config.get("finegrained_output", True) and width < 1
+        return found | {"stem_width": stem, "head_width": 1280 if fixed else head}
 
     def transformers_config(self):
-        return {
+        return super().transformers_config() | {
             "model_type": "mobilenet_v2",
             "architectures": ["MobileNetV2ForImageClassification"],
-            "depth_multiplier": self.width,
-            "depth_divisible_by": self.divisor,
             "min_depth": self.divisor,
-            "expand_ratio": self.expansion,
             "finegrained_output": self.head_width == 1280,
-            "hidden_act": self.activation,
-            "layer_norm_eps": self.epsilon,
-            "tf_padding": self.same,
         }
 
 

@@ -4,7 +4,7 @@ from khub import layers, ops
 from khub.fields import PositiveInt
 
 from . import inverted, parts
-from .backbone import ImageBackbone, ImageClassifier, Reference, image_family
+from .backbone import ImageClassifier, Reference, image_family
 from .classifier import channel_axis
 
 # arXiv:2404.10518, tables 11 to 15. A stage: width and blocks. A block: kernels of its depthwise
@@ -90,7 +90,7 @@ class MultiQueryAttention(layers.Layer):
         return ops.moveaxis(y, -1, 1) if first else y
 
 
-class MobileNetV4Backbone(ImageBackbone):
+class MobileNetV4Backbone(inverted.InvertedBackbone):
     """MobileNetV4: universal inverted bottlenecks, in the hybrids with attention between them.
 
     images (batch, height, width, 3) -> features (batch, height / 32, width / 32, 960)
@@ -113,30 +113,30 @@ class MobileNetV4Backbone(ImageBackbone):
     VARIANTS = VARIANTS
     REFERENCES = {"timm": Reference(ignored=("conv_head.*", "norm_head.*", "classifier.*"))}
 
-    def draw(self, image):
-        names = ("conv_stem", "bn1")
-        x = inverted.conv_norm(image, self.stem_width, 3, 2, names, self.activation)
+    def blocks(self):
+        """Yield those before the bottlenecks."""
         for s, (inner, outer) in enumerate(self.start):
             outer = self.scaled(outer)
             if self.fused:
-                block = inverted.Block("fused", 4 * self.stem_width, outer, 3, 2, self.activation)
-                x = block.draw(x, f"blocks.{s}.0")
-                continue
-            for k, row in enumerate(((self.scaled(inner), 3, 2), (outer, 1, 1))):
-                block = f"blocks.{s}.{k}"
-                x = inverted.conv_norm(x, *row, (f"{block}.conv", f"{block}.bn1"), self.activation)
-        for s, (width, blocks) in enumerate(self.stages, len(self.start)):
-            width, last = self.scaled(width), s == len(self.start) + len(self.stages) - 1
-            for k, code in enumerate(blocks.split()):
-                name = f"blocks.{s}.{k}"
+                rows = [("fused", 4 * self.stem_width, outer, 3, 2)]
+            else:
+                rows = [("conv", 0, self.scaled(inner), 3, 2), ("conv", 0, outer, 1, 1)]
+            for i, row in enumerate(rows):
+                yield f"blocks.{s}.{i}", inverted.Block(*row, self.activation, skip=False)
+
+    def draw(self, image):
+        x, last = self.draw_blocks(image, self.stem_width), len(self.stages) - 1
+        for s, (width, blocks) in enumerate(self.stages):
+            for i, code in enumerate(blocks.split()):
+                name = f"blocks.{s + len(self.start)}.{i}"
                 if code == "mqa":
-                    y = self.attention(x, self.head_widths[last], 1 if last else 2, name)
+                    y = self.attention(x, self.head_widths[s == last], 1 if s == last else 2, name)
                 else:
-                    y = self.bottleneck(x, *map(int, code), width, 1 if k else 2, name)
+                    y = self.bottleneck(x, *map(int, code), width, 1 if i else 2, name)
                 y = LayerScale(name=f"{name}.layer_scale")(y) if self.layer_scale else y
-                x = layers.Add()([x, y]) if k else y
-        names = (f"blocks.{s + 1}.0.conv", f"blocks.{s + 1}.0.bn1")
-        return inverted.conv_norm(x, self.scaled(960), 1, 1, names, self.activation)
+                x = layers.Add()([x, y]) if i else y
+        name = f"blocks.{last + 1 + len(self.start)}.0"
+        return self.conv(x, self.scaled(960), 1, 1, f"{name}.conv", f"{name}.bn1", self.activation)
 
     def scaled(self, width):
         return parts.divisible(width * self.width)
@@ -149,35 +149,30 @@ class MobileNetV4Backbone(ImageBackbone):
             ("dw_start", start, before, None),
             ("pw_exp", 1, inner, self.activation),
             ("dw_mid", middle, inner, self.activation),
-            ("pw_proj", 1, width, None),
+            ("pw_proj", 1, self.scaled(width), None),
         ):
             if kernel:
                 step = stride if unit == ("dw_mid" if middle else "dw_start") else 1
+                names = (f"{name}.{unit}.conv", f"{name}.{unit}.bn")
                 groups = out if unit.startswith("dw") else 1
-                x = parts.conv(x, out, kernel, step, groups, name=f"{name}.{unit}.conv")
-                x = parts.active(parts.batch_norm(x, f"{name}.{unit}.bn"), activation)
+                x = self.conv(x, out, kernel, step, *names, activation, groups)
         return x
 
     def attention(self, x, head_width, stride, name):
         """Keys and values from a smaller image where the stride is 2."""
-        width = parts.width_of(x)
-        x = parts.batch_norm(x, f"{name}.norm")
-        query = parts.conv(x, self.heads * head_width, name=f"{name}.attn.query.proj")
-        pair = []
-        for role in ("key", "value"):
-            y, below = x, f"{name}.attn.{role}"
-            if stride > 1:
-                y = parts.conv(y, width, 3, stride, width, name=f"{below}.down_conv")
-                y = parts.batch_norm(y, f"{below}.norm")
-            pair.append(parts.conv(y, head_width, name=f"{below}.proj"))
-        y = MultiQueryAttention()(query, *pair)
-        return parts.conv(y, width, name=f"{name}.attn.output.proj")
+        width, pair = parts.width_of(x), []
+        x, name = parts.batch_norm(x, f"{name}.norm"), f"{name}.attn"
+        query = parts.conv(x, self.heads * head_width, name=f"{name}.query.proj")
+        for role in (f"{name}.key", f"{name}.value"):
+            names = (f"{role}.down_conv", f"{role}.norm")
+            y = x if stride == 1 else self.conv(x, width, 3, stride, *names, None, width)
+            pair.append(parts.conv(y, head_width, name=f"{role}.proj"))
+        return parts.conv(MultiQueryAttention()(query, *pair), width, name=f"{name}.output.proj")
 
     def draw_head(self, features, num_classes, dropout):
         x = layers.GlobalAveragePooling2D(keepdims=True, name="pool")(features)
-        x = inverted.conv_norm(x, 1280, 1, 1, ("conv_head", "norm_head"), self.activation)
-        x = layers.Dropout(dropout, name="dropout")(layers.Flatten()(x))
-        return layers.Dense(num_classes, name="classifier")(x)
+        x = self.conv(x, 1280, 1, 1, "conv_head", "norm_head", self.activation)
+        return super().draw_head(x, num_classes, dropout)
 
 
 class MobileNetV4ImageClassifier(ImageClassifier):

@@ -43,7 +43,13 @@ def test_channels_first(tmp_path):
 
 def test_pyramid_has_the_levels():
     backbone = MobileNetV4Backbone.variant("mobilenetv4_conv_small_035")
-    image = khub.ops.zeros((1, 64, 64, 3))
+    image = khub.ops.zeros((1, 64, 64, 3), "float32")
     levels = backbone.feature_pyramid()(image)
     channels = {level: x.shape[-1] for level, x in levels.items()}
-    assert channels == {"P1": 32, "P2": 16, "P3": 24, "P4": 32, "P5": 336}
+    assert channels == {
+        "P1": 32,
+        "P2": 16,
+        "P3": 72,
+        "P4": 192,
+        "P5": 336,
+    }  # expanded by stage 3, 4

@@ -1,7 +1,6 @@
 """EfficientNet. Tan & Le 2019, arXiv:1905.11946."""
 
 import math
-from dataclasses import replace
 from functools import partial
 from string import ascii_lowercase
 
@@ -9,7 +8,7 @@ from khub import initializers, layers
 from khub.fields import Choice, PositiveInt, Rate
 
 from . import inverted, parts
-from .backbone import ImageClassifier, Reference, check, image_family
+from .backbone import ImageClassifier, check, image_family
 from .classifier import Architecture, channel_axis, padded
 from .imagenet_utils import decode_predictions, preprocessing  # noqa: F401
 
@@ -205,28 +204,6 @@ _TINY = zip((*_ROWS[:2], _ROWS[1], _ROWS[3], _ROWS[3]), (16, 24, 32, 48, 64))
 _TINY = tuple((*row, width, 1) for row, width in _TINY)
 NETWORKS["test_efficientnet"] = dict(stages=_TINY, stem_width=24, head_width=256)
 
-_HEAD = ("classifier.*",)
-REFERENCES = {
-    "timm": Reference(ignored=_HEAD),
-    "transformers": Reference(
-        names=(
-            ("embeddings.convolution", "conv_stem"),
-            ("embeddings.batchnorm", "bn1"),
-            ("encoder.top_conv", "conv_head"),
-            ("encoder.top_bn", "bn2"),
-        ),
-        prefix="efficientnet",
-        ignored=_HEAD,
-    ),
-    "torchvision": Reference(
-        names=(
-            ("features.0.0", "conv_stem"),
-            ("features.0.1", "bn1"),
-            ("classifier.1", "head.classifier"),
-        ),
-        ignored=_HEAD,
-    ),
-}
 _PAIRS = (
     ("expansion.expand_conv", "expansion.expand_bn"),
     ("depthwise_conv.depthwise_conv", "depthwise_conv.depthwise_norm"),
@@ -260,7 +237,10 @@ class EfficientNetBackbone(inverted.InvertedBackbone):
     symmetric: tuple = ()
 
     VARIANTS = NETWORKS
-    REFERENCES = REFERENCES
+    REFERENCES = inverted.references(
+        ("embeddings.convolution", "embeddings.batchnorm", "encoder.top_conv", "encoder.top_bn"),
+        "efficientnet",
+    )
     KEYS = {
         "width": ("width_coefficient", 2.0),
         "depth": ("depth_coefficient", 3.1),
@@ -297,14 +277,6 @@ class EfficientNetBackbone(inverted.InvertedBackbone):
             return f"encoder.blocks.{number}", _PAIRS
         _, stage, i = name.split(".")
         return f"features.{int(stage) + 1}.{i}", block.torchvision_pairs()
-
-    @property
-    def naming(self):
-        found, last = super().naming, f"features.{len(self.stages) + 1}"
-        if self.reference != "torchvision":
-            return found
-        names = ((f"{last}.0", "conv_head"), (f"{last}.1", "bn2"))
-        return replace(found, names=(*found.names, *names))
 
     def draw(self, image):
         stem, head = self.scaled(self.stem_width), self.scaled(self.head_width)

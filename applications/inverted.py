@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from khub import layers
 
 from . import parts
-from .backbone import ImageBackbone, pooled
+from .backbone import ImageBackbone, Reference, pooled
 
 UNITS = {  # kind of a block -> its convolutions; those of SPATIAL have the kernel and the stride
     "conv": ("conv",),
@@ -18,6 +18,17 @@ UNITS = {  # kind of a block -> its convolutions; those of SPATIAL have the kern
 }
 SPATIAL = ("conv", "conv_dw", "conv_exp")
 SQUEEZE = ("se.conv_reduce", "se.conv_expand")
+HEAD = ("conv_head.*", "norm_head.*", "classifier.*")  # tensors of a classifier's head
+
+
+def references(ends, prefix):
+    """REFERENCES with transformers' names of the first and the last convolution and their norms."""
+    names = tuple(zip(ends, ("conv_stem", "bn1", "conv_head", "bn2"), strict=True))
+    return {
+        "timm": Reference(ignored=HEAD),
+        "transformers": Reference(names, prefix, HEAD),
+        "torchvision": Reference((("classifier.1", "head.classifier"),), ignored=HEAD),
+    }
 
 
 @dataclass(frozen=True)
@@ -55,6 +66,7 @@ class InvertedBackbone(ImageBackbone):
     activation: str = "relu6"
     epsilon: float = 1e-5
 
+    last = ("conv_head", "bn2")  # the layers of the 1 x 1 convolution
     KEYS = {}  # our field -> its name in config.json of transformers and the default there
 
     def blocks(self):
@@ -68,11 +80,17 @@ class InvertedBackbone(ImageBackbone):
     @property
     def naming(self):
         found, names = super().naming, []
-        for number, (name, block) in enumerate(self.blocks() if found.names else ()):
+        if self.reference == "timm":
+            return found
+        for number, (name, block) in enumerate(self.blocks()):
             below, pairs = self.block_names(number, name, block)
             units = block.units()
             for theirs, ours in zip(pairs[-len(units) :], units, strict=True):
                 names += [(f"{below}.{a}", f"{name}.{b}") for a, b in zip(theirs, ours)]
+        if self.reference == "torchvision":
+            last = int(below.split(".")[1]) + 1
+            places = ("features.0.0", "features.0.1", f"features.{last}.0", f"features.{last}.1")
+            names += zip(places, ("conv_stem", "bn1", *self.last))
         return replace(found, names=(*found.names, *names))
 
     def conv(self, x, width, kernel, stride, name, norm, activation, groups=1, zeros=None):

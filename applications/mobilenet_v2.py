@@ -7,7 +7,7 @@ from khub import layers
 from khub.fields import PositiveInt
 
 from . import inverted, mobilenet, parts
-from .backbone import ImageClassifier, Reference, check, image_family
+from .backbone import ImageClassifier, check, image_family
 from .classifier import ARGUMENTS, channel_axis, padded, scores
 from .imagenet_utils import decode_predictions, preprocessing  # noqa: F401
 from .mobilenet import Mobile, relu6
@@ -94,31 +94,9 @@ VARIANTS = {  # factors of the widths (table 4) and of the depths ("d", from tim
     "mobilenetv2_120d": dict(width=1.2, depth=1.4),
     "mobilenetv2_140": dict(width=1.4, stem_width=48, head_width=1792),
 }
-_HEAD = ("classifier.*",)
-REFERENCES = {
-    "timm": Reference(ignored=_HEAD),
-    "transformers": Reference(
-        names=(
-            ("conv_stem.first_conv.convolution", "conv_stem"),
-            ("conv_stem.first_conv.normalization", "bn1"),
-            ("conv_1x1.convolution", "conv_head"),
-            ("conv_1x1.normalization", "bn2"),
-        ),
-        prefix="mobilenet_v2",
-        ignored=_HEAD,
-    ),
-    "torchvision": Reference(
-        names=(
-            ("features.0.0", "conv_stem"),
-            ("features.0.1", "bn1"),
-            ("features.18.0", "conv_head"),
-            ("features.18.1", "bn2"),
-            ("classifier.1", "head.classifier"),
-        ),
-        ignored=_HEAD,
-    ),
-}
-_UNITS = ("expand_1x1", "conv_3x3", "reduce_1x1")  # transformers'
+_LAYER = "{}.convolution", "{}.normalization"  # transformers'
+_UNITS = [[n.format(unit) for n in _LAYER] for unit in ("expand_1x1", "conv_3x3", "reduce_1x1")]
+_ENDS = [n.format(end) for end in ("conv_stem.first_conv", "conv_1x1") for n in _LAYER]
 
 
 class MobileNetV2Backbone(inverted.InvertedBackbone):
@@ -138,7 +116,7 @@ class MobileNetV2Backbone(inverted.InvertedBackbone):
     same: bool = False
 
     VARIANTS = VARIANTS
-    REFERENCES = REFERENCES
+    REFERENCES = inverted.references(_ENDS, "mobilenet_v2")
     KEYS = {
         "width": ("depth_multiplier", 1.0),
         "divisor": ("depth_divisible_by", 8),
@@ -163,8 +141,7 @@ class MobileNetV2Backbone(inverted.InvertedBackbone):
 
     def block_names(self, number, name, block):
         if self.reference == "transformers":
-            pairs = [(f"{unit}.convolution", f"{unit}.normalization") for unit in _UNITS]
-            return f"layer.{number - 1}" if number else "conv_stem", pairs
+            return f"layer.{number - 1}" if number else "conv_stem", _UNITS
         pairs = [(f"{i}.0", f"{i}.1") for i in range(2)] if number else [("0.0", "0.1")]
         return f"features.{number + 1}.conv", [*pairs, (f"{len(pairs)}", f"{len(pairs) + 1}")]
 

@@ -111,7 +111,7 @@ class MobileNetV4Backbone(inverted.InvertedBackbone):
     activation: str = "relu"
 
     VARIANTS = VARIANTS
-    REFERENCES = {"timm": Reference(ignored=("conv_head.*", "norm_head.*", "classifier.*"))}
+    REFERENCES = {"timm": Reference(ignored=inverted.HEAD)}
 
     def blocks(self):
         """Yield those before the bottlenecks."""

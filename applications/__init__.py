@@ -27,6 +27,7 @@ _FAMILIES = {
 BACKBONES = {
     "efficientnet": "EfficientNet",
     "mobilenet_v2": "MobileNetV2",
+    "mobilenet_v3": "MobileNetV3",
     "mobilenet_v4": "MobileNetV4",
     "resnet": "ResNet",
 }

@@ -241,6 +241,7 @@ class EfficientNetBackbone(inverted.InvertedBackbone):
         ("embeddings.convolution", "embeddings.batchnorm", "encoder.top_conv", "encoder.top_bn"),
         "efficientnet",
     )
+    COARSE = ("b5", "b6", "b7", "v2_s", "v2_m", "v2_l")
     KEYS = {
         "width": ("width_coefficient", 2.0),
         "depth": ("depth_coefficient", 3.1),

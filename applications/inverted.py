@@ -67,7 +67,14 @@ class InvertedBackbone(ImageBackbone):
     epsilon: float = 1e-5
 
     last = ("conv_head", "bn2")  # the layers of the 1 x 1 convolution
+    COARSE = ()  # ends of the variants that have the epsilon 1e-3 in torchvision
     KEYS = {}  # our field -> its name in config.json of transformers and the default there
+
+    @classmethod
+    def variant(cls, name, **overrides):
+        if overrides.get("reference") == "torchvision" and name.endswith(cls.COARSE):
+            overrides = {"epsilon": 1e-3, **overrides}
+        return super().variant(name, **overrides)
 
     def blocks(self):
         """Yield the name of each block, and the `Block`."""

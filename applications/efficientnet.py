@@ -295,7 +295,9 @@ class EfficientNetBackbone(inverted.InvertedBackbone):
         return found | {"stages": stages, "padding": "fixed"}
 
     def transformers_config(self):
-        _, *columns = zip(*self.stages)
+        kinds, *columns = zip(*self.stages)
+        if {*kinds} != {"mbconv"} or self.padding != "fixed":
+            raise ValueError("transformers has no EfficientNetV2, and only the padding 'fixed'.")
         return {
             **super().transformers_config(),
             **dict(zip(_STAGES, map(list, columns), strict=True)),

@@ -4,6 +4,7 @@ Sandler et al. 2018, arXiv:1801.04381; with squeeze and excite: Howard et al. 20
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from khub import layers
 
@@ -84,7 +85,7 @@ class InvertedBackbone(ImageBackbone):
         """Return where the reference has a block, and pairs of names, the last for its units."""
         raise NotImplementedError(f"{type(self).__name__} does not define block_names().")
 
-    @property
+    @cached_property
     def naming(self):
         found, names = super().naming, []
         if self.reference == "timm":

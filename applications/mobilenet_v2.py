@@ -85,7 +85,7 @@ preprocess_input = preprocessing(_architecture.mode)
 
 # --- the hub's: as timm, torchvision and transformers have them ---------------------------------
 
-VARIANTS = {  # factors of the widths (table 4) and of the depths ("d", from timm)
+VARIANTS = {  # factors of the widths (section 6.1) and, of those with "d" (timm's), of the depths
     "mobilenetv2_035": dict(width=0.35, stem_width=16),
     "mobilenetv2_050": dict(width=0.5, stem_width=16),
     "mobilenetv2_075": dict(width=0.75, stem_width=24),
@@ -163,6 +163,8 @@ class MobileNetV2Backbone(inverted.InvertedBackbone):
         return found | {"stem_width": stem, "head_width": 1280 if fixed else head}
 
     def transformers_config(self):
+        if self.depth != 1:
+            raise ValueError(f"transformers has no MobileNetV2 of depth {self.depth}, only of 1.")
         return super().transformers_config() | {
             "model_type": "mobilenet_v2",
             "architectures": ["MobileNetV2ForImageClassification"],

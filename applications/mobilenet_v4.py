@@ -7,8 +7,8 @@ from . import inverted, parts
 from .backbone import ImageClassifier, Reference, image_family
 from .classifier import channel_axis
 
-# arXiv:2404.10518, tables 11 to 15. A stage: width and blocks. A block: kernels of its depthwise
-# convolutions (0: none) and the expansion; "mqa": attention
+# The paper's appendix. A stage: width and blocks. A block: kernels of its depthwise convolutions
+# (0: none) and the expansion; "mqa": attention
 VARIANTS = {
     "mobilenetv4_conv_small": dict(
         start=((32, 32), (96, 64)),

@@ -56,6 +56,12 @@ def test_refuses_what_it_does_not_draw():
         EfficientNetBackbone.config_from_transformers(config)
 
 
+def test_refuses_to_save_what_transformers_does_not_read(tmp_path):
+    backbone = EfficientNetBackbone.variant("efficientnetv2_s", reference="transformers")
+    with pytest.raises(ValueError, match="transformers has no"):
+        backbone.save_to_preset(str(tmp_path / "ours"))
+
+
 def test_torchvisions_weights(tmp_path):
     found = checks.torchvision_opens("efficientnet_b0", "efficientnet_b0", tmp_path, (32, 32))
     assert found <= 1e-4

@@ -42,6 +42,12 @@ def test_refuses_what_it_does_not_draw(option):
         MobileNetV2Backbone.config_from_transformers(config)
 
 
+def test_refuses_to_save_what_transformers_does_not_read(tmp_path):
+    backbone = MobileNetV2Backbone.variant("mobilenetv2_110d", reference="transformers")
+    with pytest.raises(ValueError, match="transformers has no"):
+        backbone.save_to_preset(str(tmp_path / "ours"))
+
+
 def test_torchvisions_weights(tmp_path):
     found = checks.torchvision_opens("mobilenet_v2", "mobilenetv2_100", tmp_path, (32, 32))
     assert found <= 1e-4

@@ -13,7 +13,6 @@ VARIANTS = {
     "mobilenetv4_conv_small": dict(
         start=((32, 32), (96, 64)),
         stages=((96, "553 032 032 032 032 304"), (128, "336 554 054 053 034 034")),
-        fused=False,
     ),
     "mobilenetv4_conv_medium": dict(
         stages=(
@@ -94,15 +93,14 @@ class MobileNetV4Backbone(inverted.InvertedBackbone):
     """MobileNetV4: universal inverted bottlenecks, in the hybrids with attention between them.
 
     images (batch, height, width, 3) -> features (batch, height / 32, width / 32, 960)
-    start: of each stage before, (inner, outer) width of a 3 x 3 and a 1 x 1 convolution
-    fused: they are one block   stages: width and blocks of each, see VARIANTS
+    start: of each stage before, widths of a 3 x 3 and a 1 x 1 convolution; of a first width 0
+    a fused block, from four times the stem's   stages: width and blocks of each, see VARIANTS
     width: factor of all widths except the stem's   heads, head_widths: of attention; the widths in
     the last two stages   layer_scale: the blocks' outputs are scaled
     """
 
     stages: tuple
-    start: tuple = ((128, 48),)
-    fused: bool = True
+    start: tuple = ((0, 48),)
     stem_width: PositiveInt = 32
     width: float = 1.0
     heads: PositiveInt = 4
@@ -117,9 +115,8 @@ class MobileNetV4Backbone(inverted.InvertedBackbone):
         """Yield those before the bottlenecks."""
         for s, (inner, outer) in enumerate(self.start):
             outer = self.scaled(outer)
-            if self.fused:
-                rows = [("fused", 4 * self.stem_width, outer, 3, 2)]
-            else:
+            rows = [("fused", 4 * self.stem_width, outer, 3, 2)]
+            if inner:
                 rows = [("conv", 0, self.scaled(inner), 3, 2), ("conv", 0, outer, 1, 1)]
             for i, row in enumerate(rows):
                 yield f"blocks.{s}.{i}", inverted.Block(*row, self.activation, skip=False)

@@ -36,8 +36,6 @@ def test_parameters_are_as_many_as_timms(name):
 
 
 def test_channels_first(tmp_path):
-    if khub.backend.backend() == "tensorflow":
-        pytest.skip("TensorFlow has no such convolutions on a CPU")
     assert checks.timm_opens_channels_first("mobilenetv4_hybrid_medium_075", tmp_path) <= 1e-4
 
 

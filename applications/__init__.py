@@ -25,11 +25,19 @@ _FAMILIES = {
 }
 # families of the hub: module -> stem of its classes' names; imported where presets are looked up
 BACKBONES = {
+BACKBONES = {
     "convnext": "ConvNeXt",
     "cspdarknet": "CSPDarkNet",
+    "densenet": "DenseNet",
+    "efficientnet": "EfficientNet",
     "keras_backbone": "Keras",
+    "mobilenet_v2": "MobileNetV2",
+    "mobilenet_v3": "MobileNetV3",
+    "mobilenet_v4": "MobileNetV4",
     "regnet": "RegNet",
     "resnet": "ResNet",
+    "vgg16": "VGG",
+}
 }
 CONSTRUCTORS = {name: module for module, names in _FAMILIES.items() for name in names.split()}
 CLASSES = {

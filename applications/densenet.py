@@ -1,7 +1,10 @@
 """DenseNet: each layer sees the features of all before it. Huang et al. 2016, arXiv:1608.06993."""
 
 from khub import layers
+from khub.fields import PositiveInt
 
+from . import parts
+from .backbone import ImageBackbone, ImageClassifier, Reference, image_family, pooled
 from .classifier import Architecture, channel_axis
 from .imagenet_utils import decode_predictions, preprocessing  # noqa: F401
 from .resnet import norm, relu
@@ -57,3 +60,58 @@ DenseNet121, DenseNet169, DenseNet201 = (
 )
 
 preprocess_input = preprocessing(_architecture.mode)
+
+
+# --- the hub's: as timm and torchvision have them ------------------------------------------------
+
+
+class DenseNetBackbone(ImageBackbone):
+    """DenseNet, with the normalization and activation at its end.
+
+    images (batch, height, width, 3) -> features (batch, height / 32, width / 32, channels)
+    num_layers: of each dense block   growth: channels that a layer adds
+    """
+
+    num_layers: tuple
+    growth: PositiveInt = GROWTH
+    stem_width: PositiveInt = 64
+
+    VARIANTS = {  # table 1; 161 of the authors' repository
+        "densenet121": dict(num_layers=(6, 12, 24, 16)),
+        "densenet161": dict(num_layers=(6, 12, 36, 24), growth=48, stem_width=96),
+        "densenet169": dict(num_layers=(6, 12, 32, 32)),
+        "densenet201": dict(num_layers=(6, 12, 48, 32)),
+    }
+    REFERENCES = {name: Reference(ignored=("classifier.*",)) for name in ("timm", "torchvision")}
+
+    def draw(self, image):
+        x = parts.conv(image, self.stem_width, 7, 2, name="features.conv0")
+        x = parts.max_pool(self.active(x, "features.norm0"))
+        for stage, count in enumerate(self.num_layers, 1):
+            for i in range(1, count + 1):
+                name = f"features.denseblock{stage}.denselayer{i}"
+                y = self.active(x, f"{name}.norm1")
+                y = parts.conv(y, 4 * self.growth, name=f"{name}.conv1")
+                y = self.active(y, f"{name}.norm2")
+                y = parts.conv(y, self.growth, 3, name=f"{name}.conv2")
+                x = layers.Concatenate(channel_axis())([x, y])
+            if stage < len(self.num_layers):
+                name = f"features.transition{stage}"
+                x = self.active(x, f"{name}.norm")
+                x = parts.conv(x, parts.width_of(x) // 2, name=f"{name}.conv")
+                x = layers.AveragePooling2D(2)(x)
+        return self.active(x, f"features.norm{stage + 1}")
+
+    def active(self, x, name):
+        return parts.active(parts.batch_norm(x, name), "relu")
+
+    def draw_head(self, features, num_classes, dropout):
+        x = layers.Dropout(dropout, name="dropout")(pooled(features))
+        return layers.Dense(num_classes, name="classifier")(x)
+
+
+class DenseNetImageClassifier(ImageClassifier):
+    """A class of an image, by a DenseNet."""
+
+
+image_family("densenet", DenseNetBackbone, DenseNetImageClassifier)

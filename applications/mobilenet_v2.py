@@ -1,10 +1,13 @@
 """MobileNetV2: inverted residuals, linear bottlenecks. Sandler et al. 2018, arXiv:1801.04381."""
 
+import math
 from functools import partial
 
 from khub import layers
+from khub.fields import PositiveInt
 
-from . import mobilenet
+from . import inverted, mobilenet, parts
+from .backbone import ImageClassifier, check, image_family
 from .classifier import ARGUMENTS, channel_axis, padded, scores
 from .imagenet_utils import decode_predictions, preprocessing  # noqa: F401
 from .mobilenet import Mobile, relu6
@@ -78,3 +81,106 @@ _architecture = Mobile(
 MobileNetV2 = _architecture.constructor("MobileNetV2", None, 224)
 
 preprocess_input = preprocessing(_architecture.mode)
+
+
+# --- the hub's: as timm, torchvision and transformers have them ---------------------------------
+
+VARIANTS = {  # factors of the widths (section 6.1) and, of those with "d" (timm's), of the depths
+    "mobilenetv2_035": dict(width=0.35, stem_width=16),
+    "mobilenetv2_050": dict(width=0.5, stem_width=16),
+    "mobilenetv2_075": dict(width=0.75, stem_width=24),
+    "mobilenetv2_100": dict(),
+    "mobilenetv2_110d": dict(width=1.1, depth=1.2),
+    "mobilenetv2_120d": dict(width=1.2, depth=1.4),
+    "mobilenetv2_140": dict(width=1.4, stem_width=48, head_width=1792),
+}
+_LAYER = "{}.convolution", "{}.normalization"  # transformers'
+_UNITS = [[n.format(unit) for n in _LAYER] for unit in ("expand_1x1", "conv_3x3", "reduce_1x1")]
+_ENDS = [n.format(end) for end in ("conv_stem.first_conv", "conv_1x1") for n in _LAYER]
+
+
+class MobileNetV2Backbone(inverted.InvertedBackbone):
+    """MobileNetV2, with the last 1 x 1 convolution.
+
+    images (batch, height, width, 3) -> features (batch, height / 32, width / 32, head_width)
+    width, depth: factors of the widths, which are multiples of `divisor`, and of the numbers of
+    blocks   expansion: of the inner width   same: zeros as TensorFlow puts them
+    """
+
+    width: float = 1.0
+    depth: float = 1.0
+    stem_width: PositiveInt = 32
+    head_width: PositiveInt = 1280
+    divisor: PositiveInt = 8
+    expansion: float = 6.0
+    same: bool = False
+
+    VARIANTS = VARIANTS
+    REFERENCES = inverted.references(_ENDS, "mobilenet_v2")
+    KEYS = {
+        "width": ("depth_multiplier", 1.0),
+        "divisor": ("depth_divisible_by", 8),
+        "expansion": ("expand_ratio", 6.0),
+        "activation": ("hidden_act", "relu6"),
+        "epsilon": ("layer_norm_eps", 0.001),
+        "same": ("tf_padding", True),
+    }
+
+    def blocks(self):
+        before, zeros = self.stem_width, "same" if self.same else None
+        for s, (expansion, width, count, first) in enumerate(BOTTLENECKS):
+            width, kind = self.scaled(width * self.width), "inverted" if s else "separable"
+            for i in range(math.ceil(count * (self.depth if 0 < s < 6 else 1))):
+                inner = self.scaled(before * (self.expansion if s else expansion))
+                sizes = (inner, width, 3, 1 if i else first)
+                yield (
+                    f"blocks.{s}.{i}",
+                    inverted.Block(kind, *sizes, self.activation, zeros=zeros),
+                )
+                before = width
+
+    def block_names(self, number, name, block):
+        if self.reference == "transformers":
+            return f"layer.{number - 1}" if number else "conv_stem", _UNITS
+        pairs = [(f"{i}.0", f"{i}.1") for i in range(2)] if number else [("0.0", "0.1")]
+        return f"features.{number + 1}.conv", [*pairs, (f"{len(pairs)}", f"{len(pairs) + 1}")]
+
+    def draw(self, image):
+        x = self.draw_blocks(image, self.stem_width, "same" if self.same else None)
+        return self.conv(x, self.head_width, 1, 1, "conv_head", "bn2", self.activation)
+
+    def scaled(self, width):
+        exact = self.reference != "transformers"
+        return parts.divisible(width if exact else round(width), self.divisor)
+
+    @classmethod
+    def config_from_transformers(cls, config):
+        found = super().config_from_transformers(config)
+        width, divisor = found["width"], found["divisor"]
+        check(config, dict(output_stride=32, first_layer_is_expansion=True, min_depth=divisor))
+        stem, head = (parts.divisible(round(n * width), divisor) for n in (32, 1280))
+        fixed = config.get("finegrained_output", True) and width < 1
+        return found | {"stem_width": stem, "head_width": 1280 if fixed else head}
+
+    def transformers_config(self):
+        if self.depth != 1:
+            raise ValueError(f"transformers has no MobileNetV2 of depth {self.depth}, only of 1.")
+        return super().transformers_config() | {
+            "model_type": "mobilenet_v2",
+            "architectures": ["MobileNetV2ForImageClassification"],
+            "min_depth": self.divisor,
+            "finegrained_output": self.head_width == 1280,
+        }
+
+
+class MobileNetV2ImageClassifier(ImageClassifier):
+    """A class of an image, by a MobileNetV2."""
+
+
+image_family(
+    "mobilenet_v2",
+    MobileNetV2Backbone,
+    MobileNetV2ImageClassifier,
+    ("mobilenet_v2",),
+    ("MobileNetV2ForImageClassification",),
+)

@@ -1,7 +1,12 @@
 """MobileNetV3, with squeeze and excitation and hard swish. Howard et al. 2019, arXiv:1905.02244."""
 
-from khub import layers
+from itertools import groupby
 
+from khub import layers
+from khub.fields import Choice
+
+from . import inverted, parts
+from .backbone import ImageClassifier, Reference, image_family
 from .classifier import channel_axis
 from .imagenet_utils import decode_predictions, preprocessing  # noqa: F401
 from .mobilenet import Mobile
@@ -129,3 +134,81 @@ MobileNetV3Large, MobileNetV3Small = (
 )
 
 preprocess_input = preprocessing(_architecture.mode)
+
+
+# --- the hub's: as timm and torchvision have them ------------------------------------------------
+
+NETWORKS = {
+    "mobilenetv3_small_050": dict(size="small", width=0.5),
+    "mobilenetv3_small_075": dict(size="small", width=0.75),
+    "mobilenetv3_small_100": dict(size="small"),
+    "mobilenetv3_large_075": dict(size="large", width=0.75),
+    "mobilenetv3_large_100": dict(size="large"),
+}
+
+
+class MobileNetV3Backbone(inverted.InvertedBackbone):
+    """MobileNetV3, to the last 1 x 1 convolution before the mean.
+
+    images (batch, height, width, 3) -> features (batch, height / 32, width / 32, 6 * the width)
+    size: table of the blocks   width: factor of all widths except the stem's
+    """
+
+    size: Choice("small", "large") = "large"
+    width: float = 1.0
+
+    VARIANTS = NETWORKS
+    REFERENCES = {
+        "timm": Reference(ignored=inverted.HEAD),
+        "torchvision": Reference(
+            names=(("classifier.0", "head.conv_head"), ("classifier.3", "head.classifier")),
+            ignored=("classifier.*",),
+        ),
+    }
+    COARSE = ("",)
+
+    @property
+    def table(self):
+        return VARIANTS[f"MobileNetV3{self.size.capitalize()}"]
+
+    @property
+    def last(self):
+        """Blocks of one width are a stage."""
+        stages = len({row[2] for row in self.table["blocks"]})
+        return f"blocks.{stages}.0.conv", f"blocks.{stages}.0.bn1"
+
+    def blocks(self):
+        channels, before = 16, 16  # those here, and those of the table
+        stages = groupby(self.table["blocks"], lambda row: row[2])
+        for s, (width, rows) in enumerate(stages):
+            for i, (kernel, inner, _, excitation, swish, stride) in enumerate(rows):
+                inner = eights(inner / before * channels)
+                kind = "inverted" if s else "separable"
+                squeeze = eights(inner / 4) if excitation else 0
+                options = (stride, "hard_silu" if swish else "relu", squeeze)
+                channels, before = eights(width * self.width), width
+                yield f"blocks.{s}.{i}", inverted.Block(kind, inner, channels, kernel, *options)
+
+    def block_names(self, number, name, block):
+        return f"features.{number + 1}", block.torchvision_pairs()
+
+    def draw(self, image):
+        gates = ("relu", "hard_sigmoid")
+        x = self.draw_blocks(image, 16, gates=gates, activation="hard_silu")
+        return self.conv(x, eights(6 * parts.width_of(x)), 1, 1, *self.last, "hard_silu")
+
+    def draw_head(self, features, num_classes, dropout):
+        keeps = self.reference != "torchvision"  # the sizes of 1 in the weights
+        x = layers.GlobalAveragePooling2D(keepdims=keeps, name="pool")(features)
+        hidden = (self.table["hidden"], *(1,) * keeps)
+        x = (layers.Conv2D if keeps else layers.Dense)(*hidden, name="conv_head")(x)
+        x = parts.active(x if not keeps else layers.Flatten()(x), "hard_silu")
+        x = layers.Dropout(dropout, name="dropout")(x)
+        return layers.Dense(num_classes, name="classifier")(x)
+
+
+class MobileNetV3ImageClassifier(ImageClassifier):
+    """A class of an image, by a MobileNetV3."""
+
+
+image_family("mobilenet_v3", MobileNetV3Backbone, MobileNetV3ImageClassifier)

@@ -16,11 +16,14 @@ def pad(x, before, after=None):
     return layers.ZeroPadding2D((sizes, sizes))(x) if any(sizes) else x
 
 
-def conv(x, width, kernel=1, stride=1, groups=1, bias=False, name=None):
-    """A convolution between zeros as PyTorch puts them: kernel // 2 on every side."""
+def conv(x, width, kernel=1, stride=1, groups=1, bias=False, name=None, zeros=None):
+    """A convolution between zeros as PyTorch puts them: kernel // 2 on every side.
+
+    zeros: where it strides, "same" as Keras puts them, or their numbers (before, after)
+    """
     padding = "same"
-    if stride > 1 and kernel > 1:  # there "same" of Keras has more zeros at the end
-        x, padding = pad(x, kernel // 2), "valid"
+    if stride > 1 and kernel > 1 and zeros != "same":  # "same" has more zeros at the end
+        x, padding = pad(x, *(zeros or (kernel // 2,))), "valid"
     options = dict(padding=padding, use_bias=bias, name=name)
     if groups == width == width_of(x) and groups > 1:
         start = initializers.VarianceScaling(2.0, "fan_in", "truncated_normal")

@@ -1,8 +1,11 @@
 """VGG with 16 and 19 weighted layers. Simonyan and Zisserman 2014, arXiv:1409.1556."""
 
 from khub import layers
+from khub.fields import PositiveInt
 
-from .classifier import Architecture
+from . import parts
+from .backbone import ImageBackbone, ImageClassifier, Reference, image_family
+from .classifier import Architecture, channel_axis
 from .imagenet_utils import decode_predictions, preprocessing  # noqa: F401
 
 WIDTHS = (64, 128, 256, 512, 512)
@@ -37,3 +40,76 @@ VGG16, VGG19 = (
 )
 
 preprocess_input = preprocessing(_architecture.mode)
+
+
+# --- the hub's: as timm and torchvision have them ------------------------------------------------
+
+NETWORKS = {  # table 1, columns A, B, D and E
+    f"{name}{suffix}": dict(convolutions=convolutions, normalized=suffix == "_bn")
+    for name, convolutions in {
+        "vgg11": (1, 1, 2, 2, 2),
+        "vgg13": (2, 2, 2, 2, 2),
+        "vgg16": CONVOLUTIONS["VGG16"],
+        "vgg19": CONVOLUTIONS["VGG19"],
+    }.items()
+    for suffix in ("", "_bn")
+}
+
+
+class VGGBackbone(ImageBackbone):
+    """VGG without its dense layers.
+
+    images (batch, height, width, 3) -> features (batch, height / 32, width / 32, 512)
+    convolutions: of each block   normalized: each by its batch (arXiv:1502.03167)
+    hidden: width of the two layers in a classifier's head
+    """
+
+    convolutions: tuple
+    normalized: bool = False
+    hidden: PositiveInt = 4096
+
+    VARIANTS = NETWORKS
+    REFERENCES = {
+        "timm": Reference(ignored=("pre_logits.*", "head.*")),
+        "torchvision": Reference(
+            names=(
+                ("classifier.0", "head.pre_logits.fc1"),
+                ("classifier.3", "head.pre_logits.fc2"),
+                ("classifier.6", "head.head.fc"),
+            ),
+            ignored=("classifier.*",),
+        ),
+    }
+
+    def draw(self, image):
+        x, place = image, 0
+        for width, count in zip(WIDTHS, self.convolutions, strict=True):
+            for _ in range(count):
+                x = parts.conv(x, width, 3, bias=True, name=f"features.{place}")
+                if self.normalized:
+                    place += 1
+                    x = parts.batch_norm(x, f"features.{place}")
+                x, place = parts.active(x, "relu"), place + 2
+            x, place = layers.MaxPooling2D(2)(x), place + 1
+        return x
+
+    def draw_head(self, features, num_classes, dropout):
+        """timm's is a convolution over every 7 x 7, torchvision's has the mean of 7 x 7 parts."""
+        x, flat = features, self.reference == "torchvision"
+        if flat:
+            x = layers.AdaptiveAveragePooling2D(7)(x)
+            x = layers.Permute((3, 1, 2))(x) if channel_axis() == -1 else x
+            x = layers.Flatten()(x)
+        for name, kernel in (("pre_logits.fc1", 7), ("pre_logits.fc2", 1)):
+            layer = layers.Dense if flat else layers.Conv2D
+            x = layer(self.hidden, *() if flat else (kernel,), activation="relu", name=name)(x)
+            x = layers.Dropout(dropout)(x)
+        x = x if flat else layers.GlobalAveragePooling2D(name="pool")(x)
+        return layers.Dense(num_classes, name="head.fc")(x)
+
+
+class VGGImageClassifier(ImageClassifier):
+    """A class of an image, by a VGG."""
+
+
+image_family("vgg", VGGBackbone, VGGImageClassifier)

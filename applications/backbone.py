@@ -149,23 +149,28 @@ class ImageBackbone(Presettable, Functional):
 
     # --- weights ---------------------------------------------------------------------------------
     @property
+    def naming(self):
+        """The `Reference` whose names the weights have in files."""
+        return self.REFERENCES[self.reference]
+
+    @property
     def weight_map(self):
-        names = self.REFERENCES[self.reference].names
+        names = self.naming.names
         return (("", ""), *((a, b) for a, b in names if not b.startswith("head.")))
 
     @property
     def head_map(self):
         """The weight map of a classifier's head."""
-        names = self.REFERENCES[self.reference].names
+        names = self.naming.names
         return (("", "head"), *((a, b) for a, b in names if b.startswith("head.")))
 
     @property
     def reference_prefix(self):
-        return self.REFERENCES[self.reference].prefix
+        return self.naming.prefix
 
     @property
     def ignored(self):
-        return self.REFERENCES[self.reference].ignored
+        return self.naming.ignored
 
     # --- presets ---------------------------------------------------------------------------------
     @classmethod

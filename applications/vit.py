@@ -10,6 +10,7 @@ from khub import initializers, layers, ops
 from khub.backend.windows import channels_first
 from khub.fields import Choice, PositiveInt, Rate
 from khub.models.functional import Functional
+from khub.ops.symbolic import KerasTensor
 
 from ..presets.weights import LAYOUTS
 from . import parts
@@ -248,8 +249,8 @@ class Block(layers.Layer):
         self.ls1, self.ls2 = scales or (None, None)
         self.drop = layers.Dropout(self.drop_path, (None, 1, 1), **own)
 
-    def compute_output_shape(self, shape):
-        return shape
+    def compute_output_spec(self, x, training=None):
+        return KerasTensor(x.shape, self.compute_dtype)  # tracing every block takes a second
 
     def call(self, x, training=None):
         for normalize, branch, scale in (

@@ -162,10 +162,11 @@ def test_gradient(tmp_path):
     assert np.abs(found - want).max() <= 1e-3 * np.abs(want).max()
 
 
-def test_variants_are_timms():
-    for name, options in VARIANTS.items():
+@pytest.mark.parametrize("step", [9, pytest.param(1, marks=pytest.mark.slow)])
+def test_variants_are_timms(step):
+    for name, options in list(VARIANTS.items())[::step]:
         with torch.device("meta"):
-            theirs = timm.create_model(name)
+            theirs = timm.create_model(name, weight_init="skip")
         block = theirs.blocks[0]
         assert options["image_shape"][:2] == theirs.patch_embed.img_size, name
         assert options.get("epsilon", 1e-6) == block.norm1.eps, name

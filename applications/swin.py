@@ -6,13 +6,12 @@ import numpy as np
 
 from khub import initializers, layers, ops
 from khub.backend.windows import channels_first
-from khub.fields import Choice, PositiveInt, Rate
+from khub.fields import PositiveInt, Rate
 from khub.models.functional import Functional
-from khub.ops.symbolic import KerasTensor
 
 from . import parts
 from .backbone import ImageBackbone, ImageClassifier, Reference, check, image_family, pooled
-from .vit import ACTIVATIONS, MLP, dense, norm
+from .vit import MLP, Attention, Block, arguments, dense, norm
 
 SIZES = {  # width, blocks and heads of each stage (arXiv:2103.14030, section 3.3)
     "tiny": (96, (2, 2, 6, 2), (3, 6, 12, 24)),
@@ -23,72 +22,59 @@ SIZES = {  # width, blocks and heads of each stage (arXiv:2103.14030, section 3.
 VARIANTS = {
     f"swin_{size}_patch4_window{window}_{image}": {
         **dict(zip(("hidden_dim", "num_blocks", "num_heads"), SIZES[size])),
-        "window": window,
-        "image_shape": (image, image, 3),
+        **dict(window=window, image_shape=(image, image, 3)),
     }
     for window, image, sizes in ((7, 224, SIZES), (12, 384, ("base", "large")))
     for size in sizes
 }
-_parts = tuple(
-    f"encoder.layers.{{i}}.blocks.{{i}}.attention.self.{p}" for p in ("query", "key", "value")
+
+MOST = 8  # stages that have names in other libraries
+TABLE = "relative_position_bias_table"
+_their, _our = "encoder.layers.{i}.blocks.{i}", "layers.{i}.blocks.{i}"
+TRANSFORMERS = (
+    ("embeddings.patch_embeddings.projection", "patch_embed.proj"),
+    ("embeddings.norm", "patch_embed.norm"),
+    *((f"encoder.layers.{i}.downsample", f"layers.{i + 1}.downsample") for i in range(MOST)),
+    (
+        tuple(f"{_their}.attention.self.{part}" for part in ("query", "key", "value")),
+        f"{_our}.attn.qkv",
+    ),
+    (f"{_their}.attention.self.{TABLE}", f"{_our}.attn.{TABLE}"),
+    (f"{_their}.attention.output.dense", f"{_our}.attn.proj"),
+    (f"{_their}.layernorm_before", f"{_our}.norm1"),
+    (f"{_their}.layernorm_after", f"{_our}.norm2"),
+    (f"{_their}.intermediate.dense", f"{_our}.mlp.fc1"),
+    (f"{_their}.output.dense", f"{_our}.mlp.fc2"),
+    ("layernorm", "norm"),
+    ("classifier", "head.head.fc"),
 )
-_tables = "attention.self.relative_position_bias_table", "attn.relative_position_bias_table"
-_ours, _theirs = "layers.{i}.blocks.{i}", "encoder.layers.{i}.blocks.{i}"
-MOST = 8  # stages
+TORCHVISION = (
+    ("features.0.0", "patch_embed.proj"),
+    ("features.0.2", "patch_embed.norm"),
+    *((f"features.{2 * i}", f"layers.{i}.downsample") for i in range(1, MOST)),
+    *(
+        (f"features.{2 * i + 1}.{{i}}{theirs}", f"layers.{i}.blocks.{{i}}{ours}")
+        for i in range(MOST)
+        for theirs, ours in (("", ""), (".mlp.0", ".mlp.fc1"), (".mlp.3", ".mlp.fc2"))
+    ),
+    ("head", "head.head.fc"),
+)
+INDEX = "*.relative_position_index"
 REFERENCES = {
-    "timm": Reference(ignored=("head.*", "*.relative_position_index", "*.attn_mask")),
-    "transformers": Reference(
-        names=(
-            ("embeddings.patch_embeddings.projection", "patch_embed.proj"),
-            ("embeddings.norm", "patch_embed.norm"),
-            *(
-                (f"encoder.layers.{i}.downsample", f"layers.{i + 1}.downsample")
-                for i in range(MOST)
-            ),
-            (_parts, f"{_ours}.attn.qkv"),
-            *(
-                (f"{_theirs}.{theirs}", f"{_ours}.{ours}")
-                for theirs, ours in (
-                    _tables,
-                    ("attention.output.dense", "attn.proj"),
-                    ("layernorm_before", "norm1"),
-                    ("layernorm_after", "norm2"),
-                    ("intermediate.dense", "mlp.fc1"),
-                    ("output.dense", "mlp.fc2"),
-                )
-            ),
-            ("layernorm", "norm"),
-            ("classifier", "head.head.fc"),
-        ),
-        prefix="swin",
-        ignored=("classifier.*", "*.relative_position_index", "embeddings.mask_token"),
-    ),
-    "torchvision": Reference(
-        names=(
-            ("features.0.0", "patch_embed.proj"),
-            ("features.0.2", "patch_embed.norm"),
-            *(
-                pair
-                for i in range(MOST)
-                for pair in (
-                    (f"features.{2 * i}", f"layers.{i}.downsample"),
-                    (f"features.{2 * i + 1}.{{i}}", f"layers.{i}.blocks.{{i}}"),
-                    (f"features.{2 * i + 1}.{{i}}.mlp.0", f"layers.{i}.blocks.{{i}}.mlp.fc1"),
-                    (f"features.{2 * i + 1}.{{i}}.mlp.3", f"layers.{i}.blocks.{{i}}.mlp.fc2"),
-                )
-            ),
-            ("head", "head.head.fc"),
-        ),
-        ignored=("head.*", "*.relative_position_index"),
-    ),
+    "timm": Reference(ignored=("head.*", INDEX, "*.attn_mask")),
+    "transformers": Reference(TRANSFORMERS, "swin", ("classifier.*", INDEX)),
+    "torchvision": Reference(TORCHVISION, ignored=("head.*", INDEX)),
 }
-
-
-TIMM_ARGUMENTS = {  # its model_args -> the backbone's arguments
+CONFIG = {  # transformers' -> the backbone's
     "embed_dim": "hidden_dim",
     "depths": "num_blocks",
     "num_heads": "num_heads",
     "window_size": "window",
+    "patch_size": "patch_size",
+    "mlp_ratio": "mlp_ratio",
+    "hidden_act": "activation",
+    "qkv_bias": "qkv_bias",
+    "layer_norm_eps": "epsilon",
 }
 
 
@@ -103,25 +89,28 @@ def offsets(rows, columns):
 
 @cache
 def regions(size, window, shift):
-    """The part of the image that each place of each window comes from: int (windows, places).
+    """Which part of the image each place of each window is from: int (windows, 1, places).
 
     A shifted image has parts at its border that were not neighbours.
     """
-    parts = []
-    for n, w, s in zip(size, window, shift, strict=True):
-        places = np.arange(n)
-        parts.append((places >= n - w).astype("int32") + (places >= n - s if s else 0))
-    whole = 3 * parts[0][:, None] + parts[1]
-    (rows, columns), (height, width) = window, size
-    whole = whole.reshape(height // rows, rows, width // columns, columns)
-    return whole.transpose(0, 2, 1, 3).reshape(-1, rows * columns).astype("int32")
+    y, x = (
+        (np.arange(n) >= n - w).astype("int32") + (s > 0) * (np.arange(n) >= n - s)
+        for n, w, s in zip(size, window, shift, strict=True)
+    )
+    (down, rows), (across, columns) = ((n // w, w) for n, w in zip(size, window))
+    found = (3 * y[:, None] + x).reshape(down, rows, across, columns).transpose(0, 2, 1, 3)
+    return found.reshape(-1, 1, rows * columns)
 
 
 def rolled(x, shift):
     return ops.roll(x, shift, axis=(1, 2)) if any(shift) else x
 
 
-class WindowAttention(layers.Layer):
+def padded(x, below, right):
+    return ops.pad(x, ((0, 0), (0, below), (0, right), (0, 0))) if below or right else x
+
+
+class WindowAttention(Attention):
     """Attention among the places of each window, with a bias for each offset between two of them.
 
     x: (batch, height, width, channels) -> same
@@ -130,95 +119,44 @@ class WindowAttention(layers.Layer):
     transformers moves it along both axes or none
     """
 
-    heads: PositiveInt
     window: tuple
     shifted: bool
-    bias: bool = True
-    reference: str = "timm"
+    reference: str
 
     def build(self, shape):
-        count = np.prod([2 * n - 1 for n in self.window])
+        super().build(shape)
+        sizes = (np.prod([2 * n - 1 for n in self.window]), self.heads)
         start = initializers.TruncatedNormal(stddev=0.02)
-        name = "relative_position_bias_table"
-        self.relative_position_bias_table = self.add_weight((count, self.heads), start, name=name)
-        self.qkv = dense(self, shape[-1], 3 * shape[-1], use_bias=self.bias)
-        self.proj = dense(self, shape[-1], shape[-1])
+        self.relative_position_bias_table = self.add_weight(sizes, start, name=TABLE)
 
     def call(self, x):
         batch, height, width, channels = ops.shape(x)
         rows, columns = self.window
-        below, right = -height % rows, -width % columns
-        size = (height + below, width + right)
-        shift = tuple(
-            w // 2 if self.shifted and n > w else 0
-            for n, w in zip((height, width), self.window, strict=True)
-        )
-        if self.reference == "transformers" and 0 in shift:
-            shift = (0, 0)
+        shift = tuple(self.shifted * (n > w) * w // 2 for n, w in zip((height, width), self.window))
+        shift = (0, 0) if self.reference == "transformers" and 0 in shift else shift
         back, early = tuple(-s for s in shift), self.reference == "timm"
-        x = rolled(x, back) if early else x
-        if below or right:
-            x = ops.pad(x, ((0, 0), (0, below), (0, right), (0, 0)))
-        x = x if early else rolled(x, back)
+        x = padded(rolled(x, back) if early else x, -height % rows, -width % columns)
+        size, x = tuple(ops.shape(x)[1:3]), x if early else rolled(x, back)
         down, across = size[0] // rows, size[1] // columns
         x = ops.reshape(x, (batch, down, rows, across, columns, channels))
-        x = ops.transpose(x, (0, 1, 3, 2, 4, 5))
-        split = (-1, rows * columns, 3, self.heads, channels // self.heads)
-        qkv = self.qkv(ops.reshape(x, (-1, rows * columns, channels)))
-        qkv = ops.reshape(qkv, split)
-        q, k, v = (qkv[:, :, i] for i in range(3))
-        x = ops.dot_product_attention(q, k, v, bias=self._bias(batch, size, shift))
-        x = self.proj(ops.reshape(x, (-1, rows * columns, channels)))
+        x = ops.reshape(ops.transpose(x, (0, 1, 3, 2, 4, 5)), (-1, rows * columns, channels))
+        x = self.attend(x, self._bias(batch, size, shift))
         x = ops.reshape(x, (batch, down, across, rows, columns, channels))
         x = ops.reshape(ops.transpose(x, (0, 1, 3, 2, 4, 5)), (batch, *size, channels))
-        x = x if early else rolled(x, shift)
-        x = x[:, :height, :width] if below or right else x
+        x = (x if early else rolled(x, shift))[:, :height, :width]
         return rolled(x, shift) if early else x
 
     def _bias(self, batch, size, shift):
         """What is added to the scores: (batch * windows or 1, heads, places, places)."""
-        places = self.window[0] * self.window[1]
-        bias = ops.take(self.relative_position_bias_table, offsets(*self.window), axis=0)
-        bias = ops.transpose(ops.reshape(bias, (places, places, self.heads)), (2, 0, 1))[None]
+        rows, columns = self.window
+        bias = ops.take(self.relative_position_bias_table, offsets(rows, columns), axis=0)
+        bias = ops.reshape(bias, (1, rows * columns, rows * columns, self.heads))
+        bias = ops.transpose(bias, (0, 3, 1, 2))
         if not any(shift):
             return bias
         part = ops.convert_to_tensor(regions(size, tuple(self.window), shift))
-        near = ops.equal(part[:, None, :, None], part[:, None, None, :])
-        bias = bias + ops.where(near, 0.0, -100.0)
+        bias = bias + ops.where(part[..., None] == part[:, :, None], 0.0, -100.0)
         return ops.tile(bias, (batch, 1, 1, 1))
-
-
-class SwinBlock(layers.Layer):
-    """x + attn(norm1(x)), then the same with mlp.  x: (batch, height, width, channels) -> same"""
-
-    heads: PositiveInt
-    window: tuple
-    shifted: bool
-    bias: bool
-    reference: str
-    mlp_ratio: float
-    activation: str
-    epsilon: float
-    drop_path: Rate
-
-    def build(self, shape):
-        own = {"dtype": self.dtype_policy}
-        self.norm1, self.norm2 = (norm(self, shape[-1], self.epsilon) for _ in range(2))
-        window = (self.heads, self.window, self.shifted, self.bias, self.reference)
-        self.attn = WindowAttention(*window, **own)
-        self.mlp = MLP(int(shape[-1] * self.mlp_ratio), self.activation, **own)
-        for part in (self.attn, self.mlp):
-            part.build(shape)
-        self.drop = layers.Dropout(self.drop_path, (None, 1, 1, 1), **own)
-
-    def compute_output_spec(self, x, training=None):
-        return KerasTensor(x.shape, self.compute_dtype)
-
-    def call(self, x, training=None):
-        for normalize, branch in ((self.norm1, self.attn), (self.norm2, self.mlp)):
-            y = branch(normalize(x))
-            x = x + (self.drop(y, training=training) if self.drop_path else y)
-        return x
 
 
 class PatchMerging(layers.Layer):
@@ -233,12 +171,10 @@ class PatchMerging(layers.Layer):
 
     def call(self, x):
         batch, height, width, channels = ops.shape(x)
-        if height % 2 or width % 2:
-            x = ops.pad(x, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)))
-        size = (-(-height // 2), -(-width // 2))
+        x, size = padded(x, height % 2, width % 2), (-(-height // 2), -(-width // 2))
         x = ops.reshape(x, (batch, size[0], 2, size[1], 2, channels))
-        x = ops.transpose(x, (0, 1, 3, 4, 2, 5))
-        return self.reduction(self.norm(ops.reshape(x, (batch, *size, 4 * channels))))
+        x = ops.reshape(ops.transpose(x, (0, 1, 3, 4, 2, 5)), (batch, *size, 4 * channels))
+        return self.reduction(self.norm(x))
 
 
 # --- the backbone --------------------------------------------------------------------------------
@@ -257,7 +193,7 @@ class SwinBackbone(ImageBackbone):
     window: PositiveInt = 7
     patch_size: PositiveInt = 4
     mlp_ratio: float = 4.0
-    activation: Choice(*ACTIVATIONS) = "gelu"
+    activation: str = "gelu"
     qkv_bias: bool = True
     epsilon: float = 1e-5
     drop_path: Rate = 0.0
@@ -267,41 +203,28 @@ class SwinBackbone(ImageBackbone):
     REFERENCES = REFERENCES
 
     def draw(self, image):
-        start = initializers.TruncatedNormal(stddev=0.02)
-        size = self.patch_size
-        options = dict(kernel_initializer=start, name="patch_embed.proj")
+        size, start = self.patch_size, initializers.TruncatedNormal(stddev=0.02)
         before = [(0, -(n or 0) % size) for n in self.image_shape[:2]]
         image = layers.ZeroPadding2D(before)(image) if np.any(before) else image
+        options = dict(kernel_initializer=start, name="patch_embed.proj")
         x = layers.Conv2D(self.hidden_dim, size, size, **options)(image)
         x = layers.Permute((2, 3, 1))(x) if channels_first(None) else x
         x = parts.layer_norm(x, "patch_embed.norm", 1e-5)
-        done, last, self._levels = 0, max(sum(self.num_blocks) - 1, 1), []
+        rates = iter(np.linspace(0, self.drop_path, sum(self.num_blocks)).tolist())
+        self._levels = []
         for stage, (count, heads) in enumerate(zip(self.num_blocks, self.num_heads, strict=True)):
             x = PatchMerging(name=f"layers.{stage}.downsample")(x) if stage else x
-            window = self._window(x)
+            least = x.shape[1:3] if self.reference == "timm" else (None, None)
+            window = tuple(min(self.window, n or self.window) for n in least)
             for i in range(count):
-                x = SwinBlock(
-                    heads,
-                    window,
-                    i % 2 == 1,
-                    self.qkv_bias,
-                    self.reference,
-                    self.mlp_ratio,
-                    self.activation,
-                    self.epsilon,
-                    self.drop_path * (done + i) / last,
-                    name=f"layers.{stage}.blocks.{i}",
-                )(x)
-            done += count
+                options = (window, i % 2 == 1, self.reference, heads, self.qkv_bias)
+                attention = WindowAttention(*options)
+                mlp = MLP(int(x.shape[-1] * self.mlp_ratio), self.activation)
+                name = f"layers.{stage}.blocks.{i}"
+                x = Block(attention, mlp, self.epsilon, next(rates), name=name)(x)
             self._levels.append(x)
         x = self._levels[-1] = parts.layer_norm(x, "norm", self.epsilon)
         return self._placed(x)
-
-    def _window(self, x):
-        """Its size for these features: timm's are never larger than an image."""
-        least = [n or self.window for n in x.shape[1:3]]
-        timm = self.reference == "timm"
-        return tuple(min(self.window, n) if timm else self.window for n in least)
 
     def _placed(self, x):
         return layers.Permute((3, 1, 2))(x) if channels_first(None) else x
@@ -316,45 +239,15 @@ class SwinBackbone(ImageBackbone):
         return Functional(self.input, levels, name=f"{self.name}_pyramid")
 
     @classmethod
-    def config_from_timm(cls, config):
-        found, other = super().config_from_timm(config), dict(config.get("model_args") or {})
-        if size := other.pop("img_size", None):
-            found["image_shape"] = (*((size, size) if isinstance(size, int) else size), 3)
-        check(other, dict.fromkeys(other.keys() - TIMM_ARGUMENTS.keys()))
-        return found | {TIMM_ARGUMENTS[name]: value for name, value in other.items()}
-
-    @classmethod
     def config_from_transformers(cls, config):
-        check(config, {"num_channels": 3, "use_absolute_embeddings": False})
-        size = config.get("image_size", 224)
-        return {
-            "hidden_dim": config.get("embed_dim", 96),
-            "num_blocks": tuple(config.get("depths", (2, 2, 6, 2))),
-            "num_heads": tuple(config.get("num_heads", (3, 6, 12, 24))),
-            "window": config.get("window_size", 7),
-            "patch_size": config.get("patch_size", 4),
-            "mlp_ratio": config.get("mlp_ratio", 4.0),
-            "activation": config.get("hidden_act", "gelu"),
-            "qkv_bias": config.get("qkv_bias", True),
-            "epsilon": config.get("layer_norm_eps", 1e-5),
-            "image_shape": (*((size, size) if isinstance(size, int) else size), 3),
-        }
+        check(config, {"use_absolute_embeddings": False})
+        return arguments(config, CONFIG)
 
     def transformers_config(self):
-        height, width, _ = self.image_shape
-        return {
+        return {theirs: getattr(self, ours) for theirs, ours in CONFIG.items()} | {
             "model_type": "swin",
             "architectures": ["SwinForImageClassification"],
-            "embed_dim": self.hidden_dim,
-            "depths": list(self.num_blocks),
-            "num_heads": list(self.num_heads),
-            "window_size": self.window,
-            "patch_size": self.patch_size,
-            "mlp_ratio": self.mlp_ratio,
-            "hidden_act": self.activation,
-            "qkv_bias": self.qkv_bias,
-            "layer_norm_eps": self.epsilon,
-            "image_size": height if height == width else [height, width],
+            "image_size": list(self.image_shape[:2]),
         }
 
 
@@ -362,10 +255,5 @@ class SwinImageClassifier(ImageClassifier):
     """A class of an image, by a Swin transformer."""
 
 
-image_family(
-    "swin",
-    SwinBackbone,
-    SwinImageClassifier,
-    ("swin",),
-    ("SwinForImageClassification",),
-)
+ARCHITECTURES = ("SwinForImageClassification",)
+image_family("swin", SwinBackbone, SwinImageClassifier, ("swin",), ARCHITECTURES)

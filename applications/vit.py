@@ -2,13 +2,12 @@
 
 import math
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 
 from khub import initializers, layers, ops
 from khub.backend.windows import channels_first
-from khub.fields import Choice, PositiveInt, Rate
+from khub.fields import Activation, Choice, PositiveInt, Rate
 from khub.models.functional import Functional
 from khub.ops.symbolic import KerasTensor
 
@@ -25,22 +24,19 @@ SIZES = {  # layers, heads, hidden and MLP width (arXiv:2010.11929, table 1; arX
     "large": (24, 16, 1024, 4096),
     "huge": (32, 16, 1280, 5120),
     "giant": (40, 16, 1408, 6144),
-    "gap": (12, 16, 768, 3072),  # one of timm's own
     "dino": (40, 24, 1536, 4096),  # arXiv:2304.07193, table 17
 }
 MEAN = dict(pooling="mean", class_token=False, num_positioned=0)
 REGISTERS = MEAN | dict(num_registers=4, fc_norm=True)
 DEIT3 = dict(layer_scale=1e-6, num_positioned=0)  # arXiv:2204.07118
 DISTILLED = dict(pooling="distilled", distillation_token=True, num_positioned=2)  # arXiv:2012.12877
-DINO = dict(layer_scale=1e-5, image_shape=(518, 518, 3))  # arXiv:2304.07193
+DINO = dict(layer_scale=1e-5)  # arXiv:2304.07193
 DINO_REGISTERS = DINO | dict(num_registers=4, num_positioned=0)  # arXiv:2309.16588
 CLIP = dict(pre_norm=True, epsilon=1e-5)  # arXiv:2103.00020
-QUICK = CLIP | dict(activation="quick_gelu")
 VARIANTS = {
     name.format(size, image): {
         **dict(zip(("num_layers", "num_heads", "hidden_dim", "mlp_dim"), SIZES[size])),
-        "patch_size": patch,
-        "image_shape": (image, image, 3),
+        **dict(patch_size=patch, image_shape=(image, image, 3)),
         **options,
     }
     for name, patch, images, sizes, options in (
@@ -48,21 +44,16 @@ VARIANTS = {
         ("vit_{}_patch14_{}", 14, (224,), "large huge giant", {}),
         ("vit_{}_patch16_{}", 16, (224, 384), "tiny small base large", {}),
         ("vit_{}_patch32_{}", 32, (224, 384), "small base large", {}),
-        ("vit_{}_patch16_224_miil", 16, (224,), "base", dict(qkv_bias=False)),
-        ("vit_base_patch16_gap_224", 16, (224,), "gap", MEAN),
-        ("vit_{}_patch16_gap_224", 16, (224,), "giant", MEAN),
-        ("vit_{}_patch14_gap_224", 14, (224,), "huge", MEAN),
-        ("vit_{}_patch16_gap_448", 16, (448,), "huge", MEAN),
+        ("vit_{}_patch14_gap_{}", 14, (224,), "huge", MEAN),
+        ("vit_{}_patch16_gap_{}", 16, (224,), "giant", MEAN),
+        ("vit_{}_patch16_gap_{}", 16, (448,), "huge", MEAN),
         ("vit_{}_patch16_reg4_gap_{}", 16, (256,), "base", REGISTERS),
-        ("vit_{}_patch16_reg4_gap_{}", 16, (256,), "medium", REGISTERS | dict(layer_scale=1e-5)),
-        ("vit_{}_patch16_siglip_gap_{}", 16, (224, 256, 384, 512), "base", MEAN),
+        ("vit_{}_patch16_reg4_gap_{}", 16, (256,), "medium", REGISTERS | DINO),
+        ("vit_{}_patch16_siglip_gap_{}", 16, (224, 256, 384), "base", MEAN),
         ("vit_{}_patch16_siglip_gap_{}", 16, (256, 384), "large", MEAN),
         ("vit_{}_patch16_clip_{}", 16, (224, 384), "base", CLIP),
         ("vit_{}_patch32_clip_{}", 32, (224, 256, 384, 448), "base", CLIP),
         ("vit_{}_patch14_clip_{}", 14, (224, 336), "large huge", CLIP),
-        ("vit_{}_patch16_clip_quickgelu_{}", 16, (224,), "base", QUICK),
-        ("vit_{}_patch32_clip_quickgelu_{}", 32, (224,), "base", QUICK),
-        ("vit_{}_patch14_clip_quickgelu_{}", 14, (224, 336), "large", QUICK),
         ("deit_{}_patch16_{}", 16, (224,), "tiny small base", {}),
         ("deit_{}_patch16_{}", 16, (384,), "base", {}),
         ("deit_{}_distilled_patch16_{}", 16, (224,), "tiny small base", DISTILLED),
@@ -81,81 +72,82 @@ VARIANTS = {
 
 TOKENS = ("cls_token", "dist_token", "reg_token", "pos_embed")
 HEAD = ("head.*", "head_dist.*", "fc_norm.*", "classifier.*", "*_classifier.*", "heads.*")
-_attention, _output = "encoder.layer.{i}.attention.attention", "encoder.layer.{i}.attention.output"
+_their, _our, _vision = "encoder.layer.{i}", "blocks.{i}", "encoder.layers.encoder_layer_{i}"
 TRANSFORMERS = (
     ("embeddings.cls_token", "tokens.cls_token"),
     ("embeddings.distillation_token", "tokens.dist_token"),
     ("embeddings.register_tokens", "tokens.reg_token"),
     ("embeddings.position_embeddings", "tokens.pos_embed"),
     ("embeddings.patch_embeddings.projection", "patch_embed.proj"),
-    (tuple(f"{_attention}.{part}" for part in ("query", "key", "value")), "blocks.{i}.attn.qkv"),
-    (f"{_output}.dense", "blocks.{i}.attn.proj"),
+    (
+        tuple(f"{_their}.attention.attention.{part}" for part in ("query", "key", "value")),
+        f"{_our}.attn.qkv",
+    ),
+    (f"{_their}.attention.output.dense", f"{_our}.attn.proj"),
     ("layernorm", "norm"),
     ("classifier", "head.head"),
 )
-VIT = (  # model types "vit" and "deit"
-    *TRANSFORMERS,
-    ("encoder.layer.{i}.layernorm_before", "blocks.{i}.norm1"),
-    ("encoder.layer.{i}.layernorm_after", "blocks.{i}.norm2"),
-    ("encoder.layer.{i}.intermediate.dense", "blocks.{i}.mlp.fc1"),
-    ("encoder.layer.{i}.output.dense", "blocks.{i}.mlp.fc2"),
+VIT = (
+    (f"{_their}.layernorm_before", f"{_our}.norm1"),
+    (f"{_their}.layernorm_after", f"{_our}.norm2"),
+    (f"{_their}.intermediate.dense", f"{_our}.mlp.fc1"),
+    (f"{_their}.output.dense", f"{_our}.mlp.fc2"),
 )
-TEACHER = (
-    *VIT[: len(TRANSFORMERS) - 1],
-    *VIT[len(TRANSFORMERS) :],
-    ("cls_classifier", "head.head"),
-    ("distillation_classifier", "head.head_dist"),
-)
+TEACHER = (("cls_classifier", "head.head"), ("distillation_classifier", "head.head_dist"))
 DINOV2 = (
-    *TRANSFORMERS,
-    ("encoder.layer.{i}", "blocks.{i}"),
-    *((f"encoder.layer.{{i}}.layer_scale{n}.lambda1", f"blocks.{{i}}.ls{n}.gamma") for n in (1, 2)),
+    (_their, _our),
+    (f"{_their}.layer_scale1.lambda1", f"{_our}.ls1.gamma"),
+    (f"{_their}.layer_scale2.lambda1", f"{_our}.ls2.gamma"),
 )
 SWIGLU = (
-    *DINOV2,
-    ("encoder.layer.{i}.mlp.weights_in", "blocks.{i}.mlp.fc1"),
-    ("encoder.layer.{i}.mlp.weights_out", "blocks.{i}.mlp.fc2"),
+    (f"{_their}.mlp.weights_in", f"{_our}.mlp.fc1"),
+    (f"{_their}.mlp.weights_out", f"{_our}.mlp.fc2"),
 )
-_block = "encoder.layers.encoder_layer_{i}"
+TORCHVISION = (
+    ("class_token", "tokens.cls_token"),
+    ("encoder.pos_embedding", "tokens.pos_embed"),
+    ("conv_proj", "patch_embed.proj"),
+    (f"{_vision}.ln_1", f"{_our}.norm1"),
+    (f"{_vision}.self_attention", f"{_our}.attn.qkv"),
+    (f"{_vision}.self_attention.out_proj", f"{_our}.attn.proj"),
+    (f"{_vision}.ln_2", f"{_our}.norm2"),
+    (f"{_vision}.mlp.0", f"{_our}.mlp.fc1"),
+    (f"{_vision}.mlp.3", f"{_our}.mlp.fc2"),
+    ("encoder.ln", "norm"),
+    ("heads.head", "head.head"),
+)
 REFERENCES = {
-    "timm": Reference(names=tuple((name, f"tokens.{name}") for name in TOKENS), ignored=HEAD),
+    "timm": Reference(tuple((name, f"tokens.{name}") for name in TOKENS), ignored=HEAD),
     "transformers": Reference(ignored=(*HEAD, "pooler.*", "embeddings.mask_token")),
-    "torchvision": Reference(
-        names=(
-            ("class_token", "tokens.cls_token"),
-            ("encoder.pos_embedding", "tokens.pos_embed"),
-            ("conv_proj", "patch_embed.proj"),
-            (f"{_block}.ln_1", "blocks.{i}.norm1"),
-            (f"{_block}.self_attention", "blocks.{i}.attn.qkv"),
-            (f"{_block}.self_attention.out_proj", "blocks.{i}.attn.proj"),
-            (f"{_block}.ln_2", "blocks.{i}.norm2"),
-            (f"{_block}.mlp.0", "blocks.{i}.mlp.fc1"),
-            (f"{_block}.mlp.3", "blocks.{i}.mlp.fc2"),
-            ("encoder.ln", "norm"),
-            ("heads.head", "head.head"),
-        ),
-        ignored=HEAD,
-    ),
+    "torchvision": Reference(TORCHVISION, ignored=HEAD),
 }
-TIMM_ARGUMENTS = {  # its model_args -> the backbone's arguments
-    "embed_dim": "hidden_dim",
-    "depth": "num_layers",
-    "num_heads": "num_heads",
+CONFIG = {  # transformers' -> the backbone's
+    "num_hidden_layers": "num_layers",
+    "num_attention_heads": "num_heads",
+    "hidden_size": "hidden_dim",
+    "intermediate_size": "mlp_dim",
     "patch_size": "patch_size",
+    "hidden_act": "activation",
+    "qkv_bias": "qkv_bias",
+    "layer_norm_eps": "epsilon",
+    "layerscale_value": "layer_scale",
+    "use_swiglu_ffn": "gated",
+    "num_register_tokens": "num_registers",
 }
-ACTIVATIONS = {
-    "gelu": partial(ops.gelu, approximate=False),
-    "gelu_new": partial(ops.gelu, approximate=True),
-    "gelu_pytorch_tanh": partial(ops.gelu, approximate=True),
-    "quick_gelu": lambda x: x * ops.sigmoid(1.702 * x),
-    "relu": ops.relu,
-    "silu": ops.silu,
-}
+
+
+def arguments(config, table):
+    """Constructor arguments for a config.json of transformers: those in the table, image_shape."""
+    check(config, {"num_channels": 3})
+    size = config.get("image_size", 224)
+    size = (size, size) if isinstance(size, int) else size
+    found = {ours: config[theirs] for theirs, ours in table.items() if theirs in config}
+    return found | {"image_shape": (*size, 3)}
 
 
 # --- layers --------------------------------------------------------------------------------------
 class QKV(layers.Dense):
-    """Query, key and value of all heads in one product; torchvision has a name of its own for it."""
+    """Query, key and value of all heads; torchvision has other names for its weights."""
 
 
 def dense(layer, inputs, units, kind=layers.Dense, **options):
@@ -179,7 +171,7 @@ class MLP(layers.Layer):
     """
 
     hidden: PositiveInt
-    activation: str = "gelu"
+    activation: Activation = "gelu"
     gated: bool = False
 
     def build(self, shape):
@@ -190,7 +182,7 @@ class MLP(layers.Layer):
         x = self.fc1(x)
         if self.gated:
             return self.fc2(ops.silu(x[..., : self.hidden]) * x[..., self.hidden :])
-        return self.fc2(ACTIVATIONS[self.activation](x))
+        return self.fc2(self.activation(x))
 
 
 class LayerScale(layers.Layer):
@@ -220,43 +212,40 @@ class Attention(layers.Layer):
         self.proj = dense(self, shape[-1], shape[-1])
 
     def call(self, x):
+        return self.attend(x)
+
+    def attend(self, x, bias=None):
+        """bias: added to the scores"""
         batch, time, width = ops.shape(x)
         qkv = ops.reshape(self.qkv(x), (batch, time, 3, self.heads, width // self.heads))
-        y = ops.dot_product_attention(*(qkv[:, :, i] for i in range(3)))
+        y = ops.dot_product_attention(*(qkv[:, :, i] for i in range(3)), bias=bias)
         return self.proj(ops.reshape(y, (batch, time, width)))
 
 
 class Block(layers.Layer):
-    """x + ls1(attn(norm1(x))), then the same with mlp.  x: (batch, time, width) -> same"""
+    """x + ls1(attn(norm1(x))), then the same with ls2, mlp and norm2.  x: (..., width) -> same"""
 
-    heads: PositiveInt
-    hidden: PositiveInt
-    activation: str
-    gated: bool
-    bias: bool
-    layer_scale: float
+    attn: layers.Layer
+    mlp: layers.Layer
     epsilon: float
-    drop_path: Rate
+    drop_path: Rate = 0.0
+    layer_scale: float = None
 
     def build(self, shape):
         own = {"dtype": self.dtype_policy}
-        self.norm1, self.norm2 = (norm(self, shape[-1], self.epsilon) for _ in range(2))
-        self.attn = Attention(self.heads, self.bias, **own)
-        self.mlp = MLP(self.hidden, self.activation, self.gated, **own)
         scales = [LayerScale(self.layer_scale, **own) for _ in range(2) if self.layer_scale]
         for part in (self.attn, self.mlp, *scales):
             part.build(shape)
+        self.norm1, self.norm2 = (norm(self, shape[-1], self.epsilon) for _ in range(2))
         self.ls1, self.ls2 = scales or (None, None)
-        self.drop = layers.Dropout(self.drop_path, (None, 1, 1), **own)
+        self.drop = layers.Dropout(self.drop_path, (None, *(1,) * (len(shape) - 1)), **own)
 
     def compute_output_spec(self, x, training=None):
-        return KerasTensor(x.shape, self.compute_dtype)  # tracing every block takes a second
+        return KerasTensor(x.shape, self.compute_dtype)  # tracing all blocks takes a second
 
     def call(self, x, training=None):
-        for normalize, branch, scale in (
-            (self.norm1, self.attn, self.ls1),
-            (self.norm2, self.mlp, self.ls2),
-        ):
+        halves = (self.norm1, self.attn, self.ls1), (self.norm2, self.mlp, self.ls2)
+        for normalize, branch, scale in halves:
             y = branch(normalize(x))
             y = y if scale is None else scale(y)
             x = x + (self.drop(y, training=training) if self.drop_path else y)
@@ -266,9 +255,8 @@ class Block(layers.Layer):
 def cubic(size, new, antialias):
     """The matrix (new, size) of PyTorch's bicubic resampling along one axis."""
     a, stretch = (-0.5, max(size / new, 1)) if antialias else (-0.75, 1)
-    places = np.arange(-2, size + 2)
     centres = (np.arange(new) + 0.5) * size / new - 0.5
-    d = np.abs(places - centres[:, None]) / stretch
+    d = np.abs(np.arange(-2, size + 2) - centres[:, None]) / stretch
     near, far = ((a + 2) * d - (a + 3)) * d**2 + 1, a * (((d - 5) * d + 8) * d - 4)
     weights = np.where(d < 1, near, np.where(d < 2, far, 0))
     if antialias:
@@ -281,11 +269,8 @@ def cubic(size, new, antialias):
 
 def resampled(table, grid, new, antialias):
     """Position table (1, rows * columns, width) of one grid -> of another, bicubic."""
-    rows, columns = (
-        np.asarray(cubic(n, m, antialias), "float32") for n, m in zip(grid, new, strict=True)
-    )
-    table = ops.reshape(table, (*grid, -1))
-    table = ops.einsum("jw,hwc->hjc", columns, table)
+    rows, columns = (cubic(*sizes, antialias).astype("float32") for sizes in zip(grid, new))
+    table = ops.einsum("jw,hwc->hjc", columns, ops.reshape(table, (*grid, -1)))
     return ops.reshape(ops.einsum("ih,hjc->ijc", rows, table), (1, new[0] * new[1], -1))
 
 
@@ -305,9 +290,8 @@ class Tokens(layers.Layer):
     def build(self, shape):
         start, width = initializers.TruncatedNormal(stddev=0.02), shape[-1]
         time = self.positioned + math.prod(self.grid)
-        for name, count in self.extra.items():
+        for name, count in (self.extra | {"pos_embed": time}).items():
             setattr(self, name, self.add_weight((1, count, width), start, name=name))
-        self.pos_embed = self.add_weight((1, time, width), start, name="pos_embed")
 
     def call(self, x):
         batch, rows, columns, width = ops.shape(x)
@@ -318,12 +302,11 @@ class Tokens(layers.Layer):
         x = ops.reshape(x, (batch, rows * columns, width)) + places
         if not self.extra:
             return x
-        tokens = [ops.convert_to_tensor(getattr(self, name)) for name in self.extra]
-        tokens = ops.concatenate(tokens, axis=1)
+        tokens = ops.concatenate([getattr(self, name) for name in self.extra], axis=1)
         if first:
             positions = [tokens[:, :first] + table[:, :first], tokens[:, first:]]
             tokens = ops.concatenate(positions, axis=1)
-        tokens = ops.broadcast_to(ops.cast(tokens, x.dtype), (batch, tokens.shape[1], width))
+        tokens = ops.broadcast_to(tokens, (batch, tokens.shape[1], width))
         return ops.concatenate([tokens, x], axis=1)
 
 
@@ -354,7 +337,7 @@ class ViTBackbone(ImageBackbone):
     num_positioned: int = 1
     layer_scale: float = None
     gated: bool = False
-    activation: Choice(*ACTIVATIONS) = "gelu"
+    activation: str = "gelu"
     qkv_bias: bool = True
     pre_norm: bool = False
     fc_norm: bool = False
@@ -366,39 +349,32 @@ class ViTBackbone(ImageBackbone):
     REFERENCES = REFERENCES
 
     def setup(self):
-        if None in self.image_shape or min(self.image_shape[:2]) < self.patch_size:
+        self._grid = tuple((n or 0) // self.patch_size for n in self.image_shape[:2])
+        if 0 in self._grid:
             raise ValueError(
-                f"image_shape must be height and width of one patch ({self.patch_size}) or more, "
+                f"image_shape must be height and width of at least one patch ({self.patch_size}), "
                 f"and 3, got {self.image_shape}."
             )
         counts = (self.class_token, self.distillation_token, self.num_registers)
         self._extra = {name: int(n) for name, n in zip(TOKENS, counts) if n}
         self._count = sum(self._extra.values())
-        self._grid = tuple(n // self.patch_size for n in self.image_shape[:2])
         # transformers smooths positions that become fewer only in models with registers
         self._antialias = self.reference == "timm" or self.num_registers > 0
         super().setup()
 
     def draw(self, image):
-        start = initializers.TruncatedNormal(stddev=0.02)
+        size, start = self.patch_size, initializers.TruncatedNormal(stddev=0.02)
         options = dict(use_bias=not self.pre_norm, kernel_initializer=start)
-        size = self.patch_size
         x = layers.Conv2D(self.hidden_dim, size, size, name="patch_embed.proj", **options)(image)
         x = layers.Permute((2, 3, 1))(x) if channels_first(None) else x
         x = Tokens(self._grid, self._extra, self.num_positioned, self._antialias, name="tokens")(x)
         x = parts.layer_norm(x, "norm_pre", self.epsilon) if self.pre_norm else x
         for i in range(self.num_layers):
-            x = Block(
-                self.num_heads,
-                self.mlp_dim,
-                self.activation,
-                self.gated,
-                self.qkv_bias,
-                self.layer_scale,
-                self.epsilon,
-                self.drop_path * i / max(self.num_layers - 1, 1),
-                name=f"blocks.{i}",
-            )(x)
+            attention = Attention(self.num_heads, self.qkv_bias)
+            mlp = MLP(self.mlp_dim, self.activation, self.gated)
+            rate = self.drop_path * i / max(self.num_layers - 1, 1)
+            options = (self.epsilon, rate, self.layer_scale)
+            x = Block(attention, mlp, *options, name=f"blocks.{i}")(x)
         return x if self.fc_norm else parts.layer_norm(x, "norm", self.epsilon)
 
     def draw_head(self, features, num_classes, dropout):
@@ -407,8 +383,7 @@ class ViTBackbone(ImageBackbone):
             mean = layers.GlobalAveragePooling1D(name="pool")(features[:, self._count :])
             x = layers.Concatenate()([x, mean]) if self.pooling == "both" else mean
         x = parts.layer_norm(x, "fc_norm", self.epsilon) if self.fc_norm else x
-        x = layers.Dropout(dropout, name="dropout")(x)
-        x = layers.Dense(num_classes, name="head")(x)
+        x = layers.Dense(num_classes, name="head")(layers.Dropout(dropout, name="dropout")(x))
         if self.pooling == "distilled":
             other = layers.Dropout(dropout, name="dropout_dist")(features[:, 1])
             x = layers.Average()([x, layers.Dense(num_classes, name="head_dist")(other)])
@@ -417,7 +392,7 @@ class ViTBackbone(ImageBackbone):
     def feature_pyramid(self):
         """Return the model images -> {"P4": the patches (batch, rows, columns, hidden_dim)}.
 
-        The level is the one nearest to the patch size.
+        The level is the one nearest to the patch size; images are of `image_shape`.
         """
         x = layers.Reshape((*self._grid, self.hidden_dim))(self.output[:, self._count :])
         x = layers.Permute((3, 1, 2))(x) if channels_first(None) else x
@@ -433,27 +408,25 @@ class ViTBackbone(ImageBackbone):
 
     @property
     def naming(self):
-        found = super().naming
         if self.reference != "transformers":
-            return found
-        names = TEACHER if self.pooling == "distilled" else VIT
-        if self.layer_scale is not None:
-            names = SWIGLU if self.gated else DINOV2
-        return replace(found, names=names, prefix=self._model_type)
+            return super().naming
+        names = TEACHER if self.pooling == "distilled" else ()
+        names += SWIGLU if self.gated else ()
+        names += TRANSFORMERS + (VIT if self.layer_scale is None else DINOV2)
+        return replace(super().naming, names=names, prefix=self._model_type)
 
     @property
     def layouts(self):
-        if self.reference != "torchvision":
-            return LAYOUTS
         joined = {"kernel": ("in_proj_weight", (1, 0)), "bias": ("in_proj_bias", None)}
-        return LAYOUTS | {"QKV": joined}
+        return LAYOUTS | ({"QKV": joined} if self.reference == "torchvision" else {})
 
     def fit_tensor(self, slot, tensor):
         """Resample the position table of a checkpoint for other image sizes."""
         first = self.num_positioned
-        side = math.isqrt(max(tensor.shape[1] - first, 0)) if len(tensor.shape) == 3 else 0
-        fits = side and side**2 + first == tensor.shape[1] and tensor.shape[2] == slot.shape[2]
-        if not slot.path.endswith("tokens.pos_embed") or not fits:
+        if not slot.path.endswith("tokens.pos_embed") or len(tensor.shape) != 3:
+            return tensor
+        side = math.isqrt(max(tensor.shape[1] - first, 0))
+        if tensor.shape != (1, side**2 + first, self.hidden_dim) or side == 0:
             return tensor
 
         def read():
@@ -465,76 +438,28 @@ class ViTBackbone(ImageBackbone):
 
     # --- presets ---------------------------------------------------------------------------------
     @classmethod
-    def config_from_timm(cls, config):
-        found, other = super().config_from_timm(config), dict(config.get("model_args") or {})
-        if size := other.pop("img_size", None):
-            found["image_shape"] = (*((size, size) if isinstance(size, int) else size), 3)
-        ratio = other.pop("mlp_ratio", found["mlp_dim"] / found["hidden_dim"])
-        check(other, dict.fromkeys(other.keys() - TIMM_ARGUMENTS.keys()))
-        found |= {TIMM_ARGUMENTS[name]: value for name, value in other.items()}
-        halves = 1 + ("gated" in found and "mlp_ratio" in (config.get("model_args") or {}))
-        return found | {"mlp_dim": int(found["hidden_dim"] * ratio) // halves}
-
-    @classmethod
     def config_from_transformers(cls, config):
-        kind, width = config["model_type"], config["hidden_size"]
-        check(config, {"num_channels": 3})
-        size = config.get("image_size", 224)
-        size = (size, size) if isinstance(size, int) else size
-        found = {
-            "num_layers": config["num_hidden_layers"],
-            "num_heads": config["num_attention_heads"],
-            "hidden_dim": width,
-            "patch_size": config.get("patch_size", 14 if kind.endswith("registers") else 16),
-            "image_shape": (*size, 3),
-            "activation": config.get("hidden_act", "gelu"),
-            "qkv_bias": config.get("qkv_bias", True),
-        }
-        if not kind.startswith("dinov2"):
-            deit = kind == "deit"
-            teacher = "DeiTForImageClassificationWithTeacher" in config.get("architectures", ())
-            return found | {
-                "mlp_dim": config.get("intermediate_size", 3072),
-                "epsilon": config.get("layer_norm_eps", 1e-12),
-                "distillation_token": deit,
-                "num_positioned": 1 + deit,
-                "pooling": "distilled" if teacher else "token",
-            }
-        gated, hidden = config.get("use_swiglu_ffn", False), int(width * config.get("mlp_ratio", 4))
-        return found | {
-            "mlp_dim": (int(hidden * 2 / 3) + 7) // 8 * 8 if gated else hidden,
-            "gated": gated,
-            "epsilon": config.get("layer_norm_eps", 1e-6),
-            "layer_scale": config.get("layerscale_value", 1.0),
-            "num_registers": config.get("num_register_tokens", 4) if kind != "dinov2" else 0,
-            "pooling": "both",
-        }
+        found, kind = arguments(config, CONFIG), config["model_type"]
+        if kind.startswith("dinov2"):
+            hidden = int(found["hidden_dim"] * config.get("mlp_ratio", 4))
+            found["mlp_dim"] = (hidden * 2 // 3 + 7) // 8 * 8 if found.get("gated") else hidden
+            return {"layer_scale": 1.0} | found | {"pooling": "both"}
+        if kind == "deit":
+            found |= {"distillation_token": True, "num_positioned": 2}
+        teacher = "DeiTForImageClassificationWithTeacher" in (config.get("architectures") or ())
+        return found | {"pooling": "distilled" if teacher else "token"}
 
     def transformers_config(self):
         kind = self._model_type
         stem = {"vit": "ViT", "deit": "DeiT", "dinov2": "Dinov2"}.get(kind, "Dinov2WithRegisters")
         teacher = "WithTeacher" if self.pooling == "distilled" else ""
-        size = self.image_shape[:2]
-        found = {
+        values = {theirs: getattr(self, ours) for theirs, ours in CONFIG.items()}
+        return {name: value for name, value in values.items() if value is not None} | {
             "model_type": kind,
             "architectures": [f"{stem}ForImageClassification{teacher}"],
-            "num_hidden_layers": self.num_layers,
-            "num_attention_heads": self.num_heads,
-            "hidden_size": self.hidden_dim,
-            "patch_size": self.patch_size,
-            "image_size": size[0] if size[0] == size[1] else list(size),
-            "hidden_act": self.activation,
-            "qkv_bias": self.qkv_bias,
-            "layer_norm_eps": self.epsilon,
-        }
-        if self.layer_scale is None:
-            return found | {"intermediate_size": self.mlp_dim}
-        return found | {
+            "image_size": list(self.image_shape[:2]),
             "mlp_ratio": round(self.mlp_dim * (1.5 if self.gated else 1) / self.hidden_dim),
-            "use_swiglu_ffn": self.gated,
             "use_mask_token": False,
-            "layerscale_value": self.layer_scale,
-            "num_register_tokens": self.num_registers,
         }
 
 
@@ -542,16 +467,8 @@ class ViTImageClassifier(ImageClassifier):
     """A class of an image, by a ViT, DeiT or DINOv2."""
 
 
-image_family(
-    "vit",
-    ViTBackbone,
-    ViTImageClassifier,
-    ("vit", "deit", "dinov2", "dinov2_with_registers"),
-    (
-        "ViTForImageClassification",
-        "DeiTForImageClassification",
-        "DeiTForImageClassificationWithTeacher",
-        "Dinov2ForImageClassification",
-        "Dinov2WithRegistersForImageClassification",
-    ),
-)
+MODEL_TYPES = ("vit", "deit", "dinov2", "dinov2_with_registers")
+STEMS = ("ViT", "DeiT", "Dinov2", "Dinov2WithRegisters")
+ARCHITECTURES = [f"{stem}ForImageClassification" for stem in STEMS]
+ARCHITECTURES.append("DeiTForImageClassificationWithTeacher")
+image_family("vit", ViTBackbone, ViTImageClassifier, MODEL_TYPES, ARCHITECTURES)

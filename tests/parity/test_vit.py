@@ -16,6 +16,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 SMALL = {"embed_dim": 32, "depth": 2, "num_heads": 2}
+OURS = {"hidden_dim": 32, "num_layers": 2, "num_heads": 2, "mlp_dim": 128}
 
 
 def run(model, x):
@@ -29,30 +30,31 @@ def close(found, want, tolerance=1e-4):
 
 
 @pytest.mark.parametrize(
-    "name, size, other",
+    "name, size",
     [
-        ("vit_tiny_patch16_224", 48, {}),
-        ("deit_tiny_distilled_patch16_224", 32, {}),
-        ("deit3_small_patch16_224", 32, {}),
-        ("vit_small_patch14_reg4_dinov2", 42, {}),
-        ("vit_giant_patch14_dinov2", 28, {"mlp_ratio": 4}),
-        ("vit_base_patch16_reg4_gap_256", 32, {}),
-        ("vit_base_patch32_clip_quickgelu_224", 64, {}),
+        ("vit_tiny_patch16_224", 48),
+        ("deit_tiny_distilled_patch16_224", 32),
+        ("deit3_small_patch16_224", 32),
+        ("vit_small_patch14_reg4_dinov2", 42),
+        ("vit_giant_patch14_dinov2", 28),
+        ("vit_base_patch16_reg4_gap_256", 32),
+        ("vit_base_patch32_clip_224", 64),
     ],
 )
-def test_timm(name, size, other, tmp_path):
-    options = SMALL | other | {"img_size": size}
+def test_timm(name, size, tmp_path):
+    options = SMALL | {"img_size": size, "mlp_ratio": 8 if "giant" in name else 4}
     theirs = spread(timm.create_model(name, num_classes=7, **options))
-    save_timm(theirs, name, tmp_path / "model", **options)
-    model = cv.ImageClassifier.from_preset(tmp_path / "model")
+    save_timm(theirs, name, tmp_path / "model")
+    model = cv.ImageClassifier.from_preset(tmp_path / "model", image_shape=(size, size, 3), **OURS)
     x = images((size, size))
     close(run(model, x), outputs(theirs, x))
 
 
 def test_timm_opens_what_khub_saves(tmp_path):
     theirs = spread(timm.create_model("vit_tiny_patch16_224", num_classes=7, img_size=32))
-    save_timm(theirs, "vit_tiny_patch16_224", tmp_path / "model", img_size=32)
-    model = cv.ImageClassifier.from_preset(tmp_path / "model", image_size=(32, 32))
+    save_timm(theirs, "vit_tiny_patch16_224", tmp_path / "model")
+    sizes = dict(image_shape=(32, 32, 3), image_size=(32, 32))
+    model = cv.ImageClassifier.from_preset(tmp_path / "model", **sizes)
     model.save_to_preset(tmp_path / "saved")
     again = timm.create_model(f"local-dir:{tmp_path / 'saved'}", pretrained=True).eval()
     x = images((32, 32))
@@ -63,21 +65,22 @@ def test_timm_opens_what_khub_saves(tmp_path):
 def test_positions_of_another_size(size, tmp_path):
     name, options = "vit_tiny_patch16_224", SMALL | {"patch_size": 8}
     theirs = spread(timm.create_model(name, num_classes=7, img_size=32, **options))
-    save_timm(theirs, name, tmp_path / "model", img_size=32, **options)
+    save_timm(theirs, name, tmp_path / "model")
     resized = timm.create_model(name, num_classes=7, img_size=size, **options).eval()
     state = timm.models.vision_transformer.checkpoint_filter_fn(theirs.state_dict(), resized)
     resized.load_state_dict(state)
     x = images(size)
-    model = cv.ImageClassifier.from_preset(tmp_path / "model", image_shape=(*size, 3))
+    own = OURS | {"patch_size": 8}
+    model = cv.ImageClassifier.from_preset(tmp_path / "model", image_shape=(*size, 3), **own)
     close(run(model, x), outputs(resized, x))  # resampled when it was loaded
-    model = cv.ImageClassifier.from_preset(tmp_path / "model")
+    model = cv.ImageClassifier.from_preset(tmp_path / "model", image_shape=(32, 32, 3), **own)
     close(run(model, x), outputs(resized, x))  # resampled when it is called
     pyramid = model.feature_pyramid().output
     assert pyramid["P3"].shape == (None, 4, 4, 32)
 
 
 CONFIGS = {
-    "vit": ("ViT", dict(intermediate_size=48, qkv_bias=False, hidden_act="gelu_new")),
+    "vit": ("ViT", dict(intermediate_size=48, qkv_bias=False, hidden_act="relu")),
     "vit_wide": ("ViT", dict(intermediate_size=64, image_size=[16, 32], num_attention_heads=4)),
     "deit": ("DeiT", dict(intermediate_size=64)),
     "teacher": ("DeiT", dict(intermediate_size=64, layer_norm_eps=1e-6)),
@@ -145,10 +148,10 @@ def test_torchvision(tmp_path):
 
 @pytest.mark.skipif(khub.config.backend() == "numpy", reason="it has no gradients")
 def test_gradient(tmp_path):
-    options = SMALL | {"img_size": 32}
-    theirs = spread(timm.create_model("deit3_small_patch16_224", num_classes=7, **options))
-    save_timm(theirs, "deit3_small_patch16_224", tmp_path / "model", **options)
-    model = cv.ImageClassifier.from_preset(tmp_path / "model")
+    name, options = "deit3_small_patch16_224", SMALL | {"img_size": 32}
+    theirs = spread(timm.create_model(name, num_classes=7, **options))
+    save_timm(theirs, name, tmp_path / "model")
+    model = cv.ImageClassifier.from_preset(tmp_path / "model", image_shape=(32, 32, 3), **OURS)
     x = images((32, 32))
     theirs(torch.tensor(x).permute(0, 3, 1, 2)).square().mean().backward()
     want = theirs.patch_embed.proj.weight.grad.permute(2, 3, 1, 0).numpy()
@@ -171,8 +174,10 @@ def test_variants_are_timms(step):
         assert options["image_shape"][:2] == theirs.patch_embed.img_size, name
         assert options.get("epsilon", 1e-6) == block.norm1.eps, name
         assert block.attn.num_heads == options["num_heads"], name
-        quick = type(block.mlp.act).__name__ == "QuickGELU"
-        assert quick == (options.get("activation") == "quick_gelu"), name
+        gated = type(block.mlp).__name__ == "GluMlp"
+        assert gated == options.get("gated", False), name
+        act = torch.nn.SiLU() if gated else torch.nn.GELU()
+        assert repr(block.mlp.act) == repr(act), name
         own = ViTBackbone.variant(name)
         count = sum(p.numel() for n, p in theirs.named_parameters() if not n.startswith("head"))
         fresh = 2 * theirs.embed_dim if options.get("fc_norm") else 0

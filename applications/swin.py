@@ -155,8 +155,8 @@ class WindowAttention(Attention):
         if not any(shift):
             return bias
         part = ops.convert_to_tensor(regions(size, tuple(self.window), shift))
-        bias = bias + ops.where(part[..., None] == part[:, :, None], 0.0, -100.0)
-        return ops.tile(bias, (batch, 1, 1, 1))
+        near = ops.equal(part[..., None], part[:, :, None])
+        return ops.tile(ops.where(near, bias, bias - 100.0), (batch, 1, 1, 1))
 
 
 class PatchMerging(layers.Layer):

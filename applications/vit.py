@@ -299,6 +299,7 @@ class Tokens(layers.Layer):
         places = table[:, first:]
         if (rows, columns) != tuple(self.grid):
             places = resampled(places, self.grid, (rows, columns), self.antialias)
+            places = ops.cast(places, x.dtype)
         x = ops.reshape(x, (batch, rows * columns, width)) + places
         if not self.extra:
             return x

@@ -24,6 +24,10 @@ def run(model, x):
     return np.asarray(khub.ops.convert_to_numpy(khub.jit(lambda x: model(x, training=False))(x)))
 
 
+def numbers(structure):
+    return khub.tree.map_structure(khub.ops.convert_to_numpy, structure)
+
+
 def close(found, want, tolerance=1e-4):
     assert found.shape == want.shape
     assert np.abs(want).max() > 0.1
@@ -41,13 +45,30 @@ def test_timm(size, window, tmp_path):
     close(run(model, x), outputs(theirs, x))
 
 
+def test_channels_first():
+    x = images((40, 56))
+    model = SwinBackbone(12, (2, 2), (2, 3), 4, image_shape=(40, 56, 3))
+    levels = model.feature_pyramid()
+    want = {name: np.asarray(y) for name, y in numbers(levels(x)).items()}
+    assert want["P3"].shape == (2, 5, 7, 24)
+    np.testing.assert_array_equal(want["P3"], numbers(model(x)))
+    khub.config.set_image_data_format("channels_first")
+    try:
+        other = SwinBackbone(12, (2, 2), (2, 3), 4, image_shape=(40, 56, 3))
+        other.set_weights(model.get_weights())
+        found = numbers(other.feature_pyramid()(x.transpose(0, 3, 1, 2)))
+    finally:
+        khub.config.set_image_data_format("channels_last")
+    for name in want:
+        np.testing.assert_allclose(found[name].transpose(0, 2, 3, 1), want[name], atol=1e-4)
+
+
 def test_timm_opens_what_khub_saves(tmp_path):
     theirs = spread(timm.create_model(TINY, num_classes=7, img_size=64))
     save_timm(theirs, TINY, tmp_path / "model")
     sizes = dict(image_shape=(64, 64, 3), image_size=(64, 64))
     model = cv.ImageClassifier.from_preset(tmp_path / "model", **sizes)
     x = images((64, 64))
-    close(run(model, x), outputs(theirs, x))
     model.save_to_preset(tmp_path / "saved")
     again = timm.create_model(f"local-dir:{tmp_path / 'saved'}", pretrained=True).eval()
     np.testing.assert_array_equal(outputs(again, x), outputs(theirs, x))
@@ -113,14 +134,36 @@ def test_torchvision(size, tmp_path):
     close(run(model, x), outputs(theirs, x))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [TINY, "swin_base_patch4_window12_384"])
+def test_timm_in_full(name, tmp_path):
+    theirs = spread(timm.create_model(name, num_classes=7))
+    save_timm(theirs, name, tmp_path / "model")
+    model = cv.ImageClassifier.from_preset(tmp_path / "model")
+    x = images(model.backbone.image_shape[:2], batch=1)
+    close(run(model, x), outputs(theirs, x))
+
+
+@pytest.mark.slow
+def test_torchvision_in_full(tmp_path):
+    from torchvision.models import swin_t
+
+    theirs = spread(swin_t(num_classes=7))
+    torch.save(theirs.state_dict(), tmp_path / "model.pth")
+    model = applications.SwinImageClassifier(SwinBackbone.variant(TINY, reference="torchvision"), 7)
+    weights.load(model, Checkpoint(tmp_path / "model.pth"))
+    x = images((224, 200), batch=1)
+    close(run(model, x), outputs(theirs, x))
+
+
 @pytest.mark.skipif(khub.config.backend() == "numpy", reason="it has no gradients")
 def test_gradient(tmp_path):
-    options = SMALL | {"img_size": 40, "window_size": 4}
+    options = SMALL | {"img_size": 32, "window_size": 4}
     theirs = spread(timm.create_model(TINY, num_classes=7, **options))
     save_timm(theirs, TINY, tmp_path / "model")
-    own = OURS | {"image_shape": (40, 40, 3), "window": 4}
+    own = OURS | {"image_shape": (32, 32, 3), "window": 4}
     model = cv.ImageClassifier.from_preset(tmp_path / "model", **own)
-    x = images((40, 40))
+    x = images((32, 32))
     theirs(torch.tensor(x).permute(0, 3, 1, 2)).square().mean().backward()
     want = theirs.patch_embed.proj.weight.grad.permute(2, 3, 1, 0).numpy()
     kernel = model.backbone.get_layer("patch_embed.proj").kernel

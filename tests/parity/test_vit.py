@@ -79,6 +79,23 @@ def test_positions_of_another_size(size, tmp_path):
     assert pyramid["P3"].shape == (None, 4, 4, 32)
 
 
+def test_channels_first():
+    x, sizes = images((32, 48)), dict(patch_size=8, image_shape=(32, 48, 3), drop_path=0.5)
+    model = ViTBackbone(2, 2, 32, 64, **sizes)
+    want = khub.ops.convert_to_numpy(model.feature_pyramid()(x)["P3"])
+    assert want.shape == (2, 4, 6, 32)
+    trained = khub.ops.convert_to_numpy(model(x, training=True))  # without a branch of a sample
+    assert np.abs(trained[:, 1:].reshape(want.shape) - want).max() > 0.01
+    khub.config.set_image_data_format("channels_first")
+    try:
+        other = ViTBackbone(2, 2, 32, 64, **sizes)
+        other.set_weights(model.get_weights())
+        found = khub.ops.convert_to_numpy(other.feature_pyramid()(x.transpose(0, 3, 1, 2))["P3"])
+    finally:
+        khub.config.set_image_data_format("channels_last")
+    np.testing.assert_allclose(found.transpose(0, 2, 3, 1), want, atol=1e-4)
+
+
 CONFIGS = {
     "vit": ("ViT", dict(intermediate_size=48, qkv_bias=False, hidden_act="relu")),
     "vit_wide": ("ViT", dict(intermediate_size=64, image_size=[16, 32], num_attention_heads=4)),
@@ -143,6 +160,28 @@ def test_torchvision(tmp_path):
     model = applications.ViTImageClassifier(body, 7)
     weights.load(model, Checkpoint(tmp_path / "model.pth"))
     x = images((32, 32))
+    close(run(model, x), outputs(theirs, x))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vit_small_patch32_384",
+        "deit_tiny_distilled_patch16_224",
+        "deit3_small_patch16_384",
+        "vit_small_patch14_dinov2",
+        "vit_small_patch14_reg4_dinov2",
+        "vit_base_patch16_siglip_gap_224",
+        "vit_base_patch16_clip_224",
+        "vit_medium_patch16_reg4_gap_256",
+    ],
+)
+def test_timm_in_full(name, tmp_path):
+    theirs = spread(timm.create_model(name, num_classes=7))
+    save_timm(theirs, name, tmp_path / "model")
+    model = cv.ImageClassifier.from_preset(tmp_path / "model")
+    x = images(model.backbone.image_shape[:2], batch=1)
     close(run(model, x), outputs(theirs, x))
 
 

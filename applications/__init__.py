@@ -24,7 +24,12 @@ _FAMILIES = {
     "xception": "Xception",
 }
 # families of the hub: module -> stem of its classes' names; imported where presets are looked up
-BACKBONES = {"resnet": "ResNet", "swin": "Swin", "vit": "ViT"}
+BACKBONES = {
+    "efficientformer": "EfficientFormer",
+    "resnet": "ResNet",
+    "swin": "Swin",
+    "vit": "ViT",
+}
 CONSTRUCTORS = {name: module for module, names in _FAMILIES.items() for name in names.split()}
 CLASSES = {
     f"{stem}{kind}": module

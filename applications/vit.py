@@ -189,13 +189,14 @@ class LayerScale(layers.Layer):
     """x * gamma, a factor for each channel. Touvron et al. 2021, arXiv:2103.17239"""
 
     start: float
+    axis: int = -1  # of channels
 
     def build(self, shape):
         start = initializers.Constant(self.start)
-        self.gamma = self.add_weight(shape[-1:], start, name="gamma")
+        self.gamma = self.add_weight((shape[self.axis],), start, name="gamma")
 
     def call(self, x):
-        return x * self.gamma
+        return x * (self.gamma if self.axis == -1 else ops.reshape(self.gamma, (-1, 1, 1)))
 
 
 class Attention(layers.Layer):

@@ -25,10 +25,10 @@ _FAMILIES = {
 }
 # families of the hub: module -> stem of its classes' names; imported where presets are looked up
 BACKBONES = {
-BACKBONES = {
     "convnext": "ConvNeXt",
     "cspdarknet": "CSPDarkNet",
     "densenet": "DenseNet",
+    "efficientformer": "EfficientFormer",
     "efficientnet": "EfficientNet",
     "keras_backbone": "Keras",
     "mobilenet_v2": "MobileNetV2",
@@ -36,8 +36,9 @@ BACKBONES = {
     "mobilenet_v4": "MobileNetV4",
     "regnet": "RegNet",
     "resnet": "ResNet",
+    "swin": "Swin",
     "vgg16": "VGG",
-}
+    "vit": "ViT",
 }
 CONSTRUCTORS = {name: module for module, names in _FAMILIES.items() for name in names.split()}
 CLASSES = {

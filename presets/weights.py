@@ -198,10 +198,15 @@ def _parts(joined, whole):
 
 
 class _Joined:
-    """A checkpoint in which the parts of each of `joined` names are one tensor of that name."""
+    """A checkpoint in which the parts of each of `joined` names are one tensor of that name.
 
-    def __init__(self, checkpoint, joined):
+    joined: name -> `Slot`   fit: (slot, tensor) -> the tensor in the slot's shape, where a family
+    can make it so of another one
+    """
+
+    def __init__(self, checkpoint, joined, fit=None):
         self.path, self._checkpoint = checkpoint.path, checkpoint
+        self._slots, self._fit = joined, fit
         self._parts = {
             name: parts
             for name in joined
@@ -212,6 +217,12 @@ class _Joined:
         self.names = dict.fromkeys([*whole, *self._parts]).keys()  # in the file's order
 
     def tensor(self, name):
+        slot, found = self._slots.get(name), self._whole(name)
+        if self._fit is None or slot is None or found.shape == slot.shape:
+            return found
+        return self._fit(slot, found)
+
+    def _whole(self, name):
         if name not in self._parts:
             return self._checkpoint.tensor(name)
         parts = [self._checkpoint.tensor(part) for part in self._parts[name]]
@@ -240,7 +251,7 @@ def load(model, checkpoint, heads=(), new_head=False, fresh_shapes=False, strict
     prefix = _prefix(model)
     prefixed = any(name.startswith(prefix) for name in checkpoint.names)
     wanted = {_prefixed(prefix if prefixed and s.in_backbone else "", s.name): s for s in own}
-    checkpoint = _Joined(checkpoint, wanted)
+    checkpoint = _Joined(checkpoint, wanted, getattr(base, "fit_tensor", None))
     head = {name: slot for name, slot in wanted.items() if not slot.in_backbone}
     misshaped = [n for n in head if n in checkpoint.names and _misshape(n, head[n], checkpoint)]
     fresh = {}

@@ -3,8 +3,9 @@
 from khub import config, initializers, layers, models, ops
 from khub.fields import Choice, PositiveInt, Rate
 
+from ..cv.backbone import ImageBackbone, Reference, check, image_family, pooled
+from ..cv.image_classifier import ImageClassifier
 from . import parts
-from .backbone import ImageBackbone, ImageClassifier, Reference, check, image_family, pooled
 from .classifier import ARGUMENTS, Architecture, channel_axis
 from .imagenet_utils import decode_predictions, preprocessing  # noqa: F401
 

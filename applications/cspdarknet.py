@@ -6,8 +6,9 @@ Redmon and Farhadi 2018, arXiv:1804.02767; Wang et al. 2019, arXiv:1911.11929.
 from khub import layers, ops
 from khub.fields import Choice, PositiveInt
 
+from ..cv.backbone import ImageBackbone, Reference, image_family
+from ..cv.image_classifier import ImageClassifier
 from . import parts
-from .backbone import ImageBackbone, ImageClassifier, Reference, image_family
 from .classifier import channel_axis
 
 DARK = (64, 128, 256, 512, 1024)

@@ -3,8 +3,9 @@
 from khub import layers
 from khub.fields import PositiveInt
 
+from ..cv.backbone import ImageBackbone, Reference, image_family, pooled
+from ..cv.image_classifier import ImageClassifier
 from . import parts
-from .backbone import ImageBackbone, ImageClassifier, Reference, image_family, pooled
 from .classifier import Architecture, channel_axis
 from .imagenet_utils import decode_predictions, preprocessing  # noqa: F401
 from .resnet import norm, relu

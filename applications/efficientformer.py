@@ -7,8 +7,9 @@ from khub.backend.windows import channels_first
 from khub.fields import PositiveInt, Rate
 from khub.models.functional import Functional
 
+from ..cv.backbone import ImageBackbone, Reference, image_family, pooled
+from ..cv.image_classifier import ImageClassifier
 from . import parts
-from .backbone import ImageBackbone, ImageClassifier, Reference, image_family, pooled
 from .classifier import channel_axis
 from .vit import MLP, Block, LayerScale, dense
 

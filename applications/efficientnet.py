@@ -7,8 +7,9 @@ from string import ascii_lowercase
 from khub import initializers, layers
 from khub.fields import Choice, PositiveInt, Rate
 
+from ..cv.backbone import check, image_family
+from ..cv.image_classifier import ImageClassifier
 from . import inverted, parts
-from .backbone import ImageClassifier, check, image_family
 from .classifier import Architecture, channel_axis, padded
 from .imagenet_utils import decode_predictions, preprocessing  # noqa: F401
 

@@ -19,18 +19,6 @@ def entries():
     return tomllib.loads(Path(__file__).with_name("weights.toml").read_text("utf-8"))
 
 
-@cache
-def classes():
-    """Return (WordNet id, name) of each of the 1,000 classes."""
-    rows = Path(__file__).with_name("imagenet_classes.tsv").read_text("utf-8").splitlines()
-    return tuple(tuple(row.split("\t")) for row in rows)
-
-
-def class_names():
-    """Return the names of the 1,000 classes, for people."""
-    return tuple(name.replace("_", " ") for _, name in classes())
-
-
 def trained_size(variant, lengths):
     """Return the size of the images that the weights for this height and width were trained on."""
     sizes = (variant.size, *variant.architecture.sizes)

@@ -7,7 +7,7 @@ from khub.backend.windows import channels_first
 from khub.choices import choose
 from khub.ops.symbolic import KerasTensor
 
-from .imagenet import classes
+from ..cv.imagenet import classes
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of red, green, blue from 0 to 1
 MODES = {  # mode -> divisor; mean and deviation of each channel

@@ -4,8 +4,9 @@ import importlib
 
 from khub.models.functional import Functional
 
+from ..cv.backbone import ImageBackbone, Reference, image_family
+from ..cv.image_classifier import ImageClassifier
 from . import CONSTRUCTORS
-from .backbone import ImageBackbone, ImageClassifier, Reference, image_family
 from .classifier import space
 from .imagenet import weights_file
 

@@ -6,8 +6,9 @@ from functools import partial
 from khub import layers
 from khub.fields import PositiveInt
 
+from ..cv.backbone import check, image_family
+from ..cv.image_classifier import ImageClassifier
 from . import inverted, mobilenet, parts
-from .backbone import ImageClassifier, check, image_family
 from .classifier import ARGUMENTS, channel_axis, padded, scores
 from .imagenet_utils import decode_predictions, preprocessing  # noqa: F401
 from .mobilenet import Mobile, relu6

@@ -5,8 +5,9 @@ from itertools import groupby
 from khub import layers
 from khub.fields import Choice
 
+from ..cv.backbone import Reference, image_family
+from ..cv.image_classifier import ImageClassifier
 from . import inverted, parts
-from .backbone import ImageClassifier, Reference, image_family
 from .classifier import channel_axis
 from .imagenet_utils import decode_predictions, preprocessing  # noqa: F401
 from .mobilenet import Mobile

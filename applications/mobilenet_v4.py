@@ -3,8 +3,9 @@
 from khub import layers, ops
 from khub.fields import PositiveInt
 
+from ..cv.backbone import Reference, image_family
+from ..cv.image_classifier import ImageClassifier
 from . import inverted, parts
-from .backbone import ImageClassifier, Reference, image_family
 from .classifier import channel_axis
 
 # The paper's appendix. A stage: width and blocks. A block: kernels of its depthwise convolutions

@@ -3,8 +3,9 @@
 from khub import layers
 from khub.fields import Choice, PositiveInt
 
+from ..cv.backbone import ImageBackbone, Reference, check, image_family
+from ..cv.image_classifier import ImageClassifier
 from . import parts
-from .backbone import ImageBackbone, ImageClassifier, Reference, check, image_family
 
 SIZES = {  # blocks and widths of the stages, width of a group (arXiv:2003.13678, figures 16 and 17)
     "x_002": ((1, 1, 4, 7), (24, 56, 152, 368), 8),

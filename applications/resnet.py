@@ -5,8 +5,9 @@ import re
 from khub import layers
 from khub.fields import Choice, PositiveInt, Rate
 
+from ..cv.backbone import ImageBackbone, Reference, check, image_family
+from ..cv.image_classifier import ImageClassifier
 from . import parts
-from .backbone import ImageBackbone, ImageClassifier, Reference, check, image_family
 from .classifier import Architecture, channel_axis
 from .imagenet_utils import decode_predictions, preprocessing  # noqa: F401
 

@@ -9,8 +9,9 @@ from khub.backend.windows import channels_first
 from khub.fields import PositiveInt, Rate
 from khub.models.functional import Functional
 
+from ..cv.backbone import ImageBackbone, Reference, check, image_family, pooled
+from ..cv.image_classifier import ImageClassifier
 from . import parts
-from .backbone import ImageBackbone, ImageClassifier, Reference, check, image_family, pooled
 from .vit import MLP, Attention, Block, arguments, dense, norm
 
 SIZES = {  # width, blocks and heads of each stage (arXiv:2103.14030, section 3.3)

@@ -11,9 +11,10 @@ from khub.fields import Activation, Choice, PositiveInt, Rate
 from khub.models.functional import Functional
 from khub.ops.symbolic import KerasTensor
 
+from ..cv.backbone import ImageBackbone, Reference, check, image_family
+from ..cv.image_classifier import ImageClassifier
 from ..presets.weights import LAYOUTS
 from . import parts
-from .backbone import ImageBackbone, ImageClassifier, Reference, check, image_family
 
 SIZES = {  # layers, heads, hidden and MLP width (arXiv:2010.11929, table 1; arXiv:2012.12877,
     # table 1; arXiv:2204.07118, table 1; arXiv:2106.04560, table 2)

@@ -1,7 +1,8 @@
-"""Computer vision: image classification, and with part 5 detection and image generation."""
+"""Computer vision: image classification; detection and image generation come with part 5."""
 
-from ..applications.backbone import ImageBackbone, ImageClassifier, Predictions
 from ..presets.images import ImagePreprocessor, image_files, read_image
+from .backbone import ImageBackbone
+from .image_classifier import ImageClassifier, Predictions
 
 __all__ = [
     "ImageBackbone",

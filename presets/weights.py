@@ -24,7 +24,8 @@ from functools import cache
 
 import numpy as np
 
-from .tensors import Tensor, WeightsError, as_tensor, is_float
+from . import keras_h5
+from .tensors import Checkpoint, Tensor, WeightsError, as_tensor, is_float
 
 log = logging.getLogger("khub")
 
@@ -288,6 +289,13 @@ def load(model, checkpoint, heads=(), new_head=False, fresh_shapes=False, strict
         names = ", ".join(slot.path for slot in fresh.values())
         log.warning("%s: %s start from their initializers.", checkpoint.path, names)
     return [s.path for n, s in wanted.items() if n in fresh or n in missing]
+
+
+def load_file(model, path):
+    """Load the file of a model's reference (safetensors or PyTorch's, Keras' `.h5`), strictly."""
+    if str(path).endswith((".h5", ".hdf5")):
+        return keras_h5.load(getattr(model, "network", model), path)
+    load(model, Checkpoint(path))
 
 
 def _misshape(name, slot, checkpoint):

@@ -2,6 +2,7 @@
 
 import builtins
 import math
+from functools import partial
 from operator import getitem
 from statistics import NormalDist
 
@@ -181,15 +182,11 @@ def rsqrt(x):
     return 1 / np.sqrt(x)
 
 
-def _each(function):
-    """Make of a function of numbers one of arrays."""
-
-    def run(x):
-        if local.scope is not None and local.scope.is_abstract():  # only the shape counts
-            return np.zeros(x.shape, x.dtype)
-        return np.asarray(np.frompyfunc(function, 1, 1)(x), x.dtype)
-
-    return run
+def _each(function, x):
+    """Call a function of numbers on each of an array's."""
+    if local.scope is not None and local.scope.is_abstract():  # only the shape counts
+        return np.zeros(x.shape, x.dtype)
+    return np.asarray(np.frompyfunc(function, 1, 1)(x), x.dtype)
 
 
 def _inverse_of_erf(y):
@@ -197,7 +194,7 @@ def _inverse_of_erf(y):
     return edges[y] if y in edges else NormalDist().inv_cdf((float(y) + 1) / 2) / math.sqrt(2)
 
 
-erf, erfc, erfinv = map(_each, (math.erf, math.erfc, _inverse_of_erf))
+erf, erfc, erfinv = (partial(_each, f) for f in (math.erf, math.erfc, _inverse_of_erf))
 
 
 def round(x, decimals=0):
@@ -235,14 +232,12 @@ def prod(x, axis=None, keepdims=False, dtype=None):
     return np.prod(x, _axis(axis), _like(x, dtype), keepdims=keepdims)
 
 
-def max(x, axis=None, keepdims=False, initial=None):
+def _extreme(function, x, axis=None, keepdims=False, initial=None):
     extra = {} if initial is None else {"initial": initial}
-    return np.max(x, _axis(axis), keepdims=keepdims, **extra)
+    return function(x, _axis(axis), keepdims=keepdims, **extra)
 
 
-def min(x, axis=None, keepdims=False, initial=None):
-    extra = {} if initial is None else {"initial": initial}
-    return np.min(x, _axis(axis), keepdims=keepdims, **extra)
+max, min = (partial(_extreme, function) for function in (np.max, np.min))
 
 
 def _running(function):

@@ -37,9 +37,8 @@ def _correlate(x, kernel, strides, dilations):
 
 
 def _depthwise(parts, kernel):
-    sizes = kernel.shape[:-2]
-    kernel = kernel.reshape(*sizes, parts.shape[-1 - len(sizes)], -1)  # (..., channels, results)
-    return sum(parts[(..., *p)][..., None] * kernel[p] for p in np.ndindex(*sizes))
+    kernel = kernel.reshape(*kernel.shape[:-2], parts.shape[parts.ndim // 2], -1)
+    return sum(parts[(..., *p)][..., None] * kernel[p] for p in np.ndindex(*kernel.shape[:-2]))
 
 
 @_channels_last

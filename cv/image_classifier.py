@@ -1,236 +1,20 @@
-"""Image networks of the hub: what the backbones of all families share, and the task on them.
-
-A family has one file: a table of timm's variants, a backbone that draws its graph with layers named
-as timm names its modules, and for each other library a table of other names.
-"""
+"""The task on image networks: labels for images, training on them."""
 
 import os
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 
-from khub import dtype_policies, layers, losses, models, optimizers, tree
-from khub.backend.windows import channels_first
+from khub import losses, models, optimizers
 from khub.fields import PositiveInt, Rate
 from khub.models.functional import Functional
-from khub.ops.symbolic import KerasTensor
 
-from ..presets import Family, Presettable, register, weights
+from ..presets import Presettable
+from ..presets.family import of_config
 from ..presets.images import ImagePreprocessor, image_files
+from ..presets.weights import LAYOUTS, load_file
+from .backbone import ImageBackbone, dtype_policy
 from .imagenet import class_names
-
-
-@dataclass(frozen=True)
-class Reference:
-    """How another library names what a family draws.
-
-    names: (reference module, khub module), those of a classifier's head as "head.<layer>"; what is
-    not listed has khub's name   prefix: of the backbone in a classifier's checkpoint
-    ignored: tensors that no variable needs
-    """
-
-    names: tuple = ()
-    prefix: str = ""
-    ignored: tuple = ()
-
-
-def image_family(name, backbone, classifier, model_types=(), architectures=(), published=None):
-    """Make a family known: its backbone, its `ImageClassifier`, transformers' names of both."""
-    return register(
-        Family(
-            name=name,
-            model_types=(f"khub_{name}", *model_types),
-            backbone=backbone,
-            tasks={"ImageClassifier": classifier},
-            architectures={"ImageClassifier": tuple(architectures)},
-            variants=tuple(backbone.VARIANTS),
-            published=published,
-        )
-    )
-
-
-@contextmanager
-def _policy(policy):
-    """Layers made inside have this dtype policy."""
-    before = dtype_policies.dtype_policy()
-    dtype_policies.set_dtype_policy(policy)
-    try:
-        yield
-    finally:
-        dtype_policies.set_dtype_policy(before)
-
-
-def check(config, expected):
-    """Raise ValueError where a config.json differs from what a family's network has built in."""
-    wrong = [
-        f"{key} {config[key]!r} (expected {value!r})"
-        for key, value in expected.items()
-        if key in config and config[key] != value
-    ]
-    if wrong:
-        raise ValueError(f"This version does not read {', '.join(wrong)}.")
-
-
-def pooled(x):
-    """The mean over height and width, or over tokens."""
-    pool = layers.GlobalAveragePooling2D if len(x.shape) == 4 else layers.GlobalAveragePooling1D
-    return pool(name="pool")(x)
-
-
-class ImageBackbone(Presettable, Functional):
-    """A network without a head: prepared images in, features out. Drawn when constructed.
-
-    images (batch, *image_shape) -> features (batch, height, width, channels), or (batch, tokens,
-    channels) of a transformer; channels first where `config.image_data_format()` says so
-    image_shape: height, width (None: any) and 3   reference: whose names and layouts weights have
-    in files: "timm", "transformers" or "torchvision"   architecture: the reference's name of it
-    """
-
-    image_shape: tuple = (None, None, 3)
-    reference: str = "timm"
-    architecture: str = None
-
-    VARIANTS = {}  # timm's name -> constructor arguments
-    HEAD = "head"  # the layer that gives the scores
-    REFERENCES = {"timm": Reference()}
-    optional = ()
-
-    def __init__(self, **kwargs):
-        models.Model.__init__(self, **kwargs)
-
-    def setup(self):
-        self.image_shape = tuple(self.image_shape)
-        if self.reference not in self.REFERENCES:
-            raise ValueError(
-                f"reference must be one of {', '.join(self.REFERENCES)}, got {self.reference!r}."
-            )
-        height, width, channels = self.image_shape
-        first = channels_first(None)
-        with _policy(self.dtype_policy):
-            shape = (channels, height, width) if first else self.image_shape
-            image = layers.Input(shape, name="image")
-            self._connect(image, self.draw(image))
-
-    def draw(self, image):
-        """Return the symbolic features of a symbolic batch of images."""
-        raise NotImplementedError(f"{type(self).__name__} does not define draw().")
-
-    def draw_head(self, features, num_classes, dropout):
-        """Return the logits of symbolic features; names of layers are those of the head."""
-        x = layers.Dropout(dropout, name="dropout")(pooled(features))
-        return layers.Dense(num_classes, name=self.HEAD)(x)
-
-    @classmethod
-    def variant(cls, name, **overrides):
-        """Return the backbone that timm has under this name, its weights random."""
-        if name not in cls.VARIANTS:
-            raise ValueError(f"{cls.__name__} has no variant {name!r}; {', '.join(cls.VARIANTS)}.")
-        return cls(**{**cls.VARIANTS[name], "architecture": name, **overrides})
-
-    # --- levels ----------------------------------------------------------------------------------
-    def feature_pyramid(self):
-        """Return the model images -> {"P2": features of stride 4, "P3": of stride 8, ...}.
-
-        A level is the last tensor of its stride that everything after it goes through.
-        """
-        size = [n or 256 for n in self.image_shape[:2]]
-        cuts = _cuts(self)
-        probe = Functional(self.inputs, cuts)
-        axes = slice(2, 4) if channels_first(None) else slice(1, 3)
-        shape = (1, 3, *size) if channels_first(None) else (1, *size, 3)
-        shapes = [tuple(s) for s in probe.compute_output_shape(shape)] if len(cuts) > 1 else []
-        levels = {}
-        for x, found in zip(cuts, shapes):
-            if len(found) == 4 and 0 not in found[axes]:
-                stride = size[0] / found[axes][0]
-                level = round(np.log2(stride))
-                if level > 0 and 2**level * found[axes][0] == size[0]:
-                    levels[f"P{level}"] = x
-        return Functional(self.input, levels, name=f"{self.name}_pyramid")
-
-    # --- weights ---------------------------------------------------------------------------------
-    @property
-    def naming(self):
-        """The `Reference` that names the weights of this very network."""
-        return self.REFERENCES[self.reference]
-
-    @property
-    def weight_map(self):
-        names = self.naming.names
-        return (("", ""), *((a, b) for a, b in names if not b.startswith("head.")))
-
-    @property
-    def head_map(self):
-        """The weight map of a classifier's head."""
-        names = self.naming.names
-        heads = ((a, b.removeprefix("head.")) for a, b in names if b.startswith("head."))
-        return (("", "network"), *((a, f"network.{b}") for a, b in heads))
-
-    @property
-    def reference_prefix(self):
-        return self.naming.prefix
-
-    @property
-    def ignored(self):
-        return self.naming.ignored
-
-    # --- presets ---------------------------------------------------------------------------------
-    @classmethod
-    def config_from_reference(cls, config):
-        if isinstance(config.get("model_type"), str):
-            return cls.config_from_transformers(config) | {"reference": "transformers"}
-        return cls.config_from_timm(config) | {"reference": "timm"}
-
-    @classmethod
-    def config_from_timm(cls, config):
-        """Constructor arguments for a config.json of timm."""
-        name = config["architecture"].partition(".")[0]
-        size = (config.get("pretrained_cfg") or {}).get("input_size")
-        found = {**cls.VARIANTS[name], "architecture": name}
-        if size and None not in found.get("image_shape", (None,)):
-            found["image_shape"] = (*size[1:], 3)
-        return found
-
-    @classmethod
-    def config_from_transformers(cls, config):
-        """Constructor arguments for a config.json of transformers."""
-        raise ValueError(f"{cls.__name__} does not read transformers' models.")
-
-    def transformers_config(self):
-        """Content of config.json that transformers reads."""
-        raise ValueError(f"{type(self).__name__} has no model in transformers.")
-
-    def reference_config(self):
-        if self.reference == "transformers":
-            return self.transformers_config()
-        if self.architecture is None:
-            return {"model_type": f"khub_{type(self).__name__}"}
-        return {"architecture": self.architecture, "num_features": self.num_features}
-
-    @property
-    def num_features(self):
-        """Channels of the features."""
-        shape = self.output_shape
-        return shape[1] if channels_first(None) and len(shape) == 4 else shape[-1]
-
-    def own_config(self):
-        """The constructor's arguments, which khub keeps in config.json."""
-        return {name: getattr(self, name) for name, *_ in self._fields}
-
-
-def _cuts(model):
-    """The tensors of a functional model that every way to its output goes through."""
-    last = {}  # of each tensor, the place of the last step that takes it
-    for place, node in enumerate(model._nodes):
-        last |= {id(x): place for x in node.parents}
-    furthest, found = last.get(id(model.inputs[0]), 0), []
-    for place, node in enumerate(model._nodes):
-        if furthest <= place and isinstance(node.outputs, KerasTensor):
-            found.append(node.outputs)
-        ends = [last.get(id(x), place) for x in tree.flatten(node.outputs)]
-        furthest = max(furthest, *ends)
-    return found
 
 
 class Predictions:
@@ -303,7 +87,7 @@ class ImageClassifier(Presettable, models.Model):
 
     def build(self, shape=None):
         # one flat graph: its layers are the backbone's and, below "network.", those of the head
-        with _policy(self.dtype_policy):
+        with dtype_policy(self.dtype_policy):
             logits = self.backbone.draw_head(self.backbone.output, self.num_classes, self.dropout)
         self.network = Functional(self.backbone.input, logits, name="network")
 
@@ -316,8 +100,6 @@ class ImageClassifier(Presettable, models.Model):
 
         overrides: constructor arguments of the backbone   Raises ValueError for an unknown name.
         """
-        from ..presets.family import of_config
-
         family = of_config({"architecture": name}, "from_variant")
         made = family.tasks["ImageClassifier"]
         backbone = family.backbone.variant(name, **overrides)
@@ -416,13 +198,17 @@ class ImageClassifier(Presettable, models.Model):
         return super()._batches(source, self.preprocessor.augmented if self._augments else None)
 
     # --- weights and presets ---------------------------------------------------------------------
+    def load_weights(self, filepath):
+        """Load a file of the backbone's reference (.safetensors, .bin, .pt, .pth), strictly."""
+        load_file(self, filepath)
+
     @property
     def weight_map(self):
         return self.backbone.head_map
 
     @property
     def layouts(self):
-        return getattr(self.backbone, "layouts", weights.LAYOUTS)
+        return getattr(self.backbone, "layouts", LAYOUTS)
 
     @classmethod
     def head_from_reference(cls, config):

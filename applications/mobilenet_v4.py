@@ -2,6 +2,7 @@
 
 from khub import layers, ops
 from khub.fields import PositiveInt
+from khub.ops.symbolic import KerasTensor
 
 from ..cv.backbone import Reference, image_family
 from ..cv.image_classifier import ImageClassifier
@@ -88,6 +89,9 @@ class MultiQueryAttention(layers.Layer):
         rows = [ops.reshape(x, (shape[0], -1, 1, width)) for x in (query, key, value)]
         y = ops.reshape(ops.dot_product_attention(*rows), shape)
         return ops.moveaxis(y, -1, 1) if first else y
+
+    def compute_output_spec(self, query, key, value):
+        return KerasTensor(query.shape, query.dtype)  # NumPy would run it on a very large image
 
 
 class MobileNetV4Backbone(inverted.InvertedBackbone):

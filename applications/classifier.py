@@ -8,6 +8,7 @@ from khub import config, layers, models
 from khub.backend.windows import channels_first
 from khub.ops.symbolic import KerasTensor
 
+from ..cv.parts import channel_axis
 from .imagenet import load, weights_file
 
 ARGUMENTS = {
@@ -20,11 +21,6 @@ ARGUMENTS = {
     "classifier_activation": "softmax",
 }
 POOLINGS = {"avg": layers.GlobalAveragePooling2D, "max": layers.GlobalMaxPooling2D}
-
-
-def channel_axis():
-    """The axis of channels in a batch of images, as `config.image_data_format()` says."""
-    return 1 if channels_first(None) else -1
 
 
 def space(shape):

@@ -3,9 +3,9 @@
 from khub import config, initializers, layers, models, ops
 from khub.fields import Choice, PositiveInt, Rate
 
-from ..cv.backbone import ImageBackbone, Reference, check, image_family, pooled
-from ..cv.image_classifier import ImageClassifier
-from . import parts
+from ..cv import parts
+from ..cv.backbone import ImageBackbone, Reference, pooled
+from ..cv.image_classifier import image_family
 from .classifier import ARGUMENTS, Architecture, channel_axis
 from .imagenet_utils import decode_predictions, preprocessing  # noqa: F401
 
@@ -210,6 +210,7 @@ REFERENCES = {
 }
 
 
+@image_family("convnext")
 class ConvNeXtBackbone(ImageBackbone):
     """Stages of 7 x 7 depthwise convolutions and of networks of two layers for each pixel.
 
@@ -233,6 +234,16 @@ class ConvNeXtBackbone(ImageBackbone):
     head_epsilon: float = 1e-6
 
     VARIANTS = MODELS
+    STEMS = {"convnext": "ConvNext", "convnextv2": "ConvNextV2"}
+    KEYS = {
+        "num_blocks": ("depths", (3, 3, 9, 3)),
+        "widths": ("hidden_sizes", (96, 192, 384, 768)),
+        "patch_size": "patch_size",
+        "layer_scale": "layer_scale_init_value",
+        "activation": "hidden_act",
+        "drop_path": "drop_path_rate",
+        "head_epsilon": ("layer_norm_eps", 1e-12),
+    }
     REFERENCES = REFERENCES
 
     @property
@@ -294,43 +305,15 @@ class ConvNeXtBackbone(ImageBackbone):
 
     @classmethod
     def config_from_transformers(cls, config):
-        check(config, {"num_channels": 3})
-        v2 = config["model_type"] == "convnextv2"
-        return {
-            "num_blocks": tuple(config.get("depths") or (3, 3, 9, 3)),
-            "widths": tuple(config.get("hidden_sizes") or (96, 192, 384, 768)),
-            "patch_size": config.get("patch_size", 4),
-            "layer_scale": 0.0 if v2 else config.get("layer_scale_init_value", 1e-6),
-            "response_norm": v2,
-            "activation": config.get("hidden_act", "gelu"),
-            "drop_path": config.get("drop_path_rate", 0.0),
-            "head_epsilon": config.get("layer_norm_eps", 1e-12),
-        }
+        found = super().config_from_transformers(config)
+        return found | (V2 if config["model_type"] == "convnextv2" else {})
 
     def transformers_config(self):
-        v2 = self.response_norm
-        scale = {} if v2 else {"layer_scale_init_value": self.layer_scale}
-        return scale | {
-            "model_type": "convnextv2" if v2 else "convnext",
-            "architectures": [f"ConvNext{'V2' if v2 else ''}ForImageClassification"],
-            "num_stages": len(self.widths),
-            "depths": list(self.num_blocks),
-            "hidden_sizes": list(self.widths),
-            "patch_size": self.patch_size,
-            "hidden_act": self.activation,
-            "drop_path_rate": self.drop_path,
-            "layer_norm_eps": self.head_epsilon,
+        found = super().transformers_config() | {"num_stages": len(self.widths)}
+        if not self.response_norm:
+            return found
+        del found["layer_scale_init_value"]
+        return found | {
+            "model_type": "convnextv2",
+            "architectures": ["ConvNextV2ForImageClassification"],
         }
-
-
-class ConvNeXtImageClassifier(ImageClassifier):
-    """A class of an image, by a ConvNeXt."""
-
-
-image_family(
-    "convnext",
-    ConvNeXtBackbone,
-    ConvNeXtImageClassifier,
-    ("convnext", "convnextv2"),
-    ("ConvNextForImageClassification", "ConvNextV2ForImageClassification"),
-)

@@ -6,9 +6,9 @@ Redmon and Farhadi 2018, arXiv:1804.02767; Wang et al. 2019, arXiv:1911.11929.
 from khub import layers, ops
 from khub.fields import Choice, PositiveInt
 
-from ..cv.backbone import ImageBackbone, Reference, image_family
-from ..cv.image_classifier import ImageClassifier
-from . import parts
+from ..cv import parts
+from ..cv.backbone import ImageBackbone, Reference
+from ..cv.image_classifier import image_family
 from .classifier import channel_axis
 
 DARK = (64, 128, 256, 512, 1024)
@@ -28,6 +28,7 @@ VARIANTS = {  # arXiv:1804.02767, table 1; arXiv:1911.11929; as timm has them
 }
 
 
+@image_family("cspdarknet")
 class CSPDarkNetBackbone(ImageBackbone):
     """Stages of residual blocks, through which half of the channels pass where `expand` is given.
 
@@ -93,10 +94,3 @@ class CSPDarkNetBackbone(ImageBackbone):
         y = self.conv(y, inner, 3, groups=self.groups, name=f"{name}.conv2")
         y = self.conv(y, width, active=False, name=f"{name}.conv3")
         return layers.LeakyReLU(0.01)(layers.Add()([x, y]))
-
-
-class CSPDarkNetImageClassifier(ImageClassifier):
-    """A class of an image, by a CSPDarkNet."""
-
-
-image_family("cspdarknet", CSPDarkNetBackbone, CSPDarkNetImageClassifier)

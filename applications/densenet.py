@@ -3,9 +3,9 @@
 from khub import layers
 from khub.fields import PositiveInt
 
-from ..cv.backbone import ImageBackbone, Reference, image_family, pooled
-from ..cv.image_classifier import ImageClassifier
-from . import parts
+from ..cv import parts
+from ..cv.backbone import ImageBackbone, Reference, pooled
+from ..cv.image_classifier import image_family
 from .classifier import Architecture, channel_axis
 from .imagenet_utils import decode_predictions, preprocessing  # noqa: F401
 from .resnet import norm, relu
@@ -66,6 +66,7 @@ preprocess_input = preprocessing(_architecture.mode)
 # --- the hub's: as timm and torchvision have them ------------------------------------------------
 
 
+@image_family("densenet")
 class DenseNetBackbone(ImageBackbone):
     """DenseNet, with the normalization and activation at its end.
 
@@ -109,10 +110,3 @@ class DenseNetBackbone(ImageBackbone):
     def draw_head(self, features, num_classes, dropout):
         x = layers.Dropout(dropout, name="dropout")(pooled(features))
         return layers.Dense(num_classes, name="classifier")(x)
-
-
-class DenseNetImageClassifier(ImageClassifier):
-    """A class of an image, by a DenseNet."""
-
-
-image_family("densenet", DenseNetBackbone, DenseNetImageClassifier)

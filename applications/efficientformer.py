@@ -7,11 +7,11 @@ from khub.backend.windows import channels_first
 from khub.fields import PositiveInt, Rate
 from khub.models.functional import Functional
 
-from ..cv.backbone import ImageBackbone, Reference, image_family, pooled
-from ..cv.image_classifier import ImageClassifier
-from . import parts
+from ..cv import parts
+from ..cv.backbone import ImageBackbone, Reference, pooled
+from ..cv.image_classifier import image_family
+from ..cv.transformer import MLP, Block, LayerScale, dense
 from .classifier import channel_axis
-from .vit import MLP, Block, LayerScale, dense
 
 VARIANTS = {  # arXiv:2206.01191, table 3
     "efficientformer_l1": dict(widths=(48, 96, 224, 448), num_blocks=(3, 2, 6, 4), num_attention=1),
@@ -59,6 +59,7 @@ class BiasedAttention(layers.Layer):
         return self.proj(ops.reshape(y, (batch, time, HEADS * VALUE)))
 
 
+@image_family("efficientformer")
 class EfficientFormerBackbone(ImageBackbone):
     """Blocks that mix places by a mean of 3 x 3, in the last stage then transformer blocks.
 
@@ -123,10 +124,3 @@ class EfficientFormerBackbone(ImageBackbone):
         x = layers.Permute((3, 1, 2))(x) if channels_first(None) else x
         levels = super().feature_pyramid().output | {"P5": x}
         return Functional(self.input, levels, name=f"{self.name}_pyramid")
-
-
-class EfficientFormerImageClassifier(ImageClassifier):
-    """A class of an image, by an EfficientFormer."""
-
-
-image_family("efficientformer", EfficientFormerBackbone, EfficientFormerImageClassifier)

@@ -7,9 +7,10 @@ from string import ascii_lowercase
 from khub import initializers, layers
 from khub.fields import Choice, PositiveInt, Rate
 
-from ..cv.backbone import check, image_family
-from ..cv.image_classifier import ImageClassifier
-from . import inverted, parts
+from ..cv import parts
+from ..cv.backbone import check
+from ..cv.image_classifier import image_family
+from . import inverted
 from .classifier import Architecture, channel_axis, padded
 from .imagenet_utils import decode_predictions, preprocessing  # noqa: F401
 
@@ -214,6 +215,7 @@ _PAIRS = (
 _STAGES = ("expand_ratios", "kernel_sizes", "strides", "out_channels", "num_block_repeats")
 
 
+@image_family("efficientnet")
 class EfficientNetBackbone(inverted.InvertedBackbone):
     """EfficientNet and EfficientNetV2 (Tan & Le 2021, arXiv:2104.00298), with the last convolution.
 
@@ -238,6 +240,7 @@ class EfficientNetBackbone(inverted.InvertedBackbone):
     symmetric: tuple = ()
 
     VARIANTS = NETWORKS
+    STEMS = {"efficientnet": "EfficientNet"}
     REFERENCES = inverted.references(
         ("embeddings.convolution", "embeddings.batchnorm", "encoder.top_conv", "encoder.top_bn"),
         "efficientnet",
@@ -302,21 +305,6 @@ class EfficientNetBackbone(inverted.InvertedBackbone):
         return {
             **super().transformers_config(),
             **dict(zip(_STAGES, map(list, columns), strict=True)),
-            "model_type": "efficientnet",
-            "architectures": ["EfficientNetForImageClassification"],
             "in_channels": [self.stem_width, *columns[3][:-1]],
             "hidden_dim": self.scaled(self.head_width),
         }
-
-
-class EfficientNetImageClassifier(ImageClassifier):
-    """A class of an image, by an EfficientNet."""
-
-
-image_family(
-    "efficientnet",
-    EfficientNetBackbone,
-    EfficientNetImageClassifier,
-    ("efficientnet",),
-    ("EfficientNetForImageClassification",),
-)

@@ -8,8 +8,8 @@ from functools import cached_property
 
 from khub import layers
 
+from ..cv import parts
 from ..cv.backbone import ImageBackbone, Reference, pooled
-from . import parts
 
 UNITS = {  # kind of a block -> its convolutions; those of SPATIAL have the kernel and the stride
     "conv": ("conv",),
@@ -69,7 +69,6 @@ class InvertedBackbone(ImageBackbone):
 
     last = ("conv_head", "bn2")  # the layers of the 1 x 1 convolution
     COARSE = ()  # ends of the variants that have the epsilon 1e-3 in torchvision
-    KEYS = {}  # our field -> its name in config.json of transformers and the default there
 
     @classmethod
     def variant(cls, name, **overrides):
@@ -131,10 +130,3 @@ class InvertedBackbone(ImageBackbone):
     def draw_head(self, features, num_classes, dropout):
         x = layers.Dropout(dropout, name="dropout")(pooled(features))
         return layers.Dense(num_classes, name="classifier")(x)
-
-    @classmethod
-    def config_from_transformers(cls, config):
-        return {ours: config.get(key, default) for ours, (key, default) in cls.KEYS.items()}
-
-    def transformers_config(self):
-        return {key: getattr(self, ours) for ours, (key, _) in self.KEYS.items()}

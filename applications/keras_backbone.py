@@ -4,8 +4,8 @@ import importlib
 
 from khub.models.functional import Functional
 
-from ..cv.backbone import ImageBackbone, Reference, image_family
-from ..cv.image_classifier import ImageClassifier
+from ..cv.backbone import ImageBackbone, Reference
+from ..cv.image_classifier import image_family
 from . import CONSTRUCTORS
 from .classifier import space
 from .imagenet import weights_file
@@ -21,6 +21,14 @@ def variant_of(name):
     return getattr(module, name).variant
 
 
+def published(config, with_head):
+    """Return the file of Keras' ImageNet weights for a preset of the catalogue, downloaded once."""
+    variant = variant_of(config["architecture"])
+    options = variant.given | (config["khub"]["backbone"].get("options") or {})
+    return weights_file(variant, "imagenet", with_head, options, (variant.size,) * 2)
+
+
+@image_family("keras_applications", published)
 class KerasBackbone(ImageBackbone):
     """What a constructor of Keras draws below its top.
 
@@ -84,17 +92,3 @@ class KerasBackbone(ImageBackbone):
     @classmethod
     def config_from_reference(cls, config):
         return {"architecture": config["architecture"]}
-
-
-class KerasImageClassifier(ImageClassifier):
-    """A class of an image, by one of Keras' architectures with its own top."""
-
-
-def published(config, with_head):
-    """Return the file of Keras' ImageNet weights for a preset of the catalogue, downloaded once."""
-    variant = variant_of(config["architecture"])
-    options = variant.given | (config["khub"]["backbone"].get("options") or {})
-    return weights_file(variant, "imagenet", with_head, options, (variant.size,) * 2)
-
-
-image_family("keras_applications", KerasBackbone, KerasImageClassifier, published=published)

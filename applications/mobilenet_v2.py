@@ -6,8 +6,8 @@ from functools import partial
 from khub import layers
 from khub.fields import PositiveInt
 
-from ..cv.backbone import check, image_family
-from ..cv.image_classifier import ImageClassifier
+from ..cv.backbone import check
+from ..cv.image_classifier import image_family
 from . import inverted, mobilenet, parts
 from .classifier import ARGUMENTS, channel_axis, padded, scores
 from .imagenet_utils import decode_predictions, preprocessing  # noqa: F401
@@ -100,6 +100,7 @@ _UNITS = [[n.format(unit) for n in _LAYER] for unit in ("expand_1x1", "conv_3x3"
 _ENDS = [n.format(end) for end in ("conv_stem.first_conv", "conv_1x1") for n in _LAYER]
 
 
+@image_family("mobilenet_v2")
 class MobileNetV2Backbone(inverted.InvertedBackbone):
     """MobileNetV2, with the last 1 x 1 convolution.
 
@@ -117,6 +118,7 @@ class MobileNetV2Backbone(inverted.InvertedBackbone):
     same: bool = False
 
     VARIANTS = VARIANTS
+    STEMS = {"mobilenet_v2": "MobileNetV2"}
     REFERENCES = inverted.references(_ENDS, "mobilenet_v2")
     KEYS = {
         "width": ("depth_multiplier", 1.0),
@@ -167,21 +169,6 @@ class MobileNetV2Backbone(inverted.InvertedBackbone):
         if self.depth != 1:
             raise ValueError(f"transformers has no MobileNetV2 of depth {self.depth}, only of 1.")
         return super().transformers_config() | {
-            "model_type": "mobilenet_v2",
-            "architectures": ["MobileNetV2ForImageClassification"],
             "min_depth": self.divisor,
             "finegrained_output": self.head_width == 1280,
         }
-
-
-class MobileNetV2ImageClassifier(ImageClassifier):
-    """A class of an image, by a MobileNetV2."""
-
-
-image_family(
-    "mobilenet_v2",
-    MobileNetV2Backbone,
-    MobileNetV2ImageClassifier,
-    ("mobilenet_v2",),
-    ("MobileNetV2ForImageClassification",),
-)

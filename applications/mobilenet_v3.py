@@ -5,9 +5,10 @@ from itertools import groupby
 from khub import layers
 from khub.fields import Choice
 
-from ..cv.backbone import Reference, image_family
-from ..cv.image_classifier import ImageClassifier
-from . import inverted, parts
+from ..cv import parts
+from ..cv.backbone import Reference
+from ..cv.image_classifier import image_family
+from . import inverted
 from .classifier import channel_axis
 from .imagenet_utils import decode_predictions, preprocessing  # noqa: F401
 from .mobilenet import Mobile
@@ -148,6 +149,7 @@ NETWORKS = {
 }
 
 
+@image_family("mobilenet_v3")
 class MobileNetV3Backbone(inverted.InvertedBackbone):
     """MobileNetV3, to the last 1 x 1 convolution before the mean.
 
@@ -206,10 +208,3 @@ class MobileNetV3Backbone(inverted.InvertedBackbone):
         x = parts.active(x if not keeps else layers.Flatten()(x), "hard_silu")
         x = layers.Dropout(dropout, name="dropout")(x)
         return layers.Dense(num_classes, name="classifier")(x)
-
-
-class MobileNetV3ImageClassifier(ImageClassifier):
-    """A class of an image, by a MobileNetV3."""
-
-
-image_family("mobilenet_v3", MobileNetV3Backbone, MobileNetV3ImageClassifier)

@@ -4,9 +4,11 @@ from khub import layers, ops
 from khub.fields import PositiveInt
 from khub.ops.symbolic import KerasTensor
 
-from ..cv.backbone import Reference, image_family
-from ..cv.image_classifier import ImageClassifier
-from . import inverted, parts
+from ..cv import parts
+from ..cv.backbone import Reference
+from ..cv.image_classifier import image_family
+from ..cv.transformer import LayerScale
+from . import inverted
 from .classifier import channel_axis
 
 # The paper's appendix. A stage: width and blocks. A block: kernels of its depthwise convolutions
@@ -63,17 +65,6 @@ VARIANTS |= {
 }
 
 
-class LayerScale(layers.Layer):
-    """x * gamma, gamma of a weight a channel.  Touvron et al. 2021, arXiv:2103.17239"""
-
-    def build(self, shape):
-        width = shape[channel_axis()]
-        self.gamma = self.add_weight((width,), "ones", name="gamma")
-
-    def call(self, x):
-        return x * (self.gamma if channel_axis() == -1 else self.gamma[:, None, None])
-
-
 class MultiQueryAttention(layers.Layer):
     """Attention where all heads have the same keys and values.  Shazeer 2019, arXiv:1911.02150
 
@@ -94,6 +85,7 @@ class MultiQueryAttention(layers.Layer):
         return KerasTensor(query.shape, query.dtype)  # NumPy would run it on a very large image
 
 
+@image_family("mobilenet_v4")
 class MobileNetV4Backbone(inverted.InvertedBackbone):
     """MobileNetV4: universal inverted bottlenecks, in the hybrids with attention between them.
 
@@ -135,7 +127,11 @@ class MobileNetV4Backbone(inverted.InvertedBackbone):
                     y = self.attention(x, self.head_widths[s == last], 1 if s == last else 2, name)
                 else:
                     y = self.bottleneck(x, *map(int, code), width, 1 if i else 2, name)
-                y = LayerScale(name=f"{name}.layer_scale")(y) if self.layer_scale else y
+                y = (
+                    LayerScale(1.0, channel_axis(), name=f"{name}.layer_scale")(y)
+                    if self.layer_scale
+                    else y
+                )
                 x = layers.Add()([x, y]) if i else y
         name = f"blocks.{last + 1 + len(self.start)}.0"
         return self.conv(x, self.scaled(960), 1, 1, f"{name}.conv", f"{name}.bn1", self.activation)
@@ -175,10 +171,3 @@ class MobileNetV4Backbone(inverted.InvertedBackbone):
         x = layers.GlobalAveragePooling2D(keepdims=True, name="pool")(features)
         x = self.conv(x, 1280, 1, 1, "conv_head", "norm_head", self.activation)
         return super().draw_head(x, num_classes, dropout)
-
-
-class MobileNetV4ImageClassifier(ImageClassifier):
-    """A class of an image, by a MobileNetV4."""
-
-
-image_family("mobilenet_v4", MobileNetV4Backbone, MobileNetV4ImageClassifier)

@@ -3,9 +3,9 @@
 from khub import layers
 from khub.fields import Choice, PositiveInt
 
-from ..cv.backbone import ImageBackbone, Reference, check, image_family
-from ..cv.image_classifier import ImageClassifier
-from . import parts
+from ..cv import parts
+from ..cv.backbone import ImageBackbone, Reference
+from ..cv.image_classifier import image_family
 
 SIZES = {  # blocks and widths of the stages, width of a group (arXiv:2003.13678, figures 16 and 17)
     "x_002": ((1, 1, 4, 7), (24, 56, 152, 368), 8),
@@ -84,12 +84,14 @@ REFERENCES = {
 }
 
 
+@image_family("regnet")
 class RegNetBackbone(ImageBackbone):
     """Four stages of residual blocks 1 x 1, 3 x 3 in groups, 1 x 1, all of a stage's width.
 
     num_blocks, widths: of each stage   group_width: channels of a group of the 3 x 3 convolution,
     all where a stage has no more   layer_type: "y" has squeeze and excite to a quarter of the
-    width that comes into the block, "x" has not   first_stride: of the first stage
+    width that comes into the block, "x" has not   downsample_first: whether the first stage halves
+    height and width too
     """
 
     num_blocks: tuple
@@ -98,10 +100,20 @@ class RegNetBackbone(ImageBackbone):
     layer_type: Choice("x", "y") = "y"
     stem_width: PositiveInt = 32
     activation: Choice("relu", "gelu", "silu") = "relu"
-    first_stride: PositiveInt = 2
+    downsample_first: bool = True
 
     VARIANTS = VARIANTS
     HEAD = "head.fc"
+    STEMS = {"regnet": "RegNet"}
+    KEYS = {
+        "num_blocks": ("depths", (2, 6, 12, 2)),
+        "widths": ("hidden_sizes", (128, 192, 512, 1088)),
+        "group_width": ("groups_width", 64),
+        "layer_type": "layer_type",
+        "stem_width": "embedding_size",
+        "activation": "hidden_act",
+        "downsample_first": "downsample_in_first_stage",
+    }
     REFERENCES = REFERENCES
 
     @property
@@ -114,7 +126,7 @@ class RegNetBackbone(ImageBackbone):
         x = self.conv(image, self.stem_width, 3, 2, 1, "stem")
         for stage, (width, count) in enumerate(zip(self.widths, self.num_blocks, strict=True), 1):
             for i in range(1, count + 1):
-                stride = 1 if i > 1 else 2 if stage > 1 else self.first_stride
+                stride = 2 if i == 1 and (stage > 1 or self.downsample_first) else 1
                 x = self.block(x, width, stride, f"s{stage}.b{i}")
         return x
 
@@ -134,42 +146,3 @@ class RegNetBackbone(ImageBackbone):
         if stride > 1 or parts.width_of(x) != width:
             x = self.conv(x, width, 1, stride, 1, f"{name}.downsample", active=False)
         return parts.active(layers.Add()([x, y]), self.activation)
-
-    @classmethod
-    def config_from_transformers(cls, config):
-        check(config, {"num_channels": 3})
-        return {
-            "num_blocks": tuple(config.get("depths", (2, 6, 12, 2))),
-            "widths": tuple(config.get("hidden_sizes", (128, 192, 512, 1088))),
-            "group_width": config.get("groups_width", 64),
-            "layer_type": config.get("layer_type", "y"),
-            "stem_width": config.get("embedding_size", 32),
-            "activation": config.get("hidden_act", "relu"),
-            "first_stride": 2 if config.get("downsample_in_first_stage", True) else 1,
-        }
-
-    def transformers_config(self):
-        return {
-            "model_type": "regnet",
-            "architectures": ["RegNetForImageClassification"],
-            "depths": list(self.num_blocks),
-            "hidden_sizes": list(self.widths),
-            "groups_width": self.group_width,
-            "layer_type": self.layer_type,
-            "embedding_size": self.stem_width,
-            "hidden_act": self.activation,
-            "downsample_in_first_stage": self.first_stride == 2,
-        }
-
-
-class RegNetImageClassifier(ImageClassifier):
-    """A class of an image, by a RegNet."""
-
-
-image_family(
-    "regnet",
-    RegNetBackbone,
-    RegNetImageClassifier,
-    ("regnet",),
-    ("RegNetForImageClassification",),
-)

@@ -5,9 +5,9 @@ import re
 from khub import layers
 from khub.fields import Choice, PositiveInt, Rate
 
-from ..cv.backbone import ImageBackbone, Reference, check, image_family
-from ..cv.image_classifier import ImageClassifier
-from . import parts
+from ..cv import parts
+from ..cv.backbone import ImageBackbone, Reference, check
+from ..cv.image_classifier import image_family
 from .classifier import Architecture, channel_axis
 from .imagenet_utils import decode_predictions, preprocessing  # noqa: F401
 
@@ -145,6 +145,7 @@ REFERENCES = {
 }
 
 
+@image_family("resnet")
 class ResNetBackbone(ImageBackbone):
     """ResNet with the stride in the 3 x 3 convolution, and its relatives.
 
@@ -155,7 +156,8 @@ class ResNetBackbone(ImageBackbone):
     arXiv:1812.01187)
     stem_pool: "max" or "conv"   squeeze: share of the width in squeeze and excite, 0 for none
     (ResNet-RS, Bello et al. 2021, arXiv:2103.07579)
-    widths: of the 3 x 3 convolutions of each stage   first_stride: of the first stage
+    widths: of the 3 x 3 convolutions of each stage   downsample_first: whether
+    the first stage halves height and width too
     early_stride: the stride is in the first convolution of a bottleneck, as in He et al. 2015
     """
 
@@ -169,18 +171,27 @@ class ResNetBackbone(ImageBackbone):
     squeeze: Rate = 0.0
     widths: tuple = WIDTHS
     stem_width: PositiveInt = 64
-    first_stride: PositiveInt = 1
+    downsample_first: bool = False
     early_stride: bool = False
 
     VARIANTS = VARIANTS
     HEAD = "fc"
+    STEMS = {"resnet": "ResNet"}
+    KEYS = {
+        "num_blocks": "depths",
+        "widths": "hidden_sizes",
+        "block": "layer_type",
+        "stem_width": "embedding_size",
+        "downsample_first": "downsample_in_first_stage",
+        "early_stride": "downsample_in_bottleneck",
+    }
     REFERENCES = REFERENCES
 
     def draw(self, image):
         x = self.draw_stem(image)
         for stage, (width, count) in enumerate(zip(self.widths, self.num_blocks, strict=True), 1):
             for i in range(count):
-                stride = 1 if i else 2 if stage > 1 else self.first_stride
+                stride = 2 if not i and (stage > 1 or self.downsample_first) else 1
                 x = self.residual(x, width, stride, f"layer{stage}.{i}")
         return x
 
@@ -234,42 +245,12 @@ class ResNetBackbone(ImageBackbone):
 
     @classmethod
     def config_from_transformers(cls, config):
-        check(config, {"num_channels": 3, "hidden_act": "relu"})
-        block = config.get("layer_type", "bottleneck")
-        widths = tuple(config["hidden_sizes"])
-        inner = tuple(n // 4 for n in widths) if block == "bottleneck" else widths
-        return {
-            "num_blocks": tuple(config["depths"]),
-            "block": block,
-            "widths": inner,
-            "stem_width": config.get("embedding_size", 64),
-            "first_stride": 2 if config.get("downsample_in_first_stage") else 1,
-            "early_stride": bool(config.get("downsample_in_bottleneck")),
-        }
+        check(config, {"hidden_act": "relu"})
+        found = super().config_from_transformers(config)
+        narrow = 1 if found.get("block") == "basic" else 4  # theirs are the widths of the results
+        return found | {"widths": tuple(width // narrow for width in found["widths"])}
 
     def transformers_config(self):
+        found = super().transformers_config()
         wide = 4 if self.block == "bottleneck" else 1
-        return {
-            "model_type": "resnet",
-            "architectures": ["ResNetForImageClassification"],
-            "depths": list(self.num_blocks),
-            "hidden_sizes": [wide * width for width in self.widths],
-            "layer_type": self.block,
-            "embedding_size": self.stem_width,
-            "hidden_act": "relu",
-            "downsample_in_first_stage": self.first_stride == 2,
-            "downsample_in_bottleneck": self.early_stride,
-        }
-
-
-class ResNetImageClassifier(ImageClassifier):
-    """A class of an image, by a ResNet."""
-
-
-image_family(
-    "resnet",
-    ResNetBackbone,
-    ResNetImageClassifier,
-    ("resnet",),
-    ("ResNetForImageClassification",),
-)
+        return found | {"hidden_sizes": [wide * width for width in self.widths]}

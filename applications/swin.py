@@ -9,10 +9,10 @@ from khub.backend.windows import channels_first
 from khub.fields import PositiveInt, Rate
 from khub.models.functional import Functional
 
-from ..cv.backbone import ImageBackbone, Reference, check, image_family, pooled
-from ..cv.image_classifier import ImageClassifier
-from . import parts
-from .vit import MLP, Attention, Block, arguments, dense, norm
+from ..cv import parts
+from ..cv.backbone import ImageBackbone, Reference, check, pooled
+from ..cv.image_classifier import image_family
+from ..cv.transformer import MLP, Attention, Block, dense, norm
 
 SIZES = {  # width, blocks and heads of each stage (arXiv:2103.14030, section 3.3)
     "tiny": (96, (2, 2, 6, 2), (3, 6, 12, 24)),
@@ -65,17 +65,6 @@ REFERENCES = {
     "timm": Reference(ignored=("head.*", INDEX, "*.attn_mask")),
     "transformers": Reference(TRANSFORMERS, "swin", ("classifier.*", INDEX)),
     "torchvision": Reference(TORCHVISION, ignored=("head.*", INDEX)),
-}
-CONFIG = {  # transformers' -> the backbone's
-    "embed_dim": "hidden_dim",
-    "depths": "num_blocks",
-    "num_heads": "num_heads",
-    "window_size": "window",
-    "patch_size": "patch_size",
-    "mlp_ratio": "mlp_ratio",
-    "hidden_act": "activation",
-    "qkv_bias": "qkv_bias",
-    "layer_norm_eps": "epsilon",
 }
 
 
@@ -179,6 +168,7 @@ class PatchMerging(layers.Layer):
 
 
 # --- the backbone --------------------------------------------------------------------------------
+@image_family("swin")
 class SwinBackbone(ImageBackbone):
     """A transformer of image patches in windows, with half as many rows and columns each stage.
 
@@ -201,6 +191,18 @@ class SwinBackbone(ImageBackbone):
     image_shape: tuple = (224, 224, 3)
 
     VARIANTS = VARIANTS
+    STEMS = {"swin": "Swin"}
+    KEYS = {
+        "hidden_dim": "embed_dim",
+        "num_blocks": "depths",
+        "num_heads": "num_heads",
+        "window": "window_size",
+        "patch_size": "patch_size",
+        "mlp_ratio": "mlp_ratio",
+        "activation": "hidden_act",
+        "qkv_bias": "qkv_bias",
+        "epsilon": "layer_norm_eps",
+    }
     REFERENCES = REFERENCES
 
     def draw(self, image):
@@ -242,19 +244,4 @@ class SwinBackbone(ImageBackbone):
     @classmethod
     def config_from_transformers(cls, config):
         check(config, {"use_absolute_embeddings": False})
-        return arguments(config, CONFIG)
-
-    def transformers_config(self):
-        return {theirs: getattr(self, ours) for theirs, ours in CONFIG.items()} | {
-            "model_type": "swin",
-            "architectures": ["SwinForImageClassification"],
-            "image_size": list(self.image_shape[:2]),
-        }
-
-
-class SwinImageClassifier(ImageClassifier):
-    """A class of an image, by a Swin transformer."""
-
-
-ARCHITECTURES = ("SwinForImageClassification",)
-image_family("swin", SwinBackbone, SwinImageClassifier, ("swin",), ARCHITECTURES)
+        return super().config_from_transformers(config)

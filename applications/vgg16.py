@@ -3,9 +3,9 @@
 from khub import layers
 from khub.fields import PositiveInt
 
-from ..cv.backbone import ImageBackbone, Reference, image_family
-from ..cv.image_classifier import ImageClassifier
-from . import parts
+from ..cv import parts
+from ..cv.backbone import ImageBackbone, Reference
+from ..cv.image_classifier import image_family
 from .classifier import Architecture, channel_axis
 from .imagenet_utils import decode_predictions, preprocessing  # noqa: F401
 
@@ -57,6 +57,7 @@ NETWORKS = {  # table 1, columns A, B, D and E
 }
 
 
+@image_family("vgg")
 class VGGBackbone(ImageBackbone):
     """VGG without its dense layers.
 
@@ -107,10 +108,3 @@ class VGGBackbone(ImageBackbone):
             x = layers.Dropout(dropout)(x)
         x = x if flat else layers.GlobalAveragePooling2D(name="pool")(x)
         return layers.Dense(num_classes, name="head.fc")(x)
-
-
-class VGGImageClassifier(ImageClassifier):
-    """A class of an image, by a VGG."""
-
-
-image_family("vgg", VGGBackbone, VGGImageClassifier)

@@ -7,14 +7,14 @@ import numpy as np
 
 from khub import initializers, layers, ops
 from khub.backend.windows import channels_first
-from khub.fields import Activation, Choice, PositiveInt, Rate
+from khub.fields import Choice, PositiveInt, Rate
 from khub.models.functional import Functional
-from khub.ops.symbolic import KerasTensor
 
-from ..cv.backbone import ImageBackbone, Reference, check, image_family
-from ..cv.image_classifier import ImageClassifier
+from ..cv import parts
+from ..cv.backbone import ImageBackbone, Reference
+from ..cv.image_classifier import image_family
+from ..cv.transformer import MLP, Attention, Block
 from ..presets.weights import LAYOUTS
-from . import parts
 
 SIZES = {  # layers, heads, hidden and MLP width (arXiv:2010.11929, table 1; arXiv:2012.12877,
     # table 1; arXiv:2204.07118, table 1; arXiv:2106.04560, table 2)
@@ -122,138 +122,9 @@ REFERENCES = {
     "transformers": Reference(ignored=(*HEAD, "pooler.*", "embeddings.mask_token")),
     "torchvision": Reference(TORCHVISION, ignored=HEAD),
 }
-CONFIG = {  # transformers' -> the backbone's
-    "num_hidden_layers": "num_layers",
-    "num_attention_heads": "num_heads",
-    "hidden_size": "hidden_dim",
-    "intermediate_size": "mlp_dim",
-    "patch_size": "patch_size",
-    "hidden_act": "activation",
-    "qkv_bias": "qkv_bias",
-    "layer_norm_eps": "epsilon",
-    "layerscale_value": "layer_scale",
-    "use_swiglu_ffn": "gated",
-    "num_register_tokens": "num_registers",
-}
-
-
-def arguments(config, table):
-    """Constructor arguments for a config.json of transformers: those in the table, image_shape."""
-    check(config, {"num_channels": 3})
-    size = config.get("image_size", 224)
-    size = (size, size) if isinstance(size, int) else size
-    found = {ours: config[theirs] for theirs, ours in table.items() if theirs in config}
-    return found | {"image_shape": (*size, 3)}
 
 
 # --- layers --------------------------------------------------------------------------------------
-class QKV(layers.Dense):
-    """Query, key and value of all heads; torchvision has other names for its weights."""
-
-
-def dense(layer, inputs, units, kind=layers.Dense, **options):
-    """A built Dense of `layer`, with a transformer's initial values and the layer's dtype."""
-    start = initializers.TruncatedNormal(stddev=0.02)
-    made = kind(units, kernel_initializer=start, dtype=layer.dtype_policy, **options)
-    made.build((None, inputs))
-    return made
-
-
-def norm(layer, width, epsilon):
-    made = layers.LayerNormalization(epsilon=epsilon, dtype=layer.dtype_policy)
-    made.build((None, width))
-    return made
-
-
-class MLP(layers.Layer):
-    """W2 f(W1 x); gated: W2 (silu(g) * u) of the halves g and u of W1 x (arXiv:2002.05202).
-
-    x: (..., width) -> same
-    """
-
-    hidden: PositiveInt
-    activation: Activation = "gelu"
-    gated: bool = False
-
-    def build(self, shape):
-        self.fc1 = dense(self, shape[-1], self.hidden * (1 + self.gated))
-        self.fc2 = dense(self, self.hidden, shape[-1])
-
-    def call(self, x):
-        x = self.fc1(x)
-        if self.gated:
-            return self.fc2(ops.silu(x[..., : self.hidden]) * x[..., self.hidden :])
-        return self.fc2(self.activation(x))
-
-
-class LayerScale(layers.Layer):
-    """x * gamma, a factor for each channel. Touvron et al. 2021, arXiv:2103.17239"""
-
-    start: float
-    axis: int = -1  # of channels
-
-    def build(self, shape):
-        start = initializers.Constant(self.start)
-        self.gamma = self.add_weight((shape[self.axis],), start, name="gamma")
-
-    def call(self, x):
-        return x * (self.gamma if self.axis == -1 else ops.reshape(self.gamma, (-1, 1, 1)))
-
-
-class Attention(layers.Layer):
-    """softmax(q k' / sqrt(head width)) v in every head, then a projection.
-
-    x: (batch, time, width) -> same
-    """
-
-    heads: PositiveInt
-    bias: bool = True
-
-    def build(self, shape):
-        self.qkv = dense(self, shape[-1], 3 * shape[-1], QKV, use_bias=self.bias)
-        self.proj = dense(self, shape[-1], shape[-1])
-
-    def call(self, x):
-        return self.attend(x)
-
-    def attend(self, x, bias=None):
-        """bias: added to the scores"""
-        batch, time, width = ops.shape(x)
-        qkv = ops.reshape(self.qkv(x), (batch, time, 3, self.heads, width // self.heads))
-        y = ops.dot_product_attention(*(qkv[:, :, i] for i in range(3)), bias=bias)
-        return self.proj(ops.reshape(y, (batch, time, width)))
-
-
-class Block(layers.Layer):
-    """x + ls1(attn(norm1(x))), then the same with ls2, mlp and norm2.  x: (..., width) -> same"""
-
-    attn: layers.Layer
-    mlp: layers.Layer
-    epsilon: float
-    drop_path: Rate = 0.0
-    layer_scale: float = None
-
-    def build(self, shape):
-        own = {"dtype": self.dtype_policy}
-        scales = [LayerScale(self.layer_scale, **own) for _ in range(2) if self.layer_scale]
-        for part in (self.attn, self.mlp, *scales):
-            part.build(shape)
-        self.norm1, self.norm2 = (norm(self, shape[-1], self.epsilon) for _ in range(2))
-        self.ls1, self.ls2 = scales or (None, None)
-        self.drop = layers.Dropout(self.drop_path, (None, *(1,) * (len(shape) - 1)), **own)
-
-    def compute_output_spec(self, x, training=None):
-        return KerasTensor(x.shape, self.compute_dtype)  # tracing all blocks takes a second
-
-    def call(self, x, training=None):
-        halves = (self.norm1, self.attn, self.ls1), (self.norm2, self.mlp, self.ls2)
-        for normalize, branch, scale in halves:
-            y = branch(normalize(x))
-            y = y if scale is None else scale(y)
-            x = x + (self.drop(y, training=training) if self.drop_path else y)
-        return x
-
-
 def cubic(size, new, antialias):
     """The matrix (new, size) of PyTorch's bicubic resampling along one axis."""
     a, stretch = (-0.5, max(size / new, 1)) if antialias else (-0.75, 1)
@@ -314,6 +185,7 @@ class Tokens(layers.Layer):
 
 
 # --- the backbone --------------------------------------------------------------------------------
+@image_family("vit")
 class ViTBackbone(ImageBackbone):
     """A transformer of the patches of an image.
 
@@ -349,6 +221,25 @@ class ViTBackbone(ImageBackbone):
     image_shape: tuple = (224, 224, 3)
 
     VARIANTS = VARIANTS
+    STEMS = {
+        "vit": "ViT",
+        "deit": "DeiT",
+        "dinov2": "Dinov2",
+        "dinov2_with_registers": "Dinov2WithRegisters",
+    }
+    KEYS = {
+        "num_layers": "num_hidden_layers",
+        "num_heads": "num_attention_heads",
+        "hidden_dim": "hidden_size",
+        "mlp_dim": "intermediate_size",
+        "patch_size": "patch_size",
+        "activation": "hidden_act",
+        "qkv_bias": "qkv_bias",
+        "epsilon": "layer_norm_eps",
+        "layer_scale": "layerscale_value",
+        "gated": "use_swiglu_ffn",
+        "num_registers": "num_register_tokens",
+    }
     REFERENCES = REFERENCES
 
     def setup(self):
@@ -442,7 +333,7 @@ class ViTBackbone(ImageBackbone):
     # --- presets ---------------------------------------------------------------------------------
     @classmethod
     def config_from_transformers(cls, config):
-        found, kind = arguments(config, CONFIG), config["model_type"]
+        found, kind = super().config_from_transformers(config), config["model_type"]
         if kind.startswith("dinov2"):
             hidden = int(found["hidden_dim"] * config.get("mlp_ratio", 4))
             found["mlp_dim"] = (hidden * 2 // 3 + 7) // 8 * 8 if found.get("gated") else hidden
@@ -453,25 +344,11 @@ class ViTBackbone(ImageBackbone):
         return found | {"pooling": "distilled" if teacher else "token"}
 
     def transformers_config(self):
-        kind = self._model_type
-        stem = {"vit": "ViT", "deit": "DeiT", "dinov2": "Dinov2"}.get(kind, "Dinov2WithRegisters")
+        kind, found = self._model_type, super().transformers_config()
         teacher = "WithTeacher" if self.pooling == "distilled" else ""
-        values = {theirs: getattr(self, ours) for theirs, ours in CONFIG.items()}
-        return {name: value for name, value in values.items() if value is not None} | {
+        return {name: value for name, value in found.items() if value is not None} | {
             "model_type": kind,
-            "architectures": [f"{stem}ForImageClassification{teacher}"],
-            "image_size": list(self.image_shape[:2]),
+            "architectures": [f"{self.STEMS[kind]}ForImageClassification{teacher}"],
             "mlp_ratio": round(self.mlp_dim * (1.5 if self.gated else 1) / self.hidden_dim),
             "use_mask_token": False,
         }
-
-
-class ViTImageClassifier(ImageClassifier):
-    """A class of an image, by a ViT, DeiT or DINOv2."""
-
-
-MODEL_TYPES = ("vit", "deit", "dinov2", "dinov2_with_registers")
-STEMS = ("ViT", "DeiT", "Dinov2", "Dinov2WithRegisters")
-ARCHITECTURES = [f"{stem}ForImageClassification" for stem in STEMS]
-ARCHITECTURES.append("DeiTForImageClassificationWithTeacher")
-image_family("vit", ViTBackbone, ViTImageClassifier, MODEL_TYPES, ARCHITECTURES)

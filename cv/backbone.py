@@ -14,7 +14,7 @@ from khub.backend.windows import channels_first
 from khub.models.functional import Functional
 from khub.ops.symbolic import KerasTensor
 
-from ..presets import Family, Presettable, register
+from ..presets import Presettable
 from ..presets.weights import load_file
 
 
@@ -30,21 +30,6 @@ class Reference:
     names: tuple = ()
     prefix: str = ""
     ignored: tuple = ()
-
-
-def image_family(name, backbone, classifier, model_types=(), architectures=(), published=None):
-    """Make a family known: its backbone, its `ImageClassifier`, transformers' names of both."""
-    return register(
-        Family(
-            name=name,
-            model_types=(f"khub_{name}", *model_types),
-            backbone=backbone,
-            tasks={"ImageClassifier": classifier},
-            architectures={"ImageClassifier": tuple(architectures)},
-            variants=tuple(backbone.VARIANTS),
-            published=published,
-        )
-    )
 
 
 @contextmanager
@@ -69,6 +54,10 @@ def check(config, expected):
         raise ValueError(f"This version does not read {', '.join(wrong)}.")
 
 
+def _row(key):
+    return (key,) if isinstance(key, str) else key
+
+
 def pooled(x):
     """The mean over height and width, or over tokens."""
     pool = layers.GlobalAveragePooling2D if len(x.shape) == 4 else layers.GlobalAveragePooling1D
@@ -89,6 +78,8 @@ class ImageBackbone(Presettable, Functional):
     architecture: str = None
 
     VARIANTS = {}  # timm's name -> constructor arguments
+    KEYS = {}  # field -> its key in config.json of transformers, or (key, the default there)
+    STEMS = {}  # model_type of transformers -> the stem of its classes' names
     HEAD = "head"  # the layer that gives the scores
     REFERENCES = {"timm": Reference()}
     optional = ()
@@ -196,11 +187,27 @@ class ImageBackbone(Presettable, Functional):
     @classmethod
     def config_from_transformers(cls, config):
         """Constructor arguments for a config.json of transformers."""
-        raise ValueError(f"{cls.__name__} does not read transformers' models.")
+        check(config, {"num_channels": 3})
+        rows = {field: _row(key) for field, key in cls.KEYS.items()}
+        found = {f: config.get(k, *rest) for f, (k, *rest) in rows.items() if k in config or rest}
+        if None not in cls.image_shape:
+            size = config.get("image_size", cls.image_shape[0])
+            found["image_shape"] = (*((size, size) if isinstance(size, int) else size), 3)
+        return {n: tuple(v) if isinstance(v, list) else v for n, v in found.items()}
 
     def transformers_config(self):
         """Content of config.json that transformers reads."""
-        raise ValueError(f"{type(self).__name__} has no model in transformers.")
+        if not self.STEMS:
+            raise ValueError(f"transformers has no {type(self).__name__}.")
+        kind, stem = next(iter(self.STEMS.items()))
+        found = {_row(key)[0]: getattr(self, field) for field, key in self.KEYS.items()}
+        if None not in type(self).image_shape:
+            found["image_size"] = self.image_shape[:2]
+        return {
+            "model_type": kind,
+            "architectures": [f"{stem}ForImageClassification"],
+            **{k: list(v) if isinstance(v, tuple) else v for k, v in found.items()},
+        }
 
     def reference_config(self):
         if self.reference == "transformers":

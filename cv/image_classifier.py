@@ -1,6 +1,7 @@
 """The task on image networks: labels for images, training on them."""
 
 import os
+import sys
 from contextlib import contextmanager
 
 import numpy as np
@@ -9,7 +10,7 @@ from khub import losses, models, optimizers
 from khub.fields import PositiveInt, Rate
 from khub.models.functional import Functional
 
-from ..presets import Presettable
+from ..presets import Family, Presettable, register
 from ..presets.family import of_config
 from ..presets.images import ImagePreprocessor, image_files
 from ..presets.weights import LAYOUTS, load_file
@@ -233,3 +234,35 @@ class ImageClassifier(Presettable, models.Model):
         sized = "image_shape" in self.backbone.VARIANTS.get(self.backbone.architecture, {})
         images["fixed_input_size"] = sized  # timm then passes the size to the network
         return found | {"num_classes": self.num_classes, "pretrained_cfg": images}
+
+
+def image_family(name, published=None):
+    """Make a family known: its backbone, which it decorates, and an `ImageClassifier` of its own.
+
+    published: see `Family`
+    """
+
+    def decorate(backbone):
+        own = backbone.__name__.replace("Backbone", "ImageClassifier")
+        text = f"A class of an image, by a {backbone.__name__}."
+        options = {"__doc__": text, "__module__": backbone.__module__}
+        classifier = type(own, (ImageClassifier,), options)
+        setattr(sys.modules[backbone.__module__], own, classifier)
+        architectures = [
+            f"{stem}ForImageClassification{end}"
+            for stem in backbone.STEMS.values()
+            for end in ("", "WithTeacher")
+        ]
+        family = Family(
+            name=name,
+            model_types=(f"khub_{name}", *backbone.STEMS),
+            backbone=backbone,
+            tasks={"ImageClassifier": classifier},
+            architectures={"ImageClassifier": tuple(architectures)},
+            variants=tuple(backbone.VARIANTS),
+            published=published,
+        )
+        register(family)
+        return backbone
+
+    return decorate

@@ -1,8 +1,12 @@
 """What the networks of the hub are drawn with: functions (symbolic x, ..., name) -> symbolic."""
 
 from khub import initializers, layers, ops
+from khub.backend.windows import channels_first
 
-from .classifier import channel_axis
+
+def channel_axis():
+    """The axis of channels in a batch of images, as `config.image_data_format()` says."""
+    return 1 if channels_first(None) else -1
 
 
 def width_of(x):

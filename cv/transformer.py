@@ -1,0 +1,112 @@
+"""Layers of transformers of images. Vaswani et al. 2017, arXiv:1706.03762."""
+
+from khub import initializers, layers, ops
+from khub.fields import Activation, PositiveInt, Rate
+from khub.ops.symbolic import KerasTensor
+
+
+class QKV(layers.Dense):
+    """Query, key and value of all heads; torchvision has other names for its weights."""
+
+
+def dense(layer, inputs, units, kind=layers.Dense, **options):
+    """A built Dense of `layer`, with a transformer's initial values and the layer's dtype."""
+    start = initializers.TruncatedNormal(stddev=0.02)
+    made = kind(units, kernel_initializer=start, dtype=layer.dtype_policy, **options)
+    made.build((None, inputs))
+    return made
+
+
+def norm(layer, width, epsilon):
+    made = layers.LayerNormalization(epsilon=epsilon, dtype=layer.dtype_policy)
+    made.build((None, width))
+    return made
+
+
+class MLP(layers.Layer):
+    """W2 f(W1 x); gated: W2 (silu(g) * u) of the halves g and u of W1 x (arXiv:2002.05202).
+
+    x: (..., width) -> same
+    """
+
+    hidden: PositiveInt
+    activation: Activation = "gelu"
+    gated: bool = False
+
+    def build(self, shape):
+        self.fc1 = dense(self, shape[-1], self.hidden * (1 + self.gated))
+        self.fc2 = dense(self, self.hidden, shape[-1])
+
+    def call(self, x):
+        x = self.fc1(x)
+        if self.gated:
+            return self.fc2(ops.silu(x[..., : self.hidden]) * x[..., self.hidden :])
+        return self.fc2(self.activation(x))
+
+
+class LayerScale(layers.Layer):
+    """x * gamma, a factor for each channel. Touvron et al. 2021, arXiv:2103.17239"""
+
+    start: float
+    axis: int = -1  # of channels
+
+    def build(self, shape):
+        start = initializers.Constant(self.start)
+        self.gamma = self.add_weight((shape[self.axis],), start, name="gamma")
+
+    def call(self, x):
+        return x * (self.gamma if self.axis == -1 else ops.reshape(self.gamma, (-1, 1, 1)))
+
+
+class Attention(layers.Layer):
+    """softmax(q k' / sqrt(head width)) v in every head, then a projection.
+
+    x: (batch, time, width) -> same
+    """
+
+    heads: PositiveInt
+    bias: bool = True
+
+    def build(self, shape):
+        self.qkv = dense(self, shape[-1], 3 * shape[-1], QKV, use_bias=self.bias)
+        self.proj = dense(self, shape[-1], shape[-1])
+
+    def call(self, x):
+        return self.attend(x)
+
+    def attend(self, x, bias=None):
+        """bias: added to the scores"""
+        batch, time, width = ops.shape(x)
+        qkv = ops.reshape(self.qkv(x), (batch, time, 3, self.heads, width // self.heads))
+        y = ops.dot_product_attention(*(qkv[:, :, i] for i in range(3)), bias=bias)
+        return self.proj(ops.reshape(y, (batch, time, width)))
+
+
+class Block(layers.Layer):
+    """x + ls1(attn(norm1(x))), then the same with ls2, mlp and norm2.  x: (..., width) -> same"""
+
+    attn: layers.Layer
+    mlp: layers.Layer
+    epsilon: float
+    drop_path: Rate = 0.0
+    layer_scale: float = None
+
+    def build(self, shape):
+        own = {"dtype": self.dtype_policy}
+        scales = [LayerScale(self.layer_scale, **own) for _ in range(2) if self.layer_scale]
+        for part in (self.attn, self.mlp, *scales):
+            part.build(shape)
+        self.norm1, self.norm2 = (norm(self, shape[-1], self.epsilon) for _ in range(2))
+        self.ls1, self.ls2 = scales or (None, None)
+        self.drop = layers.Dropout(self.drop_path, (None, *(1,) * (len(shape) - 1)), **own)
+
+    def compute_output_spec(self, x, training=None):
+        return KerasTensor(x.shape, self.compute_dtype)  # tracing all blocks takes a second
+
+    def call(self, x, training=None):
+        halves = (self.norm1, self.attn, self.ls1), (self.norm2, self.mlp, self.ls2)
+        for normalize, branch, scale in halves:
+            y = branch(normalize(x))
+            y = y if scale is None else scale(y)
+            x = x + (self.drop(y, training=training) if self.drop_path else y)
+        return x

@@ -19,20 +19,23 @@ def learn(title, load_weights, train, test, options):
     classes = int(train[1].max()) + 1
     model = cv.ImageClassifier.from_preset(PRESET, load_weights, num_classes=classes)
     model.preprocessor.image_size, model.preprocessor.shorter = (options.size, options.size), None
-    frozen = options.frozen if load_weights else 0
-    model.backbone.trainable = False
+    model.backbone.trainable, frozen = False, options.frozen if load_weights else 0
     model.compile(optimizer=khub.optimizers.Adam(3e-3))
     model.fit(*train, batch_size=options.batch, epochs=frozen, verbose=0)
 
     model.backbone.trainable = True
+    for layer in model.backbone.layers if load_weights else ():
+        if isinstance(
+            layer, khub.layers.BatchNormalization
+        ):  # few images would spoil what it knows
+            layer.trainable = False
     rest = options.frozen + options.epochs - frozen
-    steps = rest * -(-len(train[0]) // options.batch)
-    rate = khub.optimizers.schedules.CosineDecay(options.rate, steps)
+    rate = khub.optimizers.schedules.CosineDecay(1e-3, rest * len(train[0]) // options.batch)
     model.compile(optimizer=khub.optimizers.AdamW(rate, weight_decay=0.05))
-    model.fit(*train, batch_size=options.batch, epochs=rest, augment=options.augment, verbose=0)
+    model.fit(*train, batch_size=options.batch, epochs=rest, verbose=0)
     accuracy = model.evaluate(*test, verbose=0, return_dict=True)["accuracy"]
     print(f"{title}: accuracy {accuracy:.1%} on {len(test[0])} images")
-    return float(accuracy)
+    return accuracy
 
 
 def main(argv=None):
@@ -42,18 +45,14 @@ def main(argv=None):
     parser.add_argument("--frozen", type=int, default=3, help="epochs of the head alone")
     parser.add_argument("--epochs", type=int, default=7, help="epochs of the whole")
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--rate", type=float, default=1e-3)
-    parser.add_argument("--augment", action="store_true")
     options = parser.parse_args(argv)
     with np.load(options.data) as file:
         x, y = file["x"], file["y"].astype("int32")
     order = np.random.default_rng(0).permutation(len(x))
     seen, unseen = order[len(x) // 5 :], order[: len(x) // 5]
     train, test = (x[seen], y[seen]), (x[unseen], y[unseen])
-    return {
-        "pretrained": learn("pretrained", True, train, test, options),
-        "random": learn("random start", False, train, test, options),
-    }
+    both = {"pretrained": True, "random start": False}
+    return {title: learn(title, load, train, test, options) for title, load in both.items()}
 
 
 if __name__ == "__main__":

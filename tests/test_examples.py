@@ -40,7 +40,17 @@ def write_digits(folder):
     return [str(folder), "--epochs", "8"]
 
 
+def write_photographs(folder):
+    """160 photographs of CIFAR-10, of cars and frogs."""
+    with np.load(ROOT.parent / "shared" / "data" / "cifar10" / "train_2000.npz") as file:
+        x, y = file["x"], file["y"]
+    rows = np.concatenate([np.flatnonzero(y == kind)[:80] for kind in (1, 6)])
+    np.savez(folder / "photographs.npz", x=x[rows], y=(y[rows] == 6).astype("uint8"))
+    return [f"{folder}/photographs.npz", "--size", "64", "--batch", "16", "--epochs", "2"]
+
+
 ARGUMENTS = {
+    "fine_tune_images": write_photographs,
     "fine_tune_bert": lambda folder: [
         "--rows",
         "96",
@@ -69,6 +79,12 @@ def tuned(text):
     assert len(re.findall(r"^(?:negative|positive) +[TI]", text, re.M)) == 2
 
 
+def better_than_random(text):
+    """The pretrained network tells cars from frogs after few steps."""
+    pretrained = number(r"pretrained: accuracy ([0-9.]+)%", text)
+    assert pretrained > 75 and pretrained >= number(r"random start: accuracy ([0-9.]+)%", text)
+
+
 def close_to_the_circle(text):
     assert 0.6 < number(r"mean radius of generated points: ([0-9.]+)", text) < 1.4
 
@@ -84,6 +100,7 @@ def nearest(text):
 
 
 CHECKS = {
+    "fine_tune_images": better_than_random,
     "fine_tune_bert": tuned,
     "custom_train_step": close_to_the_circle,
     "mnist_cnn": digits,

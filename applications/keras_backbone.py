@@ -87,7 +87,7 @@ class KerasBackbone(ImageBackbone):
         return [f"{layer.name}.*" for layer in whole.layers if id(layer) not in own]
 
     def reference_config(self):
-        return {"model_type": "khub_keras_applications", "architecture": self.architecture}
+        return super().reference_config() | {"architecture": self.architecture}
 
     @classmethod
     def config_from_reference(cls, config):

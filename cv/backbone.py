@@ -15,6 +15,7 @@ from khub.models.functional import Functional
 from khub.ops.symbolic import KerasTensor
 
 from ..presets import Presettable
+from ..presets.family import of_class
 from ..presets.weights import load_file
 
 
@@ -94,9 +95,8 @@ class ImageBackbone(Presettable, Functional):
                 f"reference must be one of {', '.join(self.REFERENCES)}, got {self.reference!r}."
             )
         height, width, channels = self.image_shape
-        first = channels_first(None)
+        shape = (channels, height, width) if channels_first(None) else self.image_shape
         with dtype_policy(self.dtype_policy):
-            shape = (channels, height, width) if first else self.image_shape
             image = layers.Input(shape, name="image")
             self._connect(image, self.draw(image))
 
@@ -177,6 +177,11 @@ class ImageBackbone(Presettable, Functional):
     @classmethod
     def config_from_timm(cls, config):
         """Constructor arguments for a config.json of timm."""
+        if config.get("model_args"):
+            raise ValueError(
+                f"timm's model_args are not read, got {config['model_args']!r}; make the "
+                f"{cls.__name__} with arguments of its own."
+            )
         name = config["architecture"].partition(".")[0]
         size = (config.get("pretrained_cfg") or {}).get("input_size")
         found = {**cls.VARIANTS[name], "architecture": name}
@@ -212,8 +217,8 @@ class ImageBackbone(Presettable, Functional):
     def reference_config(self):
         if self.reference == "transformers":
             return self.transformers_config()
-        if self.architecture is None:
-            return {"model_type": f"khub_{type(self).__name__}"}
+        if self.reference != "timm" or self.architecture is None:  # which no other library reads
+            return {"model_type": f"khub_{of_class(type(self)).name}"}
         return {"architecture": self.architecture, "num_features": self.num_features}
 
     @property

@@ -147,6 +147,28 @@ def test_saves_and_opens(tmp_path):
     assert other.labels is None and other.num_classes == 7
 
 
+OWN = {  # networks that no variant describes
+    "ResNetBackbone": dict(num_blocks=(1, 1), widths=(4, 8), stem_width=8),
+    "ViTBackbone": dict(
+        num_layers=1, num_heads=2, hidden_dim=8, mlp_dim=16, patch_size=8, image_shape=(16, 16, 3)
+    ),
+    "RegNetBackbone": dict(num_blocks=(1, 1), widths=(8, 16), group_width=8, stem_width=8),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_networks_of_ones_own_save_and_open(tmp_path, name):
+    backbone = getattr(applications, name)(**OWN[name])
+    classifier = getattr(applications, name.replace("Backbone", "ImageClassifier"))
+    model = classifier(backbone, 3, labels=("a", "b", "c"))
+    model.save_to_preset(tmp_path / "saved")
+    again = cv.ImageClassifier.from_preset(tmp_path / "saved")
+    assert type(again) is classifier and again.labels == ("a", "b", "c")
+    x = np.random.default_rng(0).normal(size=(1, 16, 16, 3)).astype("float32")
+    one, two = (khub.ops.convert_to_numpy(m(x, training=False)) for m in (model, again))
+    np.testing.assert_allclose(one, two, atol=1e-6)
+
+
 LEVELS = {  # options of KerasBackbone -> channels of its levels
     ("MobileNet", 64): (64, 128, 256, 512, 1024),
     ("ResNet50V2", 64): (64, 256, 512, 1024, 2048),

@@ -71,6 +71,16 @@ def test_presets_know_nothing_of_the_domains():
     assert broken(upwards) == []
 
 
+def test_only_applications_know_another_domain():
+    def sideways(source, each):
+        here = [d for d in DOMAINS if inside(source.module, d)]
+        there = [d for d in DOMAINS if inside(each.module, d)]
+        allowed = here == ["khub.applications"] and there == ["khub.cv"]
+        return bool(here) and bool(there) and here != there and not allowed
+
+    assert broken(sideways) == []
+
+
 def test_only_the_command_line_starts_the_demo():
     def from_a_library(source, each):
         return inside(each.module, "khub.presets.demo") and source.name != "presets/cli.py"

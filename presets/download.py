@@ -142,7 +142,7 @@ def _check_digests(folder, what):
 
     A file that passed has its modification time noted in `~/.khub/checked`, and is not read again.
     """
-    for path in folder.glob("*.safetensors"):
+    for path in (*folder.glob("*.safetensors"), *folder.glob(TORCH_WEIGHTS)):
         blob = path.resolve()
         if not re.fullmatch(r"[0-9a-f]{64}", blob.name):
             continue

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import io
+import json
 import os
 import shutil
 import socket
@@ -12,7 +13,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from khub import presets
+from khub import cv, presets
 from khub.presets import download as download_preset
 from khub.presets.download import DownloadError
 from khub.presets.tensors import Checkpoint, write_file
@@ -51,6 +52,37 @@ def test_only_the_needed_files_are_fetched(hub, files):
     assert found == {"config.json", "model.safetensors", "vocab.txt"}
     assert not {"pytorch_model.bin", "model.onnx"} & hub.fetched()
     assert Checkpoint(folder).tensor("weight").read()[-1] == 49_999
+
+
+def test_an_old_repository_has_its_weights_in_a_pickle(hub, files):
+    del files["model.safetensors"]
+    hub.add("org/old", files)
+    folder = download_preset("hf://org/old", progress=False)
+    assert (folder / "pytorch_model.bin").read_bytes() == b"not wanted"
+    hub.add("org/damaged", files | {"vocab.txt": b"c"})
+    hub.damaged.add("pytorch_model.bin")
+    files["pytorch_model.bin"] = b"of other content"
+    hub.add("org/damaged", files)
+    with pytest.raises(DownloadError, match="pytorch_model.bin has sha256 .* the server says"):
+        download_preset("hf://org/damaged", progress=False)
+
+
+def test_a_repository_of_timm_opens(hub, tmp_path):
+    name = "mobilenetv4_conv_small_035"
+    model = cv.ImageClassifier.from_variant(name, num_classes=3)
+    model.save_to_preset(tmp_path / "saved")
+    config = json.loads((tmp_path / "saved" / "config.json").read_text())
+    del config["khub"]
+    assert config["architecture"] == name
+    config["pretrained_cfg"] = {"input_size": [3, 48, 64], "crop_pct": 0.8, "mean": [0.1] * 3}
+    weights = (tmp_path / "saved" / "model.safetensors").read_bytes()
+    made = {"config.json": json.dumps(config).encode(), "model.safetensors": weights}
+    hub.add(f"timm/{name}.tag_in1k", made)
+    again = cv.ImageClassifier.from_preset(f"hf://timm/{name}.tag_in1k")
+    assert again.preprocessor.image_size == (48, 64) and again.preprocessor.shorter == 60
+    assert again.preprocessor.mean == (0.1,) * 3 and again.num_classes == 3
+    one, two = (m.backbone.get_weights() for m in (model, again))
+    assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
 
 
 def test_without_weights_only_small_files_are_fetched(hub, files):

@@ -8,6 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import khub
+
+# tests whose answer does not depend on the backend; torch makes symbolic models the fastest
+ON_TORCH = pytest.mark.skipif(khub.backend.name != "torch", reason="tested on torch alone")
+
 
 def site():
     """Put timm and torchvision on the path; `make test` installs them beside the environment."""

@@ -81,5 +81,6 @@ def test_gradient(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ConvNeXtBackbone.VARIANTS)
+@image_models.ON_TORCH
 def test_size(name):
     conv_models.check_size(name, ConvNeXtBackbone)

@@ -49,5 +49,6 @@ def test_gradient_of_the_maximum(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CSPDarkNetBackbone.VARIANTS)
+@image_models.ON_TORCH
 def test_size(name):
     conv_models.check_size(name, CSPDarkNetBackbone)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from parity.image_models import images, outputs, save_timm, site, spread
+from parity.image_models import ON_TORCH, images, outputs, save_timm, site, spread
 
 import khub
 from khub import cv
@@ -86,6 +86,7 @@ def test_channels_first():
     np.testing.assert_allclose(found, want, atol=1e-4)
 
 
+@ON_TORCH
 def test_variants_are_timms():
     for name in VARIANTS:
         with torch.device("meta"):

@@ -2,6 +2,7 @@
 
 import pytest
 from parity import image_checks as checks
+from parity import image_models
 
 import khub
 from khub.applications.efficientnet import EfficientNetBackbone
@@ -85,6 +86,7 @@ def test_gradient_is_torchs(tmp_path):
         for name in EfficientNetBackbone.VARIANTS
     ],
 )
+@image_models.ON_TORCH
 def test_parameters_are_as_many_as_timms(name):
     ours, theirs = checks.parameters(EfficientNetBackbone, name)
     assert ours == theirs

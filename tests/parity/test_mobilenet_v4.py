@@ -2,6 +2,7 @@
 
 import pytest
 from parity import image_checks as checks
+from parity import image_models
 
 import khub
 from khub.applications.mobilenet_v4 import VARIANTS, MobileNetV4Backbone
@@ -30,6 +31,7 @@ def test_gradient_is_torchs(tmp_path):
 
 
 @pytest.mark.parametrize("name", VARIANTS)
+@image_models.ON_TORCH
 def test_parameters_are_as_many_as_timms(name):
     ours, theirs = checks.parameters(MobileNetV4Backbone, name)
     assert ours == theirs

@@ -92,10 +92,12 @@ def test_feature_pyramid():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
+@image_models.ON_TORCH
 def test_size(name):
     conv_models.check_size(name, ResNetBackbone)
 
 
+@image_models.ON_TORCH
 def test_names_of_variants():
     with pytest.raises(ValueError, match="resnet18"):
         cv.ImageClassifier.from_variant("resnet19")

@@ -79,6 +79,7 @@ def test_gradient_is_torchs(tmp_path):
 
 
 @pytest.mark.parametrize("name", DenseNetBackbone.VARIANTS)
+@image_models.ON_TORCH
 def test_parameters_of_densenets_are_as_many_as_timms(name):
     ours, theirs = checks.parameters(DenseNetBackbone, name)
     assert ours == theirs
@@ -86,6 +87,7 @@ def test_parameters_of_densenets_are_as_many_as_timms(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", VGGBackbone.VARIANTS)
+@image_models.ON_TORCH
 def test_parameters_of_vggs_are_as_many_as_timms(name):
     ours, theirs = checks.parameters(VGGBackbone, name)
     assert ours == theirs

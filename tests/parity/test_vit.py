@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from parity.image_models import images, outputs, save_timm, site, spread
+from parity.image_models import ON_TORCH, images, outputs, save_timm, site, spread
 
 import khub
 from khub import applications, cv
@@ -205,6 +205,7 @@ def test_gradient(tmp_path):
 
 
 @pytest.mark.parametrize("step", [9, pytest.param(1, marks=pytest.mark.slow)])
+@ON_TORCH
 def test_variants_are_timms(step):
     for name, options in list(VARIANTS.items())[::step]:
         with torch.device("meta"):

@@ -18,7 +18,7 @@ def learn(title, load_weights, train, test, options):
     khub.utils.set_random_seed(0)
     classes = int(train[1].max()) + 1
     model = cv.ImageClassifier.from_preset(PRESET, load_weights, num_classes=classes)
-    model.preprocessor.image_size, model.preprocessor.shorter = (options.size, options.size), None
+    model.preprocessor.image_size, model.preprocessor.resize = (options.size, options.size), None
     model.backbone.trainable, frozen = False, options.frozen if load_weights else 0
     model.compile(optimizer=khub.optimizers.Adam(3e-3))
     model.fit(*train, batch_size=options.batch, epochs=frozen, verbose=0)

@@ -111,18 +111,20 @@ class ImagePreprocessor(Presettable, Configurable):
     """Resizes, cuts out the centre, and scales: (x * scale - mean) / std for each colour.
 
     -> float32 (batch, *image_size, 3), or channels first where `config.image_data_format()` is
-    image_size: height and width   shorter: what the shorter side is resized to before the centre is
-    cut out; None resizes to image_size whatever the ratio   mean, std: of red, green, blue
-    channels: "bgr" reverses them   seed: of the crops and flips that `augmented` draws
+    image_size: height and width   resize: what the shorter side (of a pair: height and width) is
+    resized to before the centre is cut out; None: image_size   mean, std: of red, green, blue
+    channels: "bgr" reverses them   floor: a centre between two pixels is the first one's, as in
+    transformers   seed: of the crops and flips that `augmented` draws
     """
 
     image_size: tuple = (224, 224)
-    shorter: int = None
+    resize: object = None
     interpolation: Choice(*FILTERS) = "bilinear"
     scale: float = 1 / 255
     mean: tuple = (0.0, 0.0, 0.0)
     std: tuple = (1.0, 1.0, 1.0)
     channels: Choice("rgb", "bgr") = "rgb"
+    floor: bool = False
     seed: int = 0
 
     def setup(self):
@@ -138,10 +140,11 @@ class ImagePreprocessor(Presettable, Configurable):
                 f"mean and std must have a value for each of three colours, std none of 0, got "
                 f"{self.mean} and {self.std}."
             )
-        if self.shorter is not None and self.shorter < min(self.image_size):
-            raise ValueError(
-                f"shorter={self.shorter} leaves less than image_size={self.image_size}."
-            )
+        self.resize = tuple(self.resize) if isinstance(self.resize, list) else self.resize
+        least = self.image_size if isinstance(self.resize, tuple) else (min(self.image_size),)
+        given = self.resize if isinstance(self.resize, tuple) else (self.resize,)
+        if self.resize is not None and any(a < b for a, b in zip(given, least, strict=True)):
+            raise ValueError(f"resize={self.resize} leaves less than image_size={self.image_size}.")
         self._calls = 0
 
     def is_raw(self, x):
@@ -187,13 +190,15 @@ class ImagePreprocessor(Presettable, Configurable):
     def fitted(self, image):
         """Return an RGB image of `image_size`."""
         height, width = self.image_size
-        if self.shorter is None:
+        if self.resize is None:
             return self._resized(image, (width, height))
-        short, long = sorted(image.size)
-        longer = int(self.shorter * long / short)
-        wide = image.size[0] == long
-        size = (longer, self.shorter) if wide else (self.shorter, longer)
-        left, top = (round((n - m) / 2) for n, m in zip(size, (width, height)))
+        size = self.resize[::-1] if isinstance(self.resize, tuple) else self.resize
+        if isinstance(size, int):
+            short, long = sorted(image.size)
+            longer, wide = int(size * long / short), image.size[0] == long
+            size = (longer, size) if wide else (size, longer)
+        spare = [(n - m) / 2 for n, m in zip(size, (width, height))]
+        left, top = map(math.floor if self.floor else round, spare)
         return self._resized(image, size).crop((left, top, left + width, top + height))
 
     def _resized(self, image, size):
@@ -228,18 +233,18 @@ class ImagePreprocessor(Presettable, Configurable):
     def save(self, folder):
         """Write the preprocessor_config.json that transformers reads."""
         height, width = self.image_size
-        squash = {"size": {"height": height, "width": width}, "do_center_crop": False}
-        cut = {
-            "size": {"shortest_edge": self.shorter},
-            "do_center_crop": True,
-            "crop_size": {"height": height, "width": width},
-        }
-        kind = "ViTImageProcessor" if self.shorter is None else "BitImageProcessor"
+        kind, size = "BitImageProcessor", {"shortest_edge": self.resize}
+        if self.resize is None:
+            kind, size = "ViTImageProcessor", {"height": height, "width": width}
+        elif isinstance(self.resize, tuple):
+            kind, size = "DeiTImageProcessor", dict(zip(("height", "width"), self.resize))
+        crop = {"do_center_crop": True, "crop_size": {"height": height, "width": width}}
         content = {
             "image_processor_type": kind,
             "do_convert_rgb": True,
             "do_resize": True,
-            **(squash if self.shorter is None else cut),
+            "size": size,
+            **(crop if self.resize else {"do_center_crop": False}),
             "resample": FILTERS[self.interpolation],
             "do_rescale": True,
             "rescale_factor": self.scale,
@@ -251,13 +256,13 @@ class ImagePreprocessor(Presettable, Configurable):
 
     def to_timm(self):
         """Return the keys of timm's `pretrained_cfg` that describe these images."""
-        height, width = self.image_size
-        squash = self.shorter is None
+        size, pair = self.image_size, isinstance(self.resize, tuple)
+        resized = min(self.resize) if pair else self.resize or min(size)
         return {
-            "input_size": [3, height, width],
+            "input_size": [3, *size],
             "interpolation": self.interpolation,
-            "crop_pct": 1.0 if squash else min(height, width) / self.shorter,
-            "crop_mode": "squash" if squash else "center",
+            "crop_pct": min(size) / resized,
+            "crop_mode": "squash" if pair or self.resize is None else "center",
             "mean": list(self.mean),
             "std": list(self.std),
         }
@@ -266,12 +271,16 @@ class ImagePreprocessor(Presettable, Configurable):
 def from_timm(found):
     """Return a preprocessor's arguments for a `pretrained_cfg`."""
     _, height, width = found.get("input_size", (3, 224, 224))
-    mode = choose("crop_mode", found.get("crop_mode") or "center", ("center", "squash", "border"))
-    shorter = math.floor(min(height, width) / (found.get("crop_pct") or 0.875))
+    mode = choose("crop_mode", found.get("crop_mode") or "center", ("center", "squash"))
+    resize = tuple(math.floor(n / (found.get("crop_pct") or 0.875)) for n in (height, width))
+    if mode == "center":
+        resize = min(resize)
+    elif resize == (height, width):
+        resize = None
     interpolation = found.get("interpolation") or "bilinear"
     return {
         "image_size": (height, width),
-        "shorter": None if mode == "squash" else shorter,
+        "resize": resize,
         "interpolation": "bilinear" if interpolation == "random" else interpolation,
         "mean": tuple(found.get("mean", (0.485, 0.456, 0.406))),
         "std": tuple(found.get("std", (0.229, 0.224, 0.225))),
@@ -292,14 +301,17 @@ def from_transformers(found):
     by_edge = isinstance(size, dict) and "shortest_edge" in size
     options = {"image_size": _size(size)}
     if found.get("do_center_crop"):
-        options = {"image_size": _size(found.get("crop_size", size)), "shorter": min(_size(size))}
+        pair = isinstance(size, dict) and not by_edge
+        resize = _size(size) if pair else _size(size)[0]
+        options = {"image_size": _size(found.get("crop_size", size)), "resize": resize}
     elif kind.startswith("ConvNext"):  # below 384 it cuts the centre out of a larger image
         edge = _size(size)[0]
-        shorter = int(edge / (found.get("crop_pct") or 224 / 256))
-        options["shorter"] = shorter if edge < 384 else None
+        larger = int(edge / (found.get("crop_pct") or 224 / 256))
+        options["resize"] = larger if edge < 384 else None
     elif by_edge:
-        options["shorter"] = size["shortest_edge"]
+        options["resize"] = size["shortest_edge"]
     names = {number: name for name, number in FILTERS.items()}
+    options["floor"] = True
     options["interpolation"] = names.get(found.get("resample", 2), "bilinear")
     options["scale"] = (
         found.get("rescale_factor", 1 / 255) if found.get("do_rescale", True) else 1.0
@@ -307,4 +319,8 @@ def from_transformers(found):
     if found.get("do_normalize", True):
         options["mean"] = tuple(found.get("image_mean", (0.5, 0.5, 0.5)))
         options["std"] = tuple(found.get("image_std", (0.5, 0.5, 0.5)))
+    if found.get("rescale_offset"):  # from -1 to 1
+        options["mean"] = tuple(m + 1 for m in options.get("mean", (0.0,) * 3))
+    if kind.startswith("EfficientNet") and found.get("include_top", True):  # divides once more
+        options["std"] = tuple(s * s for s in options.get("std", (1.0,) * 3))
     return options

@@ -26,7 +26,7 @@ def main(path):
     }
     model = KerasImageClassifier(
         KerasBackbone("MobileNet", {"alpha": 0.25}),
-        preprocessor=ImagePreprocessor(shorter=256, mean=(0.5,) * 3, std=(0.5,) * 3),
+        preprocessor=ImagePreprocessor(resize=256, mean=(0.5,) * 3, std=(0.5,) * 3),
         dropout=1e-3,
     )
     with tempfile.TemporaryDirectory() as scratch:

@@ -121,7 +121,7 @@ def test_a_new_head_on_a_frozen_backbone():
     assert len(model.trainable_variables) == 2
     model.compile(khub.optimizers.SGD(0.1))
     x = np.random.default_rng(0).integers(0, 256, (8, 40, 40, 3)).astype("uint8")
-    model.preprocessor.image_size, model.preprocessor.shorter = (32, 32), None
+    model.preprocessor.image_size, model.preprocessor.resize = (32, 32), None
     y = np.arange(8, dtype="int32") % 4
     first = model.evaluate(x, y, verbose=0, return_dict=True)["loss"]
     model.fit(x, y, batch_size=8, epochs=5, verbose=0)

@@ -79,7 +79,7 @@ def test_a_repository_of_timm_opens(hub, tmp_path):
     made = {"config.json": json.dumps(config).encode(), "model.safetensors": weights}
     hub.add(f"timm/{name}.tag_in1k", made)
     again = cv.ImageClassifier.from_preset(f"hf://timm/{name}.tag_in1k")
-    assert again.preprocessor.image_size == (48, 64) and again.preprocessor.shorter == 60
+    assert again.preprocessor.image_size == (48, 64) and again.preprocessor.resize == 60
     assert again.preprocessor.mean == (0.1,) * 3 and again.num_classes == 3
     one, two = (m.backbone.get_weights() for m in (model, again))
     assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))

@@ -165,9 +165,22 @@ def test_reversed_colours_and_channels_first():
 
 def test_the_centre_is_cut_out_of_the_resized_image():
     image = Image.fromarray(RANDOM.integers(0, 256, (40, 60, 3)).astype("uint8"))
-    made = ImagePreprocessor((16, 16), shorter=20, interpolation="bicubic", scale=1.0)
+    made = ImagePreprocessor((16, 16), resize=20, interpolation="bicubic", scale=1.0)
     expected = np.asarray(image.resize((30, 20), 3))[2:18, 7:23]
     assert np.array_equal(made(image), expected)
+
+
+def test_a_pair_resizes_both_sides_before_the_cut():
+    image = Image.fromarray(RANDOM.integers(0, 256, (40, 60, 3)).astype("uint8"))
+    made = ImagePreprocessor((16, 16), resize=[20, 24], scale=1.0)
+    assert np.array_equal(made(image), np.asarray(image.resize((24, 20), 2))[2:18, 4:20])
+
+
+def test_efficientnets_processor_divides_twice():
+    given = {"size": 8, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "rescale_offset": True}
+    kind = {"image_processor_type": "EfficientNetImageProcessor"}
+    one, two = (ImagePreprocessor(**from_transformers(given | more)) for more in ({}, kind))
+    assert (one.mean, one.std) == ((1.5,) * 3, (0.5,) * 3) and two.std == (0.25,) * 3
 
 
 def test_augmentation_differs_from_call_to_call_and_is_reproducible():
@@ -187,7 +200,7 @@ def test_augmentation_differs_from_call_to_call_and_is_reproducible():
         (dict(image_size=(0, 4)), "image_size must be height and width"),
         (dict(mean=(1, 2)), "mean and std must have a value for each of three colours"),
         (dict(std=(1, 0, 1)), "std none of 0"),
-        (dict(image_size=(8, 8), shorter=4), r"shorter=4 leaves less than image_size=\(8, 8\)"),
+        (dict(image_size=(8, 8), resize=4), r"resize=4 leaves less than image_size=\(8, 8\)"),
         (dict(interpolation="best"), "interpolation"),
     ],
 )
@@ -207,16 +220,25 @@ def test_timms_description_and_back():
         "std": [0.4, 0.5, 0.6],
     }
     made = ImagePreprocessor(**from_timm(given))
-    assert (made.image_size, made.shorter, made.interpolation) == ((64, 64), 71, "bicubic")
+    assert (made.image_size, made.resize, made.interpolation) == ((64, 64), 71, "bicubic")
     again = ImagePreprocessor(**from_timm(made.to_timm()))
     assert again.preset_config() == made.preset_config()
     squash = ImagePreprocessor(**from_timm({**given, "crop_mode": "squash"}))
-    assert squash.shorter is None and squash.to_timm()["crop_mode"] == "squash"
+    assert squash.resize == (71, 71) and squash.to_timm()["crop_mode"] == "squash"
+    assert (
+        ImagePreprocessor(**from_timm({**given, "crop_mode": "squash", "crop_pct": 1})).resize
+        is None
+    )
 
 
-TRANSFORMERS = [  # preprocessor_config.json -> image_size, shorter
+TRANSFORMERS = [  # preprocessor_config.json -> image_size, resize
     ({"size": {"height": 32, "width": 48}}, (32, 48), None),
     ({"size": 224}, (224, 224), None),
+    (
+        {"size": {"height": 40, "width": 48}, "do_center_crop": True, "crop_size": 32},
+        (32, 32),
+        (40, 48),
+    ),
     ({"size": {"shortest_edge": 256}, "do_center_crop": True, "crop_size": 224}, (224, 224), 256),
     (
         {"image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": 224}},
@@ -231,11 +253,11 @@ TRANSFORMERS = [  # preprocessor_config.json -> image_size, shorter
 ]
 
 
-@pytest.mark.parametrize("given, size, shorter", TRANSFORMERS)
-def test_transformers_descriptions_and_back(tmp_path, given, size, shorter):
+@pytest.mark.parametrize("given, size, resize", TRANSFORMERS)
+def test_transformers_descriptions_and_back(tmp_path, given, size, resize):
     given = {**given, "resample": 3, "image_mean": [0.1] * 3, "image_std": [0.5] * 3}
     made = ImagePreprocessor(**from_transformers(given))
-    assert (made.image_size, made.shorter, made.interpolation) == (size, shorter, "bicubic")
+    assert (made.image_size, made.resize, made.interpolation) == (size, resize, "bicubic")
     made.save(tmp_path)
     saved = json.loads((tmp_path / "preprocessor_config.json").read_text())
     assert ImagePreprocessor(**from_transformers(saved)).preset_config() == made.preset_config()

@@ -86,6 +86,7 @@ def _info(arguments, _):
 
     if arguments.preset in entries():
         found = dataclasses.asdict(info(arguments.preset))
+        found = {name: v for name, v in found.items() if v is not None and name != "config"}
         found["tasks"] = ", ".join(found["tasks"])
     else:
         from .preset import open_preset

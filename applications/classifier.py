@@ -177,7 +177,7 @@ class Variant:
             x = self.architecture.end(x) if self.architecture.end else x
         model = models.Model(_source(input_tensor, image), x, name=name)
         if path is not None:
-            load(model, path)
+            load(model, path, include_top)
         return model
 
     def _shape(self, include_top, imagenet, given, tensor):

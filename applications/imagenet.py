@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from ..presets import WeightsError, keras_h5
-from ..presets.download import fetch
+from ..presets.download import download, fetch
+from ..presets.tensors import Checkpoint
+from ..presets.weights import load_own
 
 HOST = "https://storage.googleapis.com/"
 
@@ -28,7 +30,7 @@ def trained_size(variant, lengths):
 def weights_file(variant, weights, include_top, options, lengths):
     """Return the path of the weights that a constructor's argument names, None for None.
 
-    Raises ValueError when the argument is neither "imagenet" nor a file.
+    Raises ValueError when the argument is neither "imagenet" nor a file or a preset.
     """
     if weights is None:
         return None
@@ -36,10 +38,14 @@ def weights_file(variant, weights, include_top, options, lengths):
         path = isinstance(weights, str | os.PathLike) and Path(weights).expanduser()
         if path and path.is_file():
             return path
-        raise ValueError(
-            f"{variant.name}: weights must be 'imagenet', None or the path of a weights file, got "
-            f"{weights!r}" + (", and there is no such file." if path else ".")
-        )
+        try:
+            return download(weights if path else "")
+        except (ValueError, FileNotFoundError, NotADirectoryError) as error:
+            raise ValueError(
+                f"{variant.name}: weights must be 'imagenet', None, the path of a weights file or "
+                f"the handle of a preset, got {weights!r}"
+                + (", and there is no such file or preset." if path else ".")
+            ) from error
     return fetch(*address(variant, include_top, options, lengths))
 
 
@@ -55,8 +61,13 @@ def address(variant, include_top, options, lengths):
     return HOST + path, part.get("hash") or row.get("hashes", {}).get(path.rpartition("/")[2])
 
 
-def load(model, path):
-    """Assign the weights in a file to a model; the error tells which variant's they look like."""
+def load(model, path, include_top):
+    """Assign the weights in a file or preset to a model.
+
+    The error for a file of Keras tells which variant's it looks like.
+    """
+    if Path(path).is_dir() or Path(path).suffix not in (".h5", ".hdf5"):
+        return load_own(model, Checkpoint(path), partly=not include_top)
     try:
         keras_h5.load(model, path)
     except WeightsError as error:

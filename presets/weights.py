@@ -298,6 +298,28 @@ def load_file(model, path):
     load(model, Checkpoint(path))
 
 
+def load_own(model, checkpoint, partly=False):
+    """Assign tensors that are named and laid out as the variables of a built model, strictly.
+
+    partly: the file may have tensors that the model has not
+    """
+    own = {n: v for n, v in model.named_variables().items() if "seed_generator" not in v.name}
+    problems = [f"missing     {name}" for name in own if name not in checkpoint.names]
+    problems += [
+        f"misshaped   {name} is {checkpoint.tensor(name).shape} in the file, {v.shape} in the model"
+        for name, v in own.items()
+        if name in checkpoint.names and checkpoint.tensor(name).shape != v.shape
+    ]
+    if not partly:
+        problems += [f"unexpected  {name}" for name in checkpoint.names if name not in own]
+    if problems:
+        text = "\n  ".join(problems)
+        raise WeightsError(f"{checkpoint.path} does not fit {model.name}:\n  {text}")
+    for name, variable in own.items():
+        variable.assign(checkpoint.tensor(name).read())
+        checkpoint.release(name)
+
+
 def _misshape(name, slot, checkpoint):
     shape = checkpoint.tensor(name).shape
     if shape == slot.shape:

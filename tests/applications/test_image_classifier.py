@@ -239,3 +239,17 @@ def test_a_folder_with_more_classes_than_the_model(tmp_path):
         ValueError, match="has 3 classes .* the model 2; make it with num_classes=3"
     ):
         small(2).evaluate(folder)
+
+
+def test_keras_constructor_takes_a_preset(model):
+    """weights= of a constructor may be the handle of a preset of the same architecture."""
+    whole = applications.MobileNet(alpha=0.25, weights=NAME, classifier_activation=None)
+    x = np.random.default_rng(0).uniform(-1, 1, (1, 224, 224, 3)).astype("float32")
+    one, two = (khub.ops.convert_to_numpy(m(x, training=False)) for m in (whole, model))
+    np.testing.assert_allclose(one, two, atol=1e-4)
+    bare = applications.MobileNet(alpha=0.25, weights=NAME, include_top=False, pooling="avg")
+    assert bare.output_shape == (None, 256)
+    with pytest.raises(ValueError, match="does not fit mobilenet_0.50_224:\n  misshaped"):
+        applications.MobileNet(alpha=0.5, weights=NAME)
+    with pytest.raises(ValueError, match="weights must be .* got 'nothing', and there is no such"):
+        applications.ResNet50(weights="nothing")

@@ -5,8 +5,11 @@ A legacy file has a group for each layer, named in the attribute `layer_names`, 
 has `layers/<class in snake case>[_n]/vars/<i>`. Links and arrays outside the file are refused.
 """
 
+import mmap
 from contextlib import contextmanager
 from pathlib import Path
+
+import numpy as np
 
 from .tensors import WeightsError
 
@@ -32,8 +35,10 @@ def load(model, path):
             count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
             lines = "\n  ".join(problems)
             raise WeightsError(f"{path} does not fit {model.name}, {count}:\n  {lines}")
+        with open(path, "rb") as raw:
+            pages = mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_COPY)
         for variable, array in found:
-            variable.assign(array[()])
+            variable.assign(_mapped(array, pages))
 
 
 def shapes(path):
@@ -68,14 +73,28 @@ def _inside(group, name):
     import h5py
 
     for part in str(name).strip("/").split("/"):
-        if part not in group:
+        link = group.get(part, getlink=True)
+        if link is None:
             raise WeightsError(f"{group.file.filename} lacks {group.name.rstrip('/')}/{part}.")
-        if not isinstance(group.get(part, getlink=True), h5py.HardLink):
+        if not isinstance(link, h5py.HardLink):
             raise WeightsError(f"{group.file.filename}: {group.name}/{part} is a link, refused.")
         group = group[part]
-    if isinstance(group, h5py.Dataset) and (group.external or group.is_virtual):
-        raise WeightsError(f"{group.file.filename}: {group.name} lies outside the file, refused.")
+    if isinstance(group, h5py.Dataset):
+        made = group.id.get_create_plist()
+        if made.get_external_count() or made.get_layout() == h5py.h5d.VIRTUAL:
+            where = f"{group.file.filename}: {group.name}"
+            raise WeightsError(f"{where} lies outside the file, refused.")
     return group
+
+
+def _mapped(dataset, pages):
+    """The values of a dataset: a view of the file's pages where they lie there in one piece."""
+    place = dataset.id.get_offset()
+    plain = place is not None and dataset.dtype.isnative and not dataset.file.userblock_size
+    if not plain or place + dataset.nbytes > len(pages) or dataset.size == 0:
+        return dataset[()]
+    found = np.frombuffer(pages, dataset.dtype, dataset.size, place).reshape(dataset.shape)
+    return found if found.flags.aligned else found.copy()
 
 
 def _names(group, key):

@@ -30,7 +30,7 @@ def learn(title, load_weights, train, test, options):
         ):  # few images would spoil what it knows
             layer.trainable = False
     rest = options.frozen + options.epochs - frozen
-    rate = khub.optimizers.schedules.CosineDecay(1e-3, rest * len(train[0]) // options.batch)
+    rate = khub.optimizers.schedules.CosineDecay(3e-4, rest * len(train[0]) // options.batch)
     model.compile(optimizer=khub.optimizers.AdamW(rate, weight_decay=0.05))
     model.fit(*train, batch_size=options.batch, epochs=rest, verbose=0)
     accuracy = model.evaluate(*test, verbose=0, return_dict=True)["accuracy"]

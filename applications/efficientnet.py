@@ -7,10 +7,9 @@ from string import ascii_lowercase
 from khub import initializers, layers
 from khub.fields import Choice, PositiveInt, Rate
 
-from ..cv import parts
+from ..cv import inverted, parts
 from ..cv.backbone import check
 from ..cv.image_classifier import image_family
-from . import inverted
 from .classifier import Architecture, channel_axis, padded
 from .imagenet_utils import decode_predictions, preprocessing  # noqa: F401
 

@@ -6,10 +6,10 @@ from functools import partial
 from khub import layers
 from khub.fields import PositiveInt
 
-from ..cv import parts
+from ..cv import inverted, parts
 from ..cv.backbone import check
 from ..cv.image_classifier import image_family
-from . import inverted, mobilenet
+from . import mobilenet
 from .classifier import ARGUMENTS, channel_axis, padded, scores
 from .imagenet_utils import decode_predictions, preprocessing  # noqa: F401
 from .mobilenet import Mobile, relu6

@@ -5,10 +5,9 @@ from itertools import groupby
 from khub import layers
 from khub.fields import Choice
 
-from ..cv import parts
+from ..cv import inverted, parts
 from ..cv.backbone import Reference
 from ..cv.image_classifier import image_family
-from . import inverted
 from .classifier import channel_axis
 from .imagenet_utils import decode_predictions, preprocessing  # noqa: F401
 from .mobilenet import Mobile

@@ -4,11 +4,10 @@ from khub import layers, ops
 from khub.fields import PositiveInt
 from khub.ops.symbolic import KerasTensor
 
-from ..cv import parts
+from ..cv import inverted, parts
 from ..cv.backbone import Reference
 from ..cv.image_classifier import image_family
 from ..cv.transformer import LayerScale
-from . import inverted
 from .classifier import channel_axis
 
 # The paper's appendix. A stage: width and blocks. A block: kernels of its depthwise convolutions

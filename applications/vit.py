@@ -13,7 +13,7 @@ from khub.models.functional import Functional
 from ..cv import parts
 from ..cv.backbone import ImageBackbone, Reference
 from ..cv.image_classifier import image_family
-from ..cv.transformer import MLP, Attention, Block
+from ..cv.transformer import MLP, Attention, Block, Tokens, resampled
 from ..presets.weights import LAYOUTS
 
 SIZES = {  # layers, heads, hidden and MLP width (arXiv:2010.11929, table 1; arXiv:2012.12877,
@@ -122,66 +122,6 @@ REFERENCES = {
     "transformers": Reference(ignored=(*HEAD, "pooler.*", "embeddings.mask_token")),
     "torchvision": Reference(TORCHVISION, ignored=HEAD),
 }
-
-
-# --- layers --------------------------------------------------------------------------------------
-def cubic(size, new, antialias):
-    """The matrix (new, size) of PyTorch's bicubic resampling along one axis."""
-    a, stretch = (-0.5, max(size / new, 1)) if antialias else (-0.75, 1)
-    centres = (np.arange(new) + 0.5) * size / new - 0.5
-    d = np.abs(np.arange(-2, size + 2) - centres[:, None]) / stretch
-    near, far = ((a + 2) * d - (a + 3)) * d**2 + 1, a * (((d - 5) * d + 8) * d - 4)
-    weights = np.where(d < 1, near, np.where(d < 2, far, 0))
-    if antialias:
-        inside = weights[:, 2:-2]
-        return inside / inside.sum(1, keepdims=True)
-    weights[:, 2] += weights[:, :2].sum(1)  # beyond its edge a table goes on as at the edge
-    weights[:, -3] += weights[:, -2:].sum(1)
-    return weights[:, 2:-2]
-
-
-def resampled(table, grid, new, antialias):
-    """Position table (1, rows * columns, width) of one grid -> of another, bicubic."""
-    rows, columns = (cubic(*sizes, antialias).astype("float32") for sizes in zip(grid, new))
-    table = ops.einsum("jw,hwc->hjc", columns, ops.reshape(table, (*grid, -1)))
-    return ops.reshape(ops.einsum("ih,hjc->ijc", rows, table), (1, new[0] * new[1], -1))
-
-
-class Tokens(layers.Layer):
-    """Patches in rows, each with its position; before them the tokens of no patch.
-
-    x: (batch, rows, columns, width) -> (batch, extra + rows * columns, width)
-    grid: rows and columns that have positions; other sizes take them resampled
-    extra: name -> number of tokens before the patches   positioned: how many of them have positions
-    """
-
-    grid: tuple
-    extra: dict
-    positioned: int
-    antialias: bool
-
-    def build(self, shape):
-        start, width = initializers.TruncatedNormal(stddev=0.02), shape[-1]
-        time = self.positioned + math.prod(self.grid)
-        for name, count in (self.extra | {"pos_embed": time}).items():
-            setattr(self, name, self.add_weight((1, count, width), start, name=name))
-
-    def call(self, x):
-        batch, rows, columns, width = ops.shape(x)
-        first, table = self.positioned, ops.convert_to_tensor(self.pos_embed)
-        places = table[:, first:]
-        if (rows, columns) != tuple(self.grid):
-            places = resampled(places, self.grid, (rows, columns), self.antialias)
-            places = ops.cast(places, x.dtype)
-        x = ops.reshape(x, (batch, rows * columns, width)) + places
-        if not self.extra:
-            return x
-        tokens = ops.concatenate([getattr(self, name) for name in self.extra], axis=1)
-        if first:
-            positions = [tokens[:, :first] + table[:, :first], tokens[:, first:]]
-            tokens = ops.concatenate(positions, axis=1)
-        tokens = ops.broadcast_to(tokens, (batch, tokens.shape[1], width))
-        return ops.concatenate([tokens, x], axis=1)
 
 
 # --- the backbone --------------------------------------------------------------------------------

@@ -8,8 +8,8 @@ from functools import cached_property
 
 from khub import layers
 
-from ..cv import parts
-from ..cv.backbone import ImageBackbone, Reference, pooled
+from . import parts
+from .backbone import ImageBackbone, Reference, pooled
 
 UNITS = {  # kind of a block -> its convolutions; those of SPATIAL have the kernel and the stride
     "conv": ("conv",),

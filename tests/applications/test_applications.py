@@ -136,8 +136,8 @@ IMAGE = {"input_shape": (64, 64, 3)}
 BARE = {"include_top": False}
 REFUSED = [
     ("ResNet50", {"classes": 10}, "1000 classes, got classes=10"),
-    ("ResNet50", {"weights": "imagnet"}, "'imagenet', None or the path .* got 'imagnet'"),
-    ("ResNet50", {"weights": 5}, "'imagenet', None or the path .* got 5"),
+    ("ResNet50", {"weights": "imagnet"}, "'imagenet', None, the path .* got 'imagnet'"),
+    ("ResNet50", {"weights": 5}, "'imagenet', None, the path .* got 5"),
     ("ResNet50", {"weights": None, "input_shape": (31, 64, 3)}, "at least 32 x 32, got .*31, 64"),
     ("ResNet50", {"weights": None, "input_shape": (64, 64)}, r"three sizes, .* got .*\(64, 64\)"),
     ("ResNet50", {"input_shape": (64, 64, 4), **BARE}, r"3 channels, got .*\(64, 64, 4\)"),

@@ -111,8 +111,8 @@ def branches(k):
         y = k.layers.BatchNormalization(name=f"norm{i}")(y)
         y = k.layers.Conv2D(4, 3, padding="same", name=f"wide{i}")(y)
         x = k.layers.Add(name=f"add{i}")([side, y])
-    pools = [pool(2)(x) for pool in (k.layers.MaxPooling2D, k.layers.AveragePooling2D)]
-    return k.Model(image, k.layers.Concatenate(name="both")(pools), name="branches")
+    pools = k.layers.MaxPooling2D(2, name="most")(x), k.layers.AveragePooling2D(2, name="mean")(x)
+    return k.Model(image, k.layers.Concatenate(name="both")(list(pools)), name="branches")
 
 
 def inputs(k):

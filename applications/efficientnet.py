@@ -11,7 +11,7 @@ from ..cv import inverted, parts
 from ..cv.backbone import check
 from ..cv.image_classifier import image_family
 from .classifier import Architecture, channel_axis, padded
-from .imagenet_utils import decode_predictions, preprocessing  # noqa: F401
+from .imagenet_utils import DEVIATION, decode_predictions, preprocessing  # noqa: F401
 
 STAGES = (  # expansion, kernel, stride, width, blocks (arXiv:1905.11946, table 1)
     (1, 3, 1, 16, 1),
@@ -32,7 +32,6 @@ VARIANTS = {  # width, depth, size, dropout (the authors' efficientnet_builder.p
     "B6": (1.8, 2.6, 528, 0.5),
     "B7": (2.0, 3.1, 600, 0.5),
 }
-DEVIATION = (0.229, 0.224, 0.225)  # of ImageNet's red, green, blue in 0..1
 
 
 def he():
@@ -118,13 +117,6 @@ def scores(x, classes, activation, dropout, **options):
     return layers.Dense(classes, activation, kernel_initializer=start, name="predictions")(x)
 
 
-def scaled(width, factor):
-    """The multiple of 8 nearest to width * factor, or the next if that is over 10 % less."""
-    exact = width * factor
-    near = max(8, int(exact + 4) // 8 * 8)
-    return near if near >= 0.9 * exact else near + 8
-
-
 def pixels(image, weights):
     """Values of 0..255 to mean 0 and deviation 1."""
     x = layers.Normalization(channel_axis())(layers.Rescaling(1 / 255)(image))
@@ -137,13 +129,13 @@ def pixels(image, weights):
 def efficientnet(image, width, depth, weights, **options):
     def stage(expansion, kernel, stride, filters, count):
         block = partial(mbconv, expansion=expansion, kernel=kernel, depthwise=padded_depthwise)
-        return block, math.ceil(depth * count), scaled(filters, width), stride
+        return block, math.ceil(depth * count), parts.divisible(filters * width), stride
 
     x = padded(pixels(image, weights), 3, "stem_conv_pad")
-    x = active(conv(x, scaled(32, width), 3, 2, "stem", "valid"), "stem")
+    x = active(conv(x, parts.divisible(32 * width), 3, 2, "stem", "valid"), "stem")
     stages = [stage(*row) for row in STAGES]
     x = chain(x, stages, total=sum(count for _, count, _, _ in stages))
-    return active(conv(x, scaled(1280, width), 1, 1, "top"), "top")
+    return active(conv(x, parts.divisible(1280 * width), 1, 1, "top"), "top")
 
 
 _architecture = Architecture(efficientnet, top=scores)

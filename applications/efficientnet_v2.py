@@ -5,9 +5,10 @@ from functools import partial
 
 from khub import layers
 
+from ..cv import parts
 from . import efficientnet as v1
 from .classifier import ARGUMENTS, Architecture, channel_axis
-from .imagenet_utils import decode_predictions, preprocessing  # noqa: F401
+from .imagenet_utils import DEVIATION, MEAN, decode_predictions, preprocessing  # noqa: F401
 
 MOMENTUM = 0.9
 STAGES = (  # fused, expansion, stride (arXiv:2104.00298, table 4); kernels are 3 x 3
@@ -55,13 +56,12 @@ def pixels(image, base):
     """Values of 0..255 to mean 0 and deviation 1, or to -1..1."""
     if base != "B" or v1.width_of(image) != 3:
         return layers.Rescaling(1 / 128, -1)(image)
-    mean, variance = (0.485, 0.456, 0.406), [deviation**2 for deviation in v1.DEVIATION]
-    return layers.Normalization(channel_axis(), mean, variance)(layers.Rescaling(1 / 255)(image))
+    variance = [deviation**2 for deviation in DEVIATION]
+    return layers.Normalization(channel_axis(), MEAN, variance)(layers.Rescaling(1 / 255)(image))
 
 
 def scaled(width, factor):
-    """The multiple of 8 nearest to width * factor."""
-    return int(width * factor + 4) // 8 * 8
+    return parts.divisible(width * factor, least=0)
 
 
 def efficientnet_v2(image, base, width, depth, include_preprocessing, **options):

@@ -26,12 +26,6 @@ BOTTLENECKS = (  # expansion "t", width "c", repetitions "n", stride of the firs
 norm = partial(mobilenet.norm, momentum=0.999)
 
 
-def eights(width):
-    """The multiple of 8 nearest to `width` that is not less than 90 % of it, at least 8."""
-    nearest = max(8, int(width + 4) // 8 * 8)
-    return nearest + 8 if nearest < 0.9 * width else nearest
-
-
 def pointwise(x, width, name):
     return layers.Conv2D(width, 1, padding="same", use_bias=False, name=name)(x)
 
@@ -59,15 +53,15 @@ def bottleneck(x, expansion, width, stride, name):
 
 def mobilenet_v2(image, alpha, **options):
     options = dict(strides=2, padding="same", use_bias=False, name="Conv1")
-    x = layers.Conv2D(eights(32 * alpha), 3, **options)(image)
+    x = layers.Conv2D(parts.divisible(32 * alpha), 3, **options)(image)
     x = relu6(norm(x, "bn_Conv1"), "Conv1_relu")
     i = 0
     for expansion, width, repetitions, first in BOTTLENECKS:
         for stride in (first, *(1,) * (repetitions - 1)):
             name = f"block_{i}" if i else "expanded_conv"
-            x = bottleneck(x, expansion, eights(int(width * alpha)), stride, name)
+            x = bottleneck(x, expansion, parts.divisible(int(width * alpha)), stride, name)
             i += 1
-    x = layers.Conv2D(eights(1280 * max(1, alpha)), 1, use_bias=False, name="Conv_1")(x)
+    x = layers.Conv2D(parts.divisible(1280 * max(1, alpha)), 1, use_bias=False, name="Conv_1")(x)
     return relu6(norm(x, "Conv_1_bn"), "out_relu")
 
 

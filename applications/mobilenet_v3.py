@@ -11,7 +11,7 @@ from ..cv.image_classifier import image_family
 from .classifier import channel_axis
 from .imagenet_utils import decode_predictions, preprocessing  # noqa: F401
 from .mobilenet import Mobile
-from .mobilenet_v2 import depthwise, eights, norm, pointwise
+from .mobilenet_v2 import depthwise, norm, pointwise
 
 VARIANTS = {  # tables 1 and 2; blocks: kernel, expanded width, width, excitation, swish, stride
     "MobileNetV3Large": dict(
@@ -62,7 +62,7 @@ def excited(x, name):
     """x times a gate a channel, relu6(z + 3) / 6, where z comes from the means of all channels."""
     channels = x.shape[channel_axis()]
     z = layers.GlobalAveragePooling2D(keepdims=True, name=f"{name}_avg_pool")(x)
-    z = layers.Conv2D(eights(channels / 4), 1, padding="same", name=f"{name}_conv")(z)
+    z = layers.Conv2D(parts.divisible(channels / 4), 1, padding="same", name=f"{name}_conv")(z)
     z = layers.ReLU(name=f"{name}_relu")(z)
     z = layers.Conv2D(channels, 1, padding="same", name=f"{name}_conv_1")(z)
     gate = layers.ReLU(6.0)(z + 3.0) * (1.0 / 6.0)
@@ -92,17 +92,19 @@ def mobilenet_v3(image, blocks, alpha, minimalistic, include_preprocessing, **op
     for i, (size, expanded, width, excitation, swish, stride) in enumerate(blocks):
         if minimalistic:
             size, excitation, swish = 3, False, False
-        expanded = eights(expanded / before * x.shape[channel_axis()]) if i else None
+        expanded = parts.divisible(expanded / before * x.shape[channel_axis()]) if i else None
         name = f"expanded_conv_{i}" if i else "expanded_conv"
-        x = bottleneck(x, size, expanded, eights(width * alpha), excitation, swish, stride, name)
+        x = bottleneck(
+            x, size, expanded, parts.divisible(width * alpha), excitation, swish, stride, name
+        )
         before = width
-    x = norm(pointwise(x, eights(6 * x.shape[channel_axis()]), "conv_1"), "conv_1_bn")
+    x = norm(pointwise(x, parts.divisible(6 * x.shape[channel_axis()]), "conv_1"), "conv_1_bn")
     return active(x, not minimalistic)
 
 
 def scores(x, classes, activation, hidden, alpha, minimalistic, dropout_rate, **options):
     x = layers.GlobalAveragePooling2D(keepdims=True)(x)
-    x = layers.Conv2D(eights(hidden * max(1, alpha)), 1, padding="same", name="conv_2")(x)
+    x = layers.Conv2D(parts.divisible(hidden * max(1, alpha)), 1, padding="same", name="conv_2")(x)
     x = active(x, not minimalistic)
     x = layers.Dropout(dropout_rate)(x) if dropout_rate else x
     x = layers.Flatten()(layers.Conv2D(classes, 1, padding="same", name="logits")(x))
@@ -184,11 +186,11 @@ class MobileNetV3Backbone(inverted.InvertedBackbone):
         stages = groupby(self.table["blocks"], lambda row: row[2])
         for s, (width, rows) in enumerate(stages):
             for i, (kernel, inner, _, excitation, swish, stride) in enumerate(rows):
-                inner = eights(inner / before * channels)
+                inner = parts.divisible(inner / before * channels)
                 kind = "inverted" if s else "separable"
-                squeeze = eights(inner / 4) if excitation else 0
+                squeeze = parts.divisible(inner / 4) if excitation else 0
                 options = (stride, "hard_silu" if swish else "relu", squeeze)
-                channels, before = eights(width * self.width), width
+                channels, before = parts.divisible(width * self.width), width
                 yield f"blocks.{s}.{i}", inverted.Block(kind, inner, channels, kernel, *options)
 
     def block_names(self, number, name, block):
@@ -197,7 +199,7 @@ class MobileNetV3Backbone(inverted.InvertedBackbone):
     def draw(self, image):
         gates = ("relu", "hard_sigmoid")
         x = self.draw_blocks(image, 16, gates=gates, activation="hard_silu")
-        return self.conv(x, eights(6 * parts.width_of(x)), 1, 1, *self.last, "hard_silu")
+        return self.conv(x, parts.divisible(6 * parts.width_of(x)), 1, 1, *self.last, "hard_silu")
 
     def draw_head(self, features, num_classes, dropout):
         keeps = self.reference != "torchvision"  # the sizes of 1 in the weights

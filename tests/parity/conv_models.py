@@ -3,18 +3,11 @@
 import numpy as np
 from parity import image_models
 
-import khub
-from khub import cv, ops
+from khub import cv
 from khub.presets import weights
 from khub.presets.tensors import Checkpoint
 
 NUM_CLASSES = 7
-
-
-def logits(model, x):
-    """khub's logits (or features) of images (batch, height, width, 3)."""
-    call = khub.jit(lambda x: model(x, training=False))
-    return ops.convert_to_numpy(call(x))
 
 
 def compare(got, want, what, most=1e-4):
@@ -39,7 +32,7 @@ def check_timm(name, folder, size=64, back=False):
     ours = cv.ImageClassifier.from_preset(str(folder / "theirs"))
     x = image_models.images((size, size), batch=1)
     want = image_models.outputs(theirs, x)
-    compare(logits(ours, x), want, name)
+    compare(image_models.call(ours, x), want, name)
     if back:
         import timm
 
@@ -62,7 +55,7 @@ def check_transformers(model_class, config, folder, size=64, head_of_backbone=()
     ours = cv.ImageClassifier.from_preset(str(folder / "theirs"))
     x = image_models.images((size, size), batch=1)
     want = image_models.outputs(theirs, x)
-    compare(logits(ours, x), want, config.model_type)
+    compare(image_models.call(ours, x), want, config.model_type)
     ours.save_to_preset(str(folder / "ours"))
     again, info = AutoModelForImageClassification.from_pretrained(
         folder / "ours", output_loading_info=True
@@ -76,7 +69,7 @@ def check_transformers(model_class, config, folder, size=64, head_of_backbone=()
     backbone = type(ours.backbone).from_preset(str(folder / "theirs"))
     module = getattr(theirs, theirs.base_model_prefix)
     features = np.moveaxis(last_hidden_state(module, x), 1, -1)
-    compare(logits(backbone, x), features, f"{config.model_type} backbone")
+    compare(image_models.call(backbone, x), features, f"{config.model_type} backbone")
     backbone.save_to_preset(str(folder / "backbone"))
     again, info = AutoModel.from_pretrained(folder / "backbone", output_loading_info=True)
     left = {key: {*names} - {*head_of_backbone} for key, names in info.items()}
@@ -102,7 +95,7 @@ def check_torchvision(make, backbone, folder, size=64):
     ours = cv.ImageClassifier(backbone, NUM_CLASSES)
     weights.load(ours, Checkpoint(folder / "weights.pth"))
     x = image_models.images((size, size), batch=1)
-    compare(logits(ours, x), image_models.outputs(theirs, x), make.__name__)
+    compare(image_models.call(ours, x), image_models.outputs(theirs, x), make.__name__)
     return ours
 
 
@@ -112,34 +105,21 @@ def check_channels_first(name, folder, size=64):
     image_models.save_timm(theirs, name, folder / "theirs")
     x = image_models.images((size, size), batch=1)
     want = image_models.outputs(theirs, x)
-    before = khub.config.image_data_format()
-    khub.config.set_image_data_format("channels_first")
-    try:
+    with image_models.channels_first():
         ours = cv.ImageClassifier.from_preset(str(folder / "theirs"))
-        compare(logits(ours, np.moveaxis(x, -1, 1).copy()), want, f"{name}, channels first")
-    finally:
-        khub.config.set_image_data_format(before)
+        found = image_models.call(ours, np.moveaxis(x, -1, 1).copy())
+    compare(found, want, f"{name}, channels first")
 
 
 def check_gradient(name, kernel, folder, size=32):
     """d mean(logits^2) / d (the first convolution's kernel), with moving statistics, as torch's."""
-    import torch
-
     theirs = timm_model(name)
     image_models.save_timm(theirs, name, folder / "theirs")
     ours = cv.ImageClassifier.from_preset(str(folder / "theirs"))
     x = image_models.images((size, size), batch=1)
-    theirs(torch.tensor(x).permute(0, 3, 1, 2)).square().mean().backward()
-    want = theirs.get_submodule(kernel).weight.grad.numpy()
-
-    slot = next(s for s in weights.slots(ours) if s.name == f"{kernel}.weight")
-
-    def loss(x):
-        return ops.mean(ops.square(ours(x, training=False)))
-
-    _, gradients = khub.jit(khub.value_and_grad(loss, [slot.variable]))(x)
-    got = ops.convert_to_numpy(gradients[0]).transpose(np.argsort(slot.axes))
-    difference = np.abs(got - want).max() / np.abs(want).max()
+    weight = theirs.get_submodule(kernel).weight
+    own = next(s.variable for s in weights.slots(ours) if s.name == f"{kernel}.weight")
+    difference = image_models.gradient_error(theirs, weight, ours, own, x)
     print(f"{name}: gradient, relative difference {difference:.1e}")
     assert difference < 1e-3
 

@@ -5,13 +5,7 @@ from pathlib import Path
 import numpy as np
 from parity import image_models
 
-import khub
 from khub import cv, presets
-
-
-def call(model, x):
-    """What a model without training gives, as an array; on JAX compiled as a whole."""
-    return khub.ops.convert_to_numpy(khub.jit(lambda x: model(x, training=False))(x))
 
 
 def difference(got, want):
@@ -38,7 +32,7 @@ def timm_opens(name, folder, size, back=True):
     image_models.save_timm(module, name, folder / "theirs")
     model = cv.ImageClassifier.from_preset(str(folder / "theirs"))
     want = image_models.outputs(module, x)
-    found = difference(call(model, x), want)
+    found = difference(image_models.call(model, x), want)
     if back:
         import timm
 
@@ -52,13 +46,10 @@ def timm_opens_channels_first(name, folder, size=(64, 33)):
     """The largest difference of logits where images have their channels first."""
     module, x = timm_model(name), image_models.images(size)
     image_models.save_timm(module, name, folder / "theirs")
-    before = khub.config.image_data_format()
-    khub.config.set_image_data_format("channels_first")
-    try:
+    with image_models.channels_first():
         model = cv.ImageClassifier.from_preset(str(folder / "theirs"))
-        return difference(call(model, x.transpose(0, 3, 1, 2)), image_models.outputs(module, x))
-    finally:
-        khub.config.set_image_data_format(before)
+        found = image_models.call(model, x.transpose(0, 3, 1, 2))
+    return difference(found, image_models.outputs(module, x))
 
 
 def transformers_opens(kind, config, folder, size):
@@ -70,7 +61,7 @@ def transformers_opens(kind, config, folder, size):
     x = image_models.images(size)
     want = image_models.outputs(module, x)
     model = cv.ImageClassifier.from_preset(str(folder / "theirs"))
-    found = difference(call(model, x), want)
+    found = difference(image_models.call(model, x), want)
     model.save_to_preset(str(folder / "ours"))
     again, report = transformers.AutoModelForImageClassification.from_pretrained(
         folder / "ours", output_loading_info=True
@@ -99,25 +90,16 @@ def torchvision_opens(name, variant, folder, size, **overrides):
     )
     presets.weights.load(model, presets.tensors.Checkpoint(path))
     x = image_models.images(size)
-    return difference(call(model, x), image_models.outputs(module, x))
+    return difference(image_models.call(model, x), image_models.outputs(module, x))
 
 
 def gradient(name, folder, size, kernel="conv_stem.weight"):
     """The relative difference of the first kernel's gradient, of the mean square of the logits."""
-    import torch
-
     module, x = timm_model(name), image_models.images(size)
     image_models.save_timm(module, name, folder / "theirs")
-    module(torch.tensor(x).permute(0, 3, 1, 2)).square().mean().backward()
-    want = module.get_parameter(kernel).grad.permute(2, 3, 1, 0).numpy()
     model = cv.ImageClassifier.from_preset(str(folder / "theirs"))
-
-    def loss(x):
-        return khub.ops.mean(khub.ops.square(model(x, training=False)))
-
-    _, found = khub.jit(khub.value_and_grad(loss, model.trainable_variables[:1]))(x)
-    found = khub.ops.convert_to_numpy(found[0])
-    return float(np.abs(found - want).max() / np.abs(want).max())
+    first = model.trainable_variables[0]
+    return image_models.gradient_error(module, module.get_parameter(kernel), model, first, x)
 
 
 def parameters(backbone, name):

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import khub
 
 # tests whose answer does not depend on the backend; torch makes symbolic models the fastest
 ON_TORCH = pytest.mark.skipif(khub.backend.name != "torch", reason="tested on torch alone")
+TRAINED = pytest.mark.skipif(khub.backend.name == "numpy", reason="NumPy computes no gradients")
 
 
 def site():
@@ -58,6 +60,39 @@ def outputs(module, x):
     with torch.no_grad():
         found = module(torch.tensor(x).permute(0, 3, 1, 2))
     return getattr(found, "logits", found).numpy()
+
+
+@contextmanager
+def channels_first():
+    """Networks made inside have their channels first."""
+    before = khub.config.image_data_format()
+    khub.config.set_image_data_format("channels_first")
+    try:
+        yield
+    finally:
+        khub.config.set_image_data_format(before)
+
+
+def call(model, x):
+    """What a khub model without training gives, as an array; on JAX compiled as a whole."""
+    return khub.ops.convert_to_numpy(khub.jit(lambda x: model(x, training=False))(x))
+
+
+def gradient_error(theirs, weight, model, kernel, x):
+    """The relative difference of a convolution's gradient, of the mean square of the logits.
+
+    weight, kernel: the parameter (O, I, H, W) of a torch module and khub's Variable (H, W, I, O)
+    """
+    import torch
+
+    theirs(torch.tensor(x).permute(0, 3, 1, 2)).square().mean().backward()
+    want = weight.grad.permute(2, 3, 1, 0).numpy()
+
+    def loss(x):
+        return khub.ops.mean(khub.ops.square(model(x, training=False)))
+
+    _, (found,) = khub.jit(khub.value_and_grad(loss, [kernel]))(x)
+    return float(np.abs(khub.ops.convert_to_numpy(found) - want).max() / np.abs(want).max())
 
 
 def save_timm(module, name, folder, **model_args):

@@ -1,13 +1,10 @@
 """ConvNeXt of the hub against timm, transformers and torchvision: small models, random weights."""
 
-import os
-
 import pytest
 from parity import conv_models, image_models
 
 from khub.applications.convnext import ConvNeXtBackbone
 
-BACKEND = os.environ.get("KHUB_BACKEND")
 TIMM = {  # name -> slow
     "convnext_atto": False,
     "convnextv2_atto": False,
@@ -74,7 +71,7 @@ def test_channels_first(name, tmp_path):
     conv_models.check_channels_first(name, tmp_path)
 
 
-@pytest.mark.skipif(BACKEND == "numpy", reason="NumPy has no gradients")
+@image_models.TRAINED
 def test_gradient(tmp_path):
     conv_models.check_gradient("convnextv2_atto", "stem.0", tmp_path)
 

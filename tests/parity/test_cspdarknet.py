@@ -1,13 +1,10 @@
 """Darknet and cross stage partial networks of the hub against timm: random weights."""
 
-import os
-
 import pytest
 from parity import conv_models, image_models
 
 from khub.applications.cspdarknet import CSPDarkNetBackbone
 
-BACKEND = os.environ.get("KHUB_BACKEND")
 TIMM = {  # name -> slow
     "darknet17": False,
     "cspresnet50": False,
@@ -36,13 +33,13 @@ def test_channels_first(tmp_path):
     conv_models.check_channels_first("cspresnet50", tmp_path, 32)
 
 
-@pytest.mark.skipif(BACKEND == "numpy", reason="NumPy has no gradients")
+@image_models.TRAINED
 def test_gradient(tmp_path):
     conv_models.check_gradient("darknet17", "stem.conv1.conv", tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(BACKEND == "numpy", reason="NumPy has no gradients")
+@image_models.TRAINED
 def test_gradient_of_the_maximum(tmp_path):
     conv_models.check_gradient("cspresnet50", "stem.conv1.conv", tmp_path)
 

@@ -2,7 +2,16 @@
 
 import numpy as np
 import pytest
-from parity.image_models import ON_TORCH, images, outputs, save_timm, site, spread
+from parity.image_models import (
+    ON_TORCH,
+    TRAINED,
+    gradient_error,
+    images,
+    outputs,
+    save_timm,
+    site,
+    spread,
+)
 
 import khub
 from khub import cv
@@ -54,20 +63,12 @@ def test_timm_opens_what_khub_saves(tmp_path):
         assert np.abs(found - outputs(theirs, x)).max() <= 1e-4
 
 
-@pytest.mark.skipif(khub.config.backend() == "numpy", reason="it has no gradients")
+@TRAINED
 def test_gradient(tmp_path):
     theirs, model = small(tmp_path / "model")
     x = images((224, 224))
-    theirs(torch.tensor(x).permute(0, 3, 1, 2)).square().mean().backward()
-    want = theirs.stem.conv1.weight.grad.permute(2, 3, 1, 0).numpy()
     kernel = model.backbone.get_layer("stem.conv1").kernel
-
-    def loss(x):
-        return khub.ops.mean(khub.ops.square(model(x, training=False)))
-
-    _, (found,) = khub.jit(khub.value_and_grad(loss, [kernel]))(x)
-    found = np.asarray(khub.ops.convert_to_numpy(found))
-    assert np.abs(found - want).max() <= 1e-3 * np.abs(want).max()
+    assert gradient_error(theirs, theirs.stem.conv1.weight, model, kernel, x) <= 1e-3
 
 
 def test_channels_first():

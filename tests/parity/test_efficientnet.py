@@ -4,7 +4,6 @@ import pytest
 from parity import image_checks as checks
 from parity import image_models
 
-import khub
 from khub.applications.efficientnet import EfficientNetBackbone
 
 CONFIGS = {
@@ -74,7 +73,7 @@ def test_torchvisions_second_version(tmp_path):
     assert checks.torchvision_opens(*names, tmp_path, (32, 32)) <= 1e-4
 
 
-@pytest.mark.skipif(khub.backend.backend() == "numpy", reason="numpy computes no gradients")
+@image_models.TRAINED
 def test_gradient_is_torchs(tmp_path):
     assert checks.gradient("test_efficientnet", tmp_path, (32, 32)) <= 1e-3
 

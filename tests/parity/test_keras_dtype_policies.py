@@ -1,10 +1,7 @@
 """Dtype policies: Keras' names, dtypes and serialized forms."""
 
-import os
-
 import pytest
 
-os.environ["KERAS_BACKEND"] = os.environ["KHUB_BACKEND"].replace("numpy", "jax")
 keras = pytest.importorskip("keras")
 
 from khub import dtype_policies  # noqa: E402

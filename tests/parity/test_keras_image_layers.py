@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from image_samples import GEOMETRY, data
 
-KERAS = os.environ["KERAS_BACKEND"] = os.environ["KHUB_BACKEND"].replace("numpy", "jax")
+KERAS = os.environ["KERAS_BACKEND"]
 keras = pytest.importorskip("keras")
 
 import khub  # noqa: E402

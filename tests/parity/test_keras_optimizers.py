@@ -1,12 +1,9 @@
 """Optimizers and schedules give Keras' numbers: ten steps of each, with every kind of option."""
 
-import os
-
 import numpy as np
 import pytest
 
 # Keras' own NumPy backend imports JAX anyway.
-os.environ["KERAS_BACKEND"] = os.environ["KHUB_BACKEND"].replace("numpy", "jax")
 keras = pytest.importorskip("keras")
 
 import khub  # noqa: E402

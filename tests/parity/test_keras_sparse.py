@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 
-KERAS = os.environ["KERAS_BACKEND"] = os.environ["KHUB_BACKEND"].replace("numpy", "jax")
+KERAS = os.environ["KERAS_BACKEND"]
 keras = pytest.importorskip("keras")
 
 import khub  # noqa: E402

@@ -1,12 +1,9 @@
 """fit, evaluate, predict and the steps of one batch give Keras' histories, results and weights."""
 
-import os
-
 import numpy as np
 import pytest
 
 # Keras' own NumPy backend imports JAX anyway.
-os.environ["KERAS_BACKEND"] = os.environ["KHUB_BACKEND"].replace("numpy", "jax")
 keras = pytest.importorskip("keras")
 
 import khub  # noqa: E402

@@ -4,7 +4,6 @@ import pytest
 from parity import image_checks as checks
 from parity import image_models
 
-import khub
 from khub.applications.mobilenet_v2 import MobileNetV2Backbone
 
 CONFIGS = {
@@ -54,7 +53,7 @@ def test_torchvisions_weights(tmp_path):
     assert found <= 1e-4
 
 
-@pytest.mark.skipif(khub.backend.backend() == "numpy", reason="numpy computes no gradients")
+@image_models.TRAINED
 def test_gradient_is_torchs(tmp_path):
     assert checks.gradient("mobilenetv2_035", tmp_path, (32, 32)) <= 1e-3
 

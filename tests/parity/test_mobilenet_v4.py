@@ -4,7 +4,6 @@ import pytest
 from parity import image_checks as checks
 from parity import image_models
 
-import khub
 from khub.applications.mobilenet_v4 import VARIANTS, MobileNetV4Backbone
 
 OPENED = {  # variant -> size of the images
@@ -25,7 +24,7 @@ def test_large_opens_from_timm(name, tmp_path):
     assert checks.timm_opens(name, tmp_path, (64, 64)) <= 1e-4
 
 
-@pytest.mark.skipif(khub.backend.backend() == "numpy", reason="numpy computes no gradients")
+@image_models.TRAINED
 def test_gradient_is_torchs(tmp_path):
     assert checks.gradient("mobilenetv4_conv_small_035", tmp_path, (32, 32)) <= 1e-3
 

@@ -8,7 +8,6 @@ import pytest
 
 if os.environ["KHUB_BACKEND"] == "numpy":
     pytest.skip("the programs train, and Keras' NumPy cannot", allow_module_level=True)
-os.environ["KERAS_BACKEND"] = os.environ["KHUB_BACKEND"]
 keras = pytest.importorskip("keras")
 
 # Once is enough to see that the assertions hold; on torch Keras takes minutes for it.

@@ -1,13 +1,10 @@
 """RegNet of the hub against timm, transformers and torchvision: small models, random weights."""
 
-import os
-
 import pytest
 from parity import conv_models, image_models
 
 from khub.applications.regnet import RegNetBackbone
 
-BACKEND = os.environ.get("KHUB_BACKEND")
 TIMM = {  # name -> slow
     "regnetx_002": False,
     "regnety_002": False,
@@ -58,7 +55,7 @@ def test_channels_first(tmp_path):
     conv_models.check_channels_first("regnety_002", tmp_path)
 
 
-@pytest.mark.skipif(BACKEND == "numpy", reason="NumPy has no gradients")
+@image_models.TRAINED
 def test_gradient(tmp_path):
     conv_models.check_gradient("regnety_002", "stem.conv", tmp_path)
 

@@ -8,7 +8,6 @@ from parity import conv_models, image_models
 from khub import applications, cv
 from khub.applications.resnet import VARIANTS, ResNetBackbone
 
-BACKEND = os.environ.get("KHUB_BACKEND")
 TIMM = {  # name -> slow: what one of a kind shows is not repeated in every run
     "resnet18": False,
     "resnet14t": False,
@@ -67,14 +66,14 @@ def test_a_repository_with_pytorch_model_bin_alone(tmp_path):
     torch.save(theirs.state_dict(), tmp_path / "theirs" / "pytorch_model.bin")
     ours = applications.ResNetImageClassifier.from_preset(str(tmp_path / "theirs"))
     x = image_models.images((33, 47))
-    conv_models.compare(conv_models.logits(ours, x), image_models.outputs(theirs, x), "resnet10t")
+    conv_models.compare(image_models.call(ours, x), image_models.outputs(theirs, x), "resnet10t")
 
 
 def test_channels_first(tmp_path):
     conv_models.check_channels_first("resnet10t", tmp_path)
 
 
-@pytest.mark.skipif(BACKEND == "numpy", reason="NumPy has no gradients")
+@image_models.TRAINED
 def test_gradient(tmp_path):
     conv_models.check_gradient("resnet10t", "conv1.0", tmp_path)
 

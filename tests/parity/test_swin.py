@@ -2,7 +2,17 @@
 
 import numpy as np
 import pytest
-from parity.image_models import ON_TORCH, images, outputs, save_timm, site, spread
+from parity.image_models import (
+    ON_TORCH,
+    TRAINED,
+    call,
+    gradient_error,
+    images,
+    outputs,
+    save_timm,
+    site,
+    spread,
+)
 
 import khub
 from khub import applications, cv
@@ -18,10 +28,6 @@ transformers = pytest.importorskip("transformers")
 TINY = "swin_tiny_patch4_window7_224"
 SMALL = {"embed_dim": 12, "depths": (2, 2), "num_heads": (2, 3)}
 OURS = {"hidden_dim": 12, "num_blocks": (2, 2), "num_heads": (2, 3)}
-
-
-def run(model, x):
-    return np.asarray(khub.ops.convert_to_numpy(khub.jit(lambda x: model(x, training=False))(x)))
 
 
 def numbers(structure):
@@ -42,7 +48,7 @@ def test_timm(size, window, tmp_path):
     own = OURS | {"image_shape": (*size, 3), "window": window}
     model = cv.ImageClassifier.from_preset(tmp_path / "model", **own)
     x = images(size)
-    close(run(model, x), outputs(theirs, x))
+    close(call(model, x), outputs(theirs, x))
 
 
 def test_channels_first():
@@ -98,7 +104,7 @@ def test_transformers(options, tmp_path):
     size = config.image_size
     x = images((size, size) if isinstance(size, int) else size)
     want = outputs(theirs, x)
-    close(run(model, x), want)
+    close(call(model, x), want)
     model.save_to_preset(tmp_path / "saved")
     again, report = type(theirs).from_pretrained(tmp_path / "saved", output_loading_info=True)
     assert not any(report[f"{kind}_keys"] for kind in ("missing", "unexpected", "mismatched"))
@@ -112,7 +118,7 @@ def test_transformers_backbone(tmp_path):
     x = images((56, 72))  # another size than the config's
     with torch.no_grad():
         want = theirs.base_model(torch.tensor(x).permute(0, 3, 1, 2)).last_hidden_state.numpy()
-    close(run(backbone, x).reshape(want.shape), want)
+    close(call(backbone, x).reshape(want.shape), want)
     backbone.save_to_preset(tmp_path / "saved")
     _, report = type(theirs.base_model).from_pretrained(
         tmp_path / "saved", output_loading_info=True
@@ -131,7 +137,7 @@ def test_torchvision(size, tmp_path):
     model = applications.SwinImageClassifier(body, 7)
     weights.load(model, Checkpoint(tmp_path / "model.pth"))
     x = images(size)
-    close(run(model, x), outputs(theirs, x))
+    close(call(model, x), outputs(theirs, x))
 
 
 @pytest.mark.slow
@@ -141,7 +147,7 @@ def test_timm_in_full(name, tmp_path):
     save_timm(theirs, name, tmp_path / "model")
     model = cv.ImageClassifier.from_preset(tmp_path / "model")
     x = images(model.backbone.image_shape[:2], batch=1)
-    close(run(model, x), outputs(theirs, x))
+    close(call(model, x), outputs(theirs, x))
 
 
 @pytest.mark.slow
@@ -153,10 +159,10 @@ def test_torchvision_in_full(tmp_path):
     model = applications.SwinImageClassifier(SwinBackbone.variant(TINY, reference="torchvision"), 7)
     weights.load(model, Checkpoint(tmp_path / "model.pth"))
     x = images((224, 200), batch=1)
-    close(run(model, x), outputs(theirs, x))
+    close(call(model, x), outputs(theirs, x))
 
 
-@pytest.mark.skipif(khub.config.backend() == "numpy", reason="it has no gradients")
+@TRAINED
 def test_gradient(tmp_path):
     options = SMALL | {"img_size": 32, "window_size": 4}
     theirs = spread(timm.create_model(TINY, num_classes=7, **options))
@@ -164,16 +170,8 @@ def test_gradient(tmp_path):
     own = OURS | {"image_shape": (32, 32, 3), "window": 4}
     model = cv.ImageClassifier.from_preset(tmp_path / "model", **own)
     x = images((32, 32))
-    theirs(torch.tensor(x).permute(0, 3, 1, 2)).square().mean().backward()
-    want = theirs.patch_embed.proj.weight.grad.permute(2, 3, 1, 0).numpy()
     kernel = model.backbone.get_layer("patch_embed.proj").kernel
-
-    def loss(x):
-        return khub.ops.mean(khub.ops.square(model(x, training=False)))
-
-    _, (found,) = khub.jit(khub.value_and_grad(loss, [kernel]))(x)
-    found = np.asarray(khub.ops.convert_to_numpy(found))
-    assert np.abs(found - want).max() <= 1e-3 * np.abs(want).max()
+    assert gradient_error(theirs, theirs.patch_embed.proj.weight, model, kernel, x) <= 1e-3
 
 
 @pytest.mark.parametrize("step", [5, pytest.param(1, marks=pytest.mark.slow)])

@@ -2,7 +2,17 @@
 
 import numpy as np
 import pytest
-from parity.image_models import ON_TORCH, images, outputs, save_timm, site, spread
+from parity.image_models import (
+    ON_TORCH,
+    TRAINED,
+    call,
+    gradient_error,
+    images,
+    outputs,
+    save_timm,
+    site,
+    spread,
+)
 
 import khub
 from khub import applications, cv
@@ -17,10 +27,6 @@ transformers = pytest.importorskip("transformers")
 
 SMALL = {"embed_dim": 32, "depth": 2, "num_heads": 2}
 OURS = {"hidden_dim": 32, "num_layers": 2, "num_heads": 2, "mlp_dim": 128}
-
-
-def run(model, x):
-    return np.asarray(khub.ops.convert_to_numpy(khub.jit(lambda x: model(x, training=False))(x)))
 
 
 def close(found, want, tolerance=1e-4):
@@ -47,7 +53,7 @@ def test_timm(name, size, tmp_path):
     save_timm(theirs, name, tmp_path / "model")
     model = cv.ImageClassifier.from_preset(tmp_path / "model", image_shape=(size, size, 3), **OURS)
     x = images((size, size))
-    close(run(model, x), outputs(theirs, x))
+    close(call(model, x), outputs(theirs, x))
 
 
 def test_timm_opens_what_khub_saves(tmp_path):
@@ -72,9 +78,9 @@ def test_positions_of_another_size(size, tmp_path):
     x = images(size)
     own = OURS | {"patch_size": 8}
     model = cv.ImageClassifier.from_preset(tmp_path / "model", image_shape=(*size, 3), **own)
-    close(run(model, x), outputs(resized, x))  # resampled when it was loaded
+    close(call(model, x), outputs(resized, x))  # resampled when it was loaded
     model = cv.ImageClassifier.from_preset(tmp_path / "model", image_shape=(32, 32, 3), **own)
-    close(run(model, x), outputs(resized, x))  # resampled when it is called
+    close(call(model, x), outputs(resized, x))  # resampled when it is called
     pyramid = model.feature_pyramid().output
     assert pyramid["P3"].shape == (None, 4, 4, 32)
 
@@ -124,7 +130,7 @@ def test_transformers(name, tmp_path):
     size = config.image_size
     x = images((size, size) if isinstance(size, int) else size)
     want = outputs(theirs, x)
-    close(run(model, x), want)
+    close(call(model, x), want)
     model.save_to_preset(tmp_path / "saved")
     again, report = type(theirs).from_pretrained(tmp_path / "saved", output_loading_info=True)
     missing = {key for key in report["missing_keys"] if not key.endswith("mask_token")}
@@ -143,7 +149,7 @@ def test_transformers_backbone(name, tmp_path):
         x = images(size)
         with torch.no_grad():
             found = theirs(torch.tensor(x).permute(0, 3, 1, 2))
-        close(run(backbone, x), found.last_hidden_state.numpy())
+        close(call(backbone, x), found.last_hidden_state.numpy())
     backbone.save_to_preset(tmp_path / "saved")
     again, report = type(theirs).from_pretrained(tmp_path / "saved", output_loading_info=True)
     assert {k.partition(".")[0] for k in report["missing_keys"]} <= {"pooler", "embeddings"}
@@ -160,7 +166,7 @@ def test_torchvision(tmp_path):
     model = applications.ViTImageClassifier(body, 7)
     weights.load(model, Checkpoint(tmp_path / "model.pth"))
     x = images((32, 32))
-    close(run(model, x), outputs(theirs, x))
+    close(call(model, x), outputs(theirs, x))
 
 
 @pytest.mark.slow
@@ -182,26 +188,18 @@ def test_timm_in_full(name, tmp_path):
     save_timm(theirs, name, tmp_path / "model")
     model = cv.ImageClassifier.from_preset(tmp_path / "model")
     x = images(model.backbone.image_shape[:2], batch=1)
-    close(run(model, x), outputs(theirs, x))
+    close(call(model, x), outputs(theirs, x))
 
 
-@pytest.mark.skipif(khub.config.backend() == "numpy", reason="it has no gradients")
+@TRAINED
 def test_gradient(tmp_path):
     name, options = "deit3_small_patch16_224", SMALL | {"img_size": 32}
     theirs = spread(timm.create_model(name, num_classes=7, **options))
     save_timm(theirs, name, tmp_path / "model")
     model = cv.ImageClassifier.from_preset(tmp_path / "model", image_shape=(32, 32, 3), **OURS)
     x = images((32, 32))
-    theirs(torch.tensor(x).permute(0, 3, 1, 2)).square().mean().backward()
-    want = theirs.patch_embed.proj.weight.grad.permute(2, 3, 1, 0).numpy()
     kernel = model.backbone.get_layer("patch_embed.proj").kernel
-
-    def loss(x):
-        return khub.ops.mean(khub.ops.square(model(x, training=False)))
-
-    _, (found,) = khub.jit(khub.value_and_grad(loss, [kernel]))(x)
-    found = np.asarray(khub.ops.convert_to_numpy(found))
-    assert np.abs(found - want).max() <= 1e-3 * np.abs(want).max()
+    assert gradient_error(theirs, theirs.patch_embed.proj.weight, model, kernel, x) <= 1e-3
 
 
 @pytest.mark.parametrize("step", [9, pytest.param(1, marks=pytest.mark.slow)])

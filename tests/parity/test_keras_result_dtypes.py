@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 BACKEND = os.environ["KHUB_BACKEND"]
-if BACKEND == "numpy":  # the files beside this one have Keras on JAX in this process
+if BACKEND == "numpy":  # Keras is on JAX in this process
     pytest.skip("test_result_dtypes.py holds NumPy to the others", allow_module_level=True)
-os.environ["KERAS_BACKEND"] = BACKEND
 keras = pytest.importorskip("keras")
 
 import khub  # noqa: E402

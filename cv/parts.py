@@ -27,7 +27,7 @@ def conv(x, width, kernel=1, stride=1, groups=1, bias=False, name=None, zeros=No
     """
     padding = "same"
     if stride > 1 and kernel > 1 and zeros != "same":  # "same" has more zeros at the end
-        x, padding = pad(x, *(zeros or (kernel // 2,))), "valid"
+        padding = [zeros or kernel // 2] * 2
     options = dict(padding=padding, use_bias=bias, name=name)
     if groups == width == width_of(x) and groups > 1:
         start = initializers.VarianceScaling(2.0, "fan_in", "truncated_normal")

@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+import weakref
 
 import numpy as np
 import pytest
@@ -572,3 +573,42 @@ def test_what_cannot_be_in_a_config_is_named():
     entry["inbound_nodes"][0]["args"][0]["config"]["keras_history"] = ["relu", 0, 0]
     with pytest.raises(ValueError, match="wait for inputs that nothing makes"):
         khub.models.model_from_json(json.dumps(loop))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_values_of_a_graph_do_not_overwrite_each_other(seed):
+    """Each value is checked against the same sum in plain numbers."""
+    random = np.random.RandomState(seed)
+    symbols, values = [Input((1,)) for _ in range(3)], [1.0, 10.0, 100.0]
+    inputs = list(zip(symbols, values))
+    for _ in range(30):
+        picked = random.choice(len(symbols), random.randint(1, 4))  # with repetitions
+        if random.rand() < 0.2:
+            first = symbols[picked[0]]
+            symbols += ops.split(ops.concatenate([first, first + 1.0], -1), 2, -1)
+            values += [values[picked[0]], values[picked[0]] + 1]
+        else:
+            symbols.append(sum(symbols[i] for i in picked) * 0.5)
+            values.append(sum(values[i] for i in picked) * 0.5)
+    shown = random.choice(len(symbols), 5, replace=False)
+    model = Model([x for x, _ in inputs], [symbols[i] for i in shown])
+    given = [ops.full((2, 1), value) for _, value in inputs]
+    close(model(given), [np.full((2, 1), values[i], "float32") for i in shown])
+
+
+def test_values_are_let_go_when_no_step_needs_them():
+    seen, most = [], []
+
+    class Watch(layers.Layer):
+        def call(self, x):
+            seen.append(weakref.ref(x))
+            most.append(sum(value() is not None for value in seen))
+            return x + 1.0
+
+    x = inputs = Input((4,))
+    for _ in range(10):
+        x = layers.Add()([x, Watch()(x)])
+    model = Model(inputs, x)
+    seen.clear(), most.clear()
+    model(np.ones((2, 4), "float32"), training=False)
+    assert len(most) == 10 and max(most) <= 3  # the value, its sum, one not yet overwritten

@@ -24,11 +24,24 @@ def channels_first(data_format):
     return data_format == "channels_first"
 
 
-def _check_fit(inputs, first, sizes, dilations):
-    """Raise ValueError where a window without padding is larger than the input."""
+def checked(padding, count, names=("valid", "same")):
+    """Return a padding: one of `names`, or (before, after) or one number of `count` axes.
+
+    Raises ValueError for anything else.
+    """
+    if not isinstance(padding, list | tuple):
+        return choose("padding", padding, names)
+    if len(padding) != count:
+        raise ValueError(f"padding needs {count} pairs (before, after), got {padding!r}.")
+    return tuple(per_axis(zeros, 2, "padding of an axis") for zeros in padding)
+
+
+def _check_fit(inputs, first, sizes, dilations, padding="valid"):
+    """Raise ValueError where a window is larger than the input with its padding."""
     space = inputs.shape[2:] if first else inputs.shape[1:-1]
-    for size, window, dilation in zip(space, sizes, dilations):
-        if size is not None and (window - 1) * dilation >= size:
+    around = paddings(padding, space, *[sizes] * 3)
+    for size, window, dilation, zeros in zip(space, sizes, dilations, around):
+        if size is not None and (window - 1) * dilation >= size + sum(zeros):
             raise ValueError(
                 f"A window of {tuple(sizes)} with dilation_rate={tuple(dilations)} is larger than "
                 f"the input of {tuple(space)}; give padding='same' or a larger input."
@@ -42,10 +55,9 @@ def convolution(run):
         count = len(kernel.shape) - 2
         strides = per_axis(strides, count, "strides")
         dilations = per_axis(dilation_rate, count, "dilation_rate")
-        padding = choose("padding", padding, ("valid", "same"))
-        first = channels_first(data_format)
-        if padding == "valid" and not extra:
-            _check_fit(inputs, first, kernel.shape[:-2], dilations)
+        padding, first = checked(padding, count), channels_first(data_format)
+        if padding != "same" and not extra:
+            _check_fit(inputs, first, kernel.shape[:-2], dilations, padding)
         return run(inputs, first, kernel, strides, padding, dilations, *extra)
 
     return conv
@@ -56,7 +68,7 @@ def transposed_convolution(run):
     conv = convolution(run)
 
     def conv_transpose(inputs, kernel, strides, padding, extra, data_format, dilation_rate):
-        count = len(kernel.shape) - 2
+        count, padding = len(kernel.shape) - 2, choose("padding", padding, ("valid", "same"))
         extra = (None,) * count if extra is None else per_axis(extra, count, "output_padding")
         return conv(inputs, kernel, strides, padding, data_format, dilation_rate, extra)
 
@@ -96,8 +108,8 @@ def channels_last(transpose):
 
 def paddings(padding, sizes, windows, strides, dilations):
     """Return (before, after) an axis; of "same" padding the odd pixel goes after."""
-    if padding == "valid":
-        return [(0, 0)] * len(sizes)
+    if padding != "same":
+        return [(0, 0)] * len(sizes) if padding == "valid" else padding
     borders = []
     for size, window, stride, dilation in zip(sizes, windows, strides, dilations, strict=True):
         reach = (window - 1) * dilation + 1

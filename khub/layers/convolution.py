@@ -2,7 +2,6 @@
 
 from khub import fields, ops
 from khub.backend import windows
-from khub.choices import choose
 from khub.fields import FieldsOf, PositiveInt, Weights
 from khub.layers.layer import InputSpec, Layer
 
@@ -18,7 +17,7 @@ class _Convolution(Layer):
         for name in ("kernel_size", "strides", "dilation_rate"):
             setattr(self, name, windows.per_axis(getattr(self, name), self._space, name, 1))
         self._first = windows.channels_first(self.data_format)
-        self.padding = choose("padding", self.padding, self._paddings)
+        self.padding = windows.checked(self.padding, self._space, self._paddings)
         if max(self.strides) > 1 and max(self.dilation_rate) > 1:
             raise ValueError(
                 f"strides {self.strides} and dilation_rate {self.dilation_rate} cannot both be "
@@ -53,14 +52,15 @@ class _Conv(_Convolution):
     """y = activation(conv(x, kernel) + bias)
 
     x: (batch, *space, n)  ->  y: (batch, *space', filters); channels_first: (batch, n, *space)
-    padding: "valid", "same", or "causal" (1D: sees no later step).
+    padding: "valid", "same", "causal" (1D: sees no later step), or numbers of zeros: for each axis
+    (before, after) or one for both.
     Weights: kernel (*kernel_size, n / groups, filters), bias (filters,)
     """
 
     filters: PositiveInt
     kernel_size: object
     strides: object = 1
-    padding: str = "valid"
+    padding: object = "valid"
     data_format: fields.DataFormat = None
     dilation_rate: object = 1
     groups: PositiveInt = 1
@@ -85,10 +85,8 @@ class _Conv(_Convolution):
 
     def _convolve(self, inputs):
         padding = self.padding
-        if padding == "causal":  # pad in front what a window sees
-            reach = (self.kernel_size[0] - 1) * self.dilation_rate[0]
-            border = [(0, 0), (0, 0), (reach, 0)] if self._first else [(0, 0), (reach, 0), (0, 0)]
-            inputs, padding = ops.pad(inputs, border), "valid"
+        if padding == "causal":  # zeros in front, as many as a window sees
+            padding = [((self.kernel_size[0] - 1) * self.dilation_rate[0], 0)]
         return ops.conv(
             inputs, self.kernel, self.strides, padding, self.data_format, self.dilation_rate
         )
@@ -105,7 +103,7 @@ class _ConvTranspose(_Convolution):
     filters: PositiveInt
     kernel_size: object
     strides: object = 1
-    padding: str = "valid"
+    padding: object = "valid"
     output_padding: object = None
     data_format: fields.DataFormat = None
     dilation_rate: object = 1
@@ -137,14 +135,9 @@ class _DepthwiseConv(_Convolution):
     Weights: kernel (*kernel_size, n, depth_multiplier), bias (n * depth_multiplier,)
     """
 
-    kernel_size: object
-    strides: object = 1
-    padding: str = "valid"
+    window: FieldsOf(_Conv, "kernel_size", "strides", "padding")
     depth_multiplier: PositiveInt = 1
-    data_format: fields.DataFormat = None
-    dilation_rate: object = 1
-    activation: fields.Activation = None
-    use_bias: bool = True
+    settings: FieldsOf(_Conv, "data_format", "dilation_rate", "activation", "use_bias")
     options: Weights(activity=True, depthwise="glorot_uniform", bias="zeros")
 
     def _add_kernels(self, channels):
@@ -175,8 +168,7 @@ class _SeparableConv(_Convolution):
     window: FieldsOf(_Conv, "filters", "kernel_size", "strides", "padding", "data_format")
     dilation_rate: object = 1
     depth_multiplier: PositiveInt = 1
-    activation: fields.Activation = None
-    use_bias: bool = True
+    end: FieldsOf(_Conv, "activation", "use_bias")
     options: Weights(
         activity=True, depthwise="glorot_uniform", pointwise="glorot_uniform", bias="zeros"
     )

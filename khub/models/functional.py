@@ -78,12 +78,20 @@ def _of_rank(x, symbol):
 
 
 class _Program:
-    """Steps (function, slots of arguments, slot of result) over a flat list of values."""
+    """Steps (function, slots of arguments, slot of result) over a flat list of values.
+
+    A step puts its result where a value lay that no later step needs, so that memory is free again
+    as soon as in a hand-written loop.
+    """
 
     def __init__(self, inputs, outputs, nodes):
         slots = {id(x): i for i, x in enumerate(inputs)}
-        self.steps = []
-        for node in nodes:
+        needed = {}  # id of a symbol -> the last step that takes it
+        for i, node in enumerate(nodes):
+            needed |= dict.fromkeys(map(id, node.parents), i)
+        needed |= dict.fromkeys(map(id, outputs), len(nodes))
+        self.steps, self.size, free = [], len(inputs), []
+        for i, node in enumerate(nodes):
             flat = [x for x in tree.flatten(node.outputs) if is_symbolic(x)]
             plain = (
                 len(node.args) == 1
@@ -96,15 +104,19 @@ class _Program:
                 source, fill = slots[id(node.args[0])], None
             else:
                 source, fill = None, self._filler(node, slots, inputs)
+            free += dict.fromkeys(slots[id(x)] for x in node.parents if needed[id(x)] == i)
             targets = []
             for x in flat:
-                slots[id(x)] = len(slots)
+                if not free:
+                    free.append(self.size)
+                    self.size += 1
+                slots[id(x)] = free.pop()
                 targets.append(slots[id(x)])
+            free += [slots[id(x)] for x in flat if id(x) not in needed]
             target = targets[0] if is_symbolic(node.outputs) else targets
             self.steps.append((node.function, source, fill, target))
         for x in outputs:
             self._check(x, slots, inputs)
-        self.size = len(slots)
         self.results = [slots[id(x)] for x in outputs]
 
     @staticmethod

@@ -399,7 +399,8 @@ def conv(inputs, kernel, strides=1, padding="valid", data_format=None, dilation_
     """Convolution (correlation); channels that divide the inputs' make groups.
 
     inputs: (batch, *space, n), kernel: (*window, n / groups, filters) -> (batch, *space', filters)
-    padding: "valid" or "same" (the odd pixel goes after, as TensorFlow has it)
+    padding: "valid", "same" (the odd pixel goes after, as TensorFlow has it) or numbers of zeros:
+    for each space axis (before, after) or one for both
     """
 
 

@@ -139,6 +139,9 @@ IMAGE, KERNEL = np.ones((1, 5, 5, 2), "float32"), np.ones((2, 2, 2, 3), "float32
 CALLS = [
     (lambda: ops.conv(IMAGE, KERNEL, padding="smae"), ["padding", "'smae'", "did you mean 'same'"]),
     (lambda: ops.max_pool(IMAGE, 2, padding="vaild"), ["padding", "'vaild'", "'valid'"]),
+    (lambda: ops.conv(IMAGE, KERNEL, padding=[(1, 1)]), ["padding", "2 pairs", "[(1, 1)]"]),
+    (lambda: ops.conv(IMAGE, KERNEL, padding=[1, (1,)]), ["padding", "2 integers", "got (1,)"]),
+    (lambda: layers.Conv2D(1, 3, padding=[(1, -1)] * 2), ["padding", "from 0", "(1, -1)"]),
     (lambda: ops.average_pool(IMAGE, (2, 2, 2)), ["pool_size", "(2, 2, 2)"]),
     (lambda: ops.conv(IMAGE, KERNEL, strides=(1, 2, 3)), ["strides", "(1, 2, 3)"]),
     (

@@ -3,6 +3,7 @@
 The numbers are those of the NumPy backend, which a second process computes.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -273,3 +274,21 @@ def test_gradients_reach_every_weight(key, row):
         assert values.shape == variable.shape and np.isfinite(values).all()
         used = variable.name != "reverse_embeddings"  # by the call with reverse=True alone
         assert not used or np.abs(values).max() > 1e-7, variable.path
+
+
+@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
+@pytest.mark.parametrize("kind", [layers.Conv2D, layers.DepthwiseConv2D, layers.SeparableConv2D])
+def test_padding_by_numbers(kind, data_format):
+    options = dict(filters=4) if kind is not layers.DepthwiseConv2D else {}
+    options |= dict(kernel_size=3, strides=2, data_format=data_format)
+    direct = kind(**options, padding=[(2, 1), 1])
+    zeros = layers.ZeroPadding2D(((2, 1), (1, 1)), data_format=data_format)
+    x = np.random.RandomState(0).rand(2, 6, 6, 6).astype("float32")
+    found, valid = direct(x), kind(**options)
+    assert direct.compute_output_shape(x.shape) == tuple(found.shape) == valid(zeros(x)).shape
+    valid.set_weights(direct.get_weights())
+    copy = kind.from_config(json.loads(json.dumps(direct.get_config())))
+    copy.build(x.shape)
+    copy.set_weights(direct.get_weights())
+    for same in (valid(zeros(x)), copy(x)):
+        np.testing.assert_allclose(*map(ops.convert_to_numpy, (found, same)), rtol=1e-5, atol=1e-6)

@@ -236,6 +236,9 @@ def channels_last(function):
 
 def pixels(x, window, strides, padding, dilations, fill):
     """Yield each output place, the output's space, and the (batch, *window, n) part seen there."""
+    if not isinstance(padding, str):
+        zeros = [per_axis(around, 2) for around in padding]
+        x, padding = np.pad(x, [(0, 0), *zeros, (0, 0)], constant_values=fill), "valid"
     outs, pads = [], []
     for size, k, s, d in zip(x.shape[1:-1], window, strides, dilations, strict=True):
         reach = (k - 1) * d + 1

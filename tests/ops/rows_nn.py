@@ -174,6 +174,10 @@ SAMPLES["conv"] = [
         (IMAGE.transpose(0, 3, 1, 2), normal(3, 3, 4, 6), dict(data_format="channels_first")),
         (LINE, normal(3, 4, 6), dict()),
         (LINE, normal(4, 2, 6), dict(strides=2, padding="same")),
+        (IMAGE, normal(3, 3, 1, 8), dict(strides=2, padding=((1, 1), (1, 1)))),
+        (IMAGE, normal(3, 9, 4, 6), dict(strides=2, padding=[[0, 2], 1])),
+        (LINE, normal(3, 4, 6), dict(padding=[(2, 0)])),
+        (CUBE, normal(3, 2, 2, 2, 3), dict(strides=2, padding=((1, 1), (0, 1), (2, 0)))),
         (LINE, normal(3, 4, 6), dict(dilation_rate=3)),
         (CUBE, normal(3, 2, 2, 2, 3), dict(strides=(1, 2, 1), padding="same")),
     ]

@@ -271,6 +271,8 @@ _channels_last = windows.channels_last(transpose)
 
 @_channels_last
 def _conv(x, kernel, strides, padding, dilations):
+    if not isinstance(padding, str):
+        x, padding = raw.Pad(x, constant(((0, 0), *padding, (0, 0)))), "valid"
     padding = padding.upper()
     if (x.shape[-1] or 0) % kernel.shape[-2]:  # TensorFlow would end the process
         raise ValueError(f"{x.shape[-1]} channels do not divide into groups of {kernel.shape[-2]}.")

@@ -228,6 +228,7 @@ def _weights(kernel):
 def _conv(inputs, first, kernel, strides, padding, dilations):
     x, back = _channels_second(inputs, first)
     weights, strides, dilations = _weights(kernel), _image(strides), _image(dilations)
+    padding = _image(padding, (0, 0))
     borders = windows.paddings(padding, x.shape[2:], weights.shape[2:], strides, dilations)
     x, borders = _padded(x, borders)
     groups = x.shape[1] // weights.shape[1]

@@ -100,15 +100,9 @@ class _ConvTranspose(_Convolution):
     Weights: kernel (*kernel_size, filters, n), bias (filters,)
     """
 
-    filters: PositiveInt
-    kernel_size: object
-    strides: object = 1
-    padding: object = "valid"
+    window: FieldsOf(_Conv, "filters", "kernel_size", "strides", "padding")
     output_padding: object = None
-    data_format: fields.DataFormat = None
-    dilation_rate: object = 1
-    activation: fields.Activation = None
-    use_bias: bool = True
+    settings: FieldsOf(_Conv, "data_format", "dilation_rate", "activation", "use_bias")
     options: Weights(activity=True, kernel="glorot_uniform", bias="zeros")
 
     def setup(self):
@@ -202,14 +196,18 @@ for _base, _name, _spaces in (
         else:
             _members |= {"strides": (1,) * _space, "dilation_rate": (1,) * _space}
         if _base is _ConvTranspose and _space == 3:  # Keras has these two the other way round here
-            _order = ("filters", "kernel_size", "strides", "padding", "data_format")
-            _order = (*_order, "output_padding")
-            _members["__annotations__"] = {n: _base.__annotations__[n] for n in _order}
-            _members |= {"padding": "valid", "data_format": None, "output_padding": None}
+            _order = [
+                "filters",
+                "kernel_size",
+                "strides",
+                "padding",
+                "data_format",
+                "output_padding",
+            ]
+            _members["__annotations__"] = {"order": FieldsOf(_base, *_order)}
         _layer = type(_name.format(_space), (_base,), _members)
-        globals()[_layer.__name__] = _layer
-        __all__.append(_layer.__name__)
+        _names = {_layer.__name__: _layer}
         if _base is not _DepthwiseConv:
-            _alias = _layer.__name__.replace("Conv", "Convolution")
-            globals()[_alias] = _layer
-            __all__.append(_alias)
+            _names[_layer.__name__.replace("Conv", "Convolution")] = _layer
+        globals().update(_names)
+        __all__ += _names

@@ -226,6 +226,11 @@ def _weights(kernel):
 
 
 def _conv(inputs, first, kernel, strides, padding, dilations):
+    *window, depth, filters = kernel.shape
+    pointwise = math.prod(window) == 1 and depth == inputs.shape[-1] and isinstance(padding, str)
+    if pointwise and not first and inputs.is_cpu:  # torch's kernels pack the weights at each call
+        steps = (slice(None), *(slice(None, None, stride) for stride in strides))
+        return torch.matmul(inputs[steps], kernel.reshape(depth, filters))
     x, back = _channels_second(inputs, first)
     weights, strides, dilations = _weights(kernel), _image(strides), _image(dilations)
     padding = _image(padding, (0, 0))

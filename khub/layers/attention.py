@@ -51,12 +51,7 @@ class Attention(Layer):
         return self.concat_score_weight * ops.sum(ops.tanh(both), axis=-1)
 
     def call(
-        self,
-        inputs,
-        mask=None,
-        return_attention_scores=False,
-        training=None,
-        use_causal_mask=False,
+        self, inputs, mask=None, return_attention_scores=False, training=None, use_causal_mask=False
     ):
         self._check(inputs)
         query, value, key = inputs[0], inputs[1], inputs[-1]

@@ -24,5 +24,6 @@ class CallSpec:
         own = [f for c in cls.__mro__[: cls.__mro__.index(base)] for f in vars(c).values()]
         codes = [getattr(inspect.unwrap(f), "__code__", None) for f in own if callable(f)]
         self.reports = any(code is not None and "add_loss" in code.co_names for code in codes)
-        self.makes_masks = cls.compute_mask is not base.compute_mask
+        joins = getattr(cls.compute_mask, "joins", False)  # makes none where there are none
+        self.makes_masks = cls.compute_mask is not base.compute_mask and not joins
         self.plain = not (self.training or self.masks or self.reports)

@@ -38,6 +38,13 @@ class _Convolution(Layer):
         self.bias = self.add_weight((outputs,), name="bias") if self.use_bias else None
         self.input_spec = InputSpec(ndim=self._space + 2, axes={axis: channels})
 
+    @property
+    def _settings(self):
+        padding = self.padding
+        if padding == "causal":  # zeros in front, as many as a window sees
+            padding = [((self.kernel_size[0] - 1) * self.dilation_rate[0], 0)]
+        return self.strides, padding, self.data_format, self.dilation_rate
+
     def call(self, inputs):
         if inputs.shape[1 if self._first else -1] != self._width:  # or it would pass for groups
             raise ValueError(f"{self.name} was built for {self._width} channels.")
@@ -84,12 +91,7 @@ class _Conv(_Convolution):
         return self.filters
 
     def _convolve(self, inputs):
-        padding = self.padding
-        if padding == "causal":  # zeros in front, as many as a window sees
-            padding = [((self.kernel_size[0] - 1) * self.dilation_rate[0], 0)]
-        return ops.conv(
-            inputs, self.kernel, self.strides, padding, self.data_format, self.dilation_rate
-        )
+        return ops.conv(inputs, self.kernel, *self._settings)
 
 
 class _ConvTranspose(_Convolution):
@@ -102,7 +104,7 @@ class _ConvTranspose(_Convolution):
 
     window: FieldsOf(_Conv, "filters", "kernel_size", "strides", "padding")
     output_padding: object = None
-    settings: FieldsOf(_Conv, "data_format", "dilation_rate", "activation", "use_bias")
+    others: FieldsOf(_Conv, "data_format", "dilation_rate", "activation", "use_bias")
     options: Weights(activity=True, kernel="glorot_uniform", bias="zeros")
 
     def setup(self):
@@ -117,9 +119,9 @@ class _ConvTranspose(_Convolution):
         return self.filters
 
     def _convolve(self, inputs):
-        settings = self.strides, self.padding, self.output_padding
-        settings = *settings, self.data_format, self.dilation_rate
-        return ops.conv_transpose(inputs, self.kernel, *settings)
+        strides, padding, *others = self._settings
+        others = self.output_padding, *others
+        return ops.conv_transpose(inputs, self.kernel, strides, padding, *others)
 
 
 class _DepthwiseConv(_Convolution):
@@ -131,7 +133,7 @@ class _DepthwiseConv(_Convolution):
 
     window: FieldsOf(_Conv, "kernel_size", "strides", "padding")
     depth_multiplier: PositiveInt = 1
-    settings: FieldsOf(_Conv, "data_format", "dilation_rate", "activation", "use_bias")
+    others: FieldsOf(_Conv, "data_format", "dilation_rate", "activation", "use_bias")
     options: Weights(activity=True, depthwise="glorot_uniform", bias="zeros")
 
     def _add_kernels(self, channels):
@@ -146,9 +148,7 @@ class _DepthwiseConv(_Convolution):
         return channels * self.depth_multiplier
 
     def _convolve(self, inputs):
-        return ops.depthwise_conv(
-            inputs, self.kernel, self.strides, self.padding, self.data_format, self.dilation_rate
-        )
+        return ops.depthwise_conv(inputs, self.kernel, *self._settings)
 
 
 class _SeparableConv(_Convolution):
@@ -177,9 +177,7 @@ class _SeparableConv(_Convolution):
 
     def _convolve(self, inputs):
         kernels = self.depthwise_kernel, self.pointwise_kernel
-        return ops.separable_conv(
-            inputs, *kernels, self.strides, self.padding, self.data_format, self.dilation_rate
-        )
+        return ops.separable_conv(inputs, *kernels, *self._settings)
 
 
 __all__ = []

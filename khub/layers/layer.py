@@ -432,8 +432,10 @@ class Layer(Configurable, active.Base):
 
     def __call__(self, *args, **kwargs):
         if self._quick and len(args) == 1 and not kwargs and not MASKS:
-            x = args[0]
-            if type(x) in _TENSORS and (x.dtype is self._native_dtype or x.dtype not in _FLOATS):
+            x, native = args[0], self._native_dtype
+            if (type(x) in _TENSORS and (x.dtype is native or x.dtype not in _FLOATS)) or (
+                type(x) is list and all(type(y) in _TENSORS and y.dtype is native for y in x)
+            ):
                 try:
                     return self.call(x)
                 except Exception as error:
@@ -660,12 +662,7 @@ class Layer(Configurable, active.Base):
 
     # --- calls without side effects --------------------------------------------------------------
     def stateless_call(
-        self,
-        trainable_variables,
-        non_trainable_variables,
-        *args,
-        return_losses=False,
-        **kwargs,
+        self, trainable_variables, non_trainable_variables, *args, return_losses=False, **kwargs
     ):
         """Call with these values in place of the Variables' own.
 

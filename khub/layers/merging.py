@@ -30,6 +30,8 @@ class _Merge(Layer):
         masks = [m for m in previous_mask or () if m is not None]
         return reduce(ops.logical_and, masks) if masks else None
 
+    compute_mask.joins = True
+
 
 def _fold(function):
     return lambda self, inputs: reduce(function, inputs)
@@ -94,6 +96,8 @@ class Concatenate(_Merge):
             masks.append(ops.broadcast_to(mask, ops.shape(x)))
         return ops.any(ops.concatenate(masks, axis=self.axis), axis=-1)
 
+    compute_mask.joins = True
+
 
 class Dot(_Merge):
     """The inner products of two inputs over an axis of each.
@@ -115,8 +119,7 @@ class Dot(_Merge):
         if self.normalize:
             inputs = [ops.normalize(x, a) for a, x in zip(axes, inputs, strict=True)]
         x, y = (ops.moveaxis(x, a, -1) for a, x in zip(axes, inputs, strict=True))
-        left = "bcdef"[: len(x.shape) - 1]
-        right = "bghij"[: len(y.shape) - 1]
+        left, right = "bcdef"[: len(x.shape) - 1], "bghij"[: len(y.shape) - 1]
         y = ops.einsum(f"{left}k,{right}k->{left}{right[1:]}", x, y)
         return ops.expand_dims(y, -1) if len(y.shape) == 1 else y
 

@@ -64,6 +64,11 @@ def _fill(structure, leaves, places, values):
     return tree.pack_sequence_as(structure, filled)
 
 
+def _listed(slots, values):
+    """Return the arguments of a step that takes one list of tensors."""
+    return ([values[slot] for slot in slots],), {}
+
+
 def _shapes(tensors):
     shapes = [x.shape for x in tensors]
     return shapes[0] if len(shapes) == 1 else shapes
@@ -134,6 +139,9 @@ class _Program:
             if is_symbolic(x):
                 self._check(x, slots, inputs)
         places = [(i, slots[id(x)]) for i, x in enumerate(leaves) if is_symbolic(x)]
+        listed = len(node.args) == 1 and type(node.args[0]) is list and not node.kwargs
+        if listed and all(map(is_symbolic, node.args[0])):  # as what joins tensors takes them
+            return partial(_listed, [slot for _, slot in places])
         return partial(_fill, (node.args, node.kwargs), leaves, places)
 
     def run(self, inputs):

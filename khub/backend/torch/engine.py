@@ -31,7 +31,8 @@ _depth = _Depth()
 def new_storage(value, trainable, name):
     tensor, dense = convert_to_tensor(value), torch.contiguous_format
     if name.endswith("kernel") and tensor.dim() in (2, 4):  # as torch's layers: (units, n), OHWI
-        tensor = tensor.movedim(-1, 0).clone(memory_format=dense).movedim(0, -1)
+        first = -2 if tensor.shape[-1] == 1 else -1  # of a depthwise kernel (n, H, W)
+        tensor = tensor.movedim(first, 0).clone(memory_format=dense).movedim(0, first)
     else:
         tensor = tensor.clone(memory_format=dense)
     if not trainable or not (tensor.is_floating_point() or tensor.is_complex()):

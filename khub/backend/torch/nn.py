@@ -87,6 +87,10 @@ def batch_normalization(x, mean, variance, axis, offset=None, scale=None, epsilo
     if mean.dtype is not dtype or variance.dtype is not dtype:
         dtype = NATIVE[dtypes.result_type(*map(dtype_name, (x, mean, variance)))]
     x, mean, variance, offset, scale = (_as(v, dtype) for v in (x, mean, variance, offset, scale))
+    # one call, which is slower for many numbers and has no gradient of the mean
+    if x.numel() < 2**15 and not torch.is_grad_enabled():
+        x = x.movedim(axis, 1)
+        return functional.batch_norm(x, mean, variance, scale, offset, eps=epsilon).movedim(1, axis)
     factor = torch.rsqrt(variance + epsilon)
     if scale is not None:
         factor = factor * scale
@@ -229,8 +233,10 @@ def _conv(inputs, first, kernel, strides, padding, dilations):
     *window, depth, filters = kernel.shape
     pointwise = math.prod(window) == 1 and depth == inputs.shape[-1] and isinstance(padding, str)
     if pointwise and not first and inputs.is_cpu:  # torch's kernels pack the weights at each call
-        steps = (slice(None), *(slice(None, None, stride) for stride in strides))
-        return torch.matmul(inputs[steps], kernel.reshape(depth, filters))
+        if max(strides) > 1:
+            steps = (slice(None), *(slice(None, None, stride) for stride in strides))
+            inputs = inputs[steps].contiguous()  # else a product of each image
+        return torch.matmul(inputs, kernel.reshape(depth, filters))
     x, back = _channels_second(inputs, first)
     weights, strides, dilations = _weights(kernel), _image(strides), _image(dilations)
     padding = _image(padding, (0, 0))

@@ -198,8 +198,11 @@ def _source(given, image):
     """The inputs from which a given symbolic tensor comes."""
     if given is None or image.node is None:
         return image
-    walked = [image]
-    for x in walked:  # which grows
-        walked.extend(x.node.parents if x.node else ())
-    sources = list({id(x): x for x in walked if x.node is None}.values())
+    walked, waiting = {}, [image]
+    while waiting:
+        x = waiting.pop()
+        if id(x) not in walked:  # blocks with a shortcut lead to a tensor by many ways
+            walked[id(x)] = x
+            waiting.extend(reversed(x.node.parents) if x.node else ())
+    sources = [x for x in walked.values() if x.node is None]
     return sources[0] if len(sources) == 1 else sources

@@ -102,8 +102,8 @@ def scores(x, classes, activation, name, **options):
     return layers.Dense(classes, activation=activation, name=f"{name}_head_dense")(x)
 
 
-_signature = {"include_top": True, "include_preprocessing": True} | ARGUMENTS
-_architecture = Architecture(convnext, top=scores, end=norm, arguments=_signature)
+SIGNATURE = {"include_top": True, "include_preprocessing": True} | ARGUMENTS
+_architecture = Architecture(convnext, top=scores, end=norm, arguments=SIGNATURE)
 ConvNeXtTiny, ConvNeXtSmall, ConvNeXtBase, ConvNeXtLarge, ConvNeXtXLarge = (
     _architecture.constructor(f"ConvNeXt{name}", f"convnext_{name.lower()}", 224, **stages(name))
     for name in ("Tiny", "Small", "Base", "Large", "XLarge")

@@ -45,8 +45,8 @@ def efficientnet_v2(image, base, width, depth, include_preprocessing, **options)
     return UNIT(x, scaled(head), name="top")
 
 
-_signature = ARGUMENTS | {"include_preprocessing": True}
-_architecture = replace(v1._architecture, body=efficientnet_v2, arguments=_signature)
+SIGNATURE = ARGUMENTS | {"include_preprocessing": True}
+_architecture = replace(v1._architecture, body=efficientnet_v2, arguments=SIGNATURE)
 _all = [
     _architecture.constructor(f"EfficientNetV2{name}", f"efficientnetv2-{name.lower()}", **variant)
     for name, variant in VARIANTS.items()

@@ -71,10 +71,10 @@ def scores(x, classes, activation, dropout, **options):
     return layers.Activation(activation, name="predictions")(x)
 
 
-_signature = {"input_shape": None, "alpha": 1.0, "depth_multiplier": 1, "dropout": 1e-3} | ARGUMENTS
-_trained = ({"alpha": (0.25, 0.5, 0.75, 1.0), "depth_multiplier": (1,)},)
+SIGNATURE = {"input_shape": None, "alpha": 1.0, "depth_multiplier": 1, "dropout": 1e-3} | ARGUMENTS
+TRAINED = ({"alpha": (0.25, 0.5, 0.75, 1.0), "depth_multiplier": (1,)},)
 _architecture = Mobile(
-    mobilenet, "tf", scores, arguments=_signature, sizes=(128, 160, 192), trained=_trained
+    mobilenet, "tf", scores, arguments=SIGNATURE, sizes=(128, 160, 192), trained=TRAINED
 )
 MobileNet = _architecture.constructor("MobileNet", None, 224)
 

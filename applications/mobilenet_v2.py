@@ -54,10 +54,10 @@ def mobilenet_v2(image, alpha, **options):
     return LAST(x, parts.divisible(1280 * max(1, alpha)), padding="valid", name="Conv_1")
 
 
-_signature = {"input_shape": None, "alpha": 1.0} | ARGUMENTS
+SIGNATURE = {"input_shape": None, "alpha": 1.0} | ARGUMENTS
 _options = dict(sizes=(96, 128, 160, 192), trained=({"alpha": (0.35, 0.5, 0.75, 1.0, 1.3, 1.4)},))
 _architecture = Mobile(
-    mobilenet_v2, "tf", partial(scores, pool=None), arguments=_signature, **_options
+    mobilenet_v2, "tf", partial(scores, pool=None), arguments=SIGNATURE, **_options
 )
 MobileNetV2 = _architecture.constructor("MobileNetV2", None, 224)
 

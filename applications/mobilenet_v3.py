@@ -96,17 +96,14 @@ def scores(x, classes, activation, hidden, alpha, minimalistic, dropout_rate, **
     return layers.Activation(activation, name="predictions")(x)
 
 
-_signature = (
+SIGNATURE = (
     {"input_shape": None, "alpha": 1.0, "minimalistic": False, "include_top": True}
     | {"weights": "imagenet", "input_tensor": None, "classes": 1000, "pooling": None}
     | {"dropout_rate": 0.2, "classifier_activation": "softmax", "include_preprocessing": True}
 )
-_trained = (
-    {"alpha": (0.75, 1.0), "minimalistic": (False,)},
-    {"alpha": (1.0,), "minimalistic": (True,)},
-)
+TRAINED = (dict(alpha=(0.75, 1.0), minimalistic=(False,)), dict(alpha=(1.0,), minimalistic=(True,)))
 _architecture = Mobile(
-    mobilenet_v3, top=scores, arguments=_signature, trained=_trained, named_pooling=True
+    mobilenet_v3, top=scores, arguments=SIGNATURE, trained=TRAINED, named_pooling=True
 )
 MobileNetV3Large, MobileNetV3Small = (
     _architecture.constructor(name, name, None, **variant) for name, variant in VARIANTS.items()

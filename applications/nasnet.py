@@ -156,8 +156,8 @@ def nasnet(image, cells, channels, stem, skip, **options):
     return relu(x)
 
 
-_top, _signature = partial(scores, pool=None), {"input_shape": None} | ARGUMENTS
-_architecture = Architecture(nasnet, "tf", _top, arguments=_signature, sized=True)
+_top, SIGNATURE = partial(scores, pool=None), {"input_shape": None} | ARGUMENTS
+_architecture = Architecture(nasnet, "tf", _top, arguments=SIGNATURE, sized=True)
 NASNetMobile, NASNetLarge = (
     _architecture.constructor(name, name.lower().replace("nasnet", "nasnet_"), **variant)
     for name, variant in VARIANTS.items()

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from khub import config, layers, models
 from khub.backend.windows import channels_first
@@ -45,10 +45,10 @@ def scores(x, classes, activation, pool="avg_pool", **options):
 
 @dataclass(frozen=True)
 class Architecture:
-    """An architecture of image classifiers, of which each variant is a constructor.
+    """An architecture of image classifiers or, with a name, one of its variants.
 
     body: (image, **options) -> features, drawn on a symbolic batch of images
-    mode: what its `preprocess_input` does: "caffe", "tf", "torch" or None
+    preprocessing: what its `preprocess_input` does: "caffe", "tf", "torch" or None
     top: (features, classes, activation, **options) -> scores
     end: features, pooled or not -> the result without a top
     arguments: the constructor's, in order, with defaults; those not in ARGUMENTS are options
@@ -56,17 +56,22 @@ class Architecture:
     sizes: of images, besides the default, for which there are ImageNet weights with a top
     sized: whether the size must be known, without a top too
     named_pooling: whether the pooling without a top is called after its kind
+    name, size, given: of a variant: its constructor, the default height and width (None: any), what
+    body and top get at the constructor's defaults
     """
 
     body: Callable
-    mode: str | None = None
+    preprocessing: str | None = None
     top: Callable = scores
     end: Callable | None = None
     arguments: dict = field(default_factory=lambda: ARGUMENTS)
     least: int = 32
     sizes: tuple = ()
     sized: bool = False
-    named_pooling: bool = True
+    named_pooling: bool = False
+    name: str | None = None
+    size: int | None = None
+    given: dict = field(default_factory=dict)
 
     def constructor(self, name, title, size, **options):
         """Make the function `name` that builds a variant, which is its attribute `variant`.
@@ -87,7 +92,8 @@ class Architecture:
             return construct.variant.build(**bound.arguments)
 
         own = {key: value for key, value in arguments.items() if key not in ARGUMENTS}
-        construct.variant = Variant(self, name, size, options | own | {"weights": None})
+        given = options | own | {"weights": None}
+        construct.variant = replace(self, name=name, size=size, given=given)
         construct.__name__ = construct.__qualname__ = name
         construct.__module__, construct.__signature__ = self.body.__module__, signature
         construct.__doc__ = f"""{name}, a functional model of images (batch, height, width, 3).
@@ -97,62 +103,23 @@ class Architecture:
         """
         return construct
 
-    def check(self, variant, options):
+    def check(self, options):
         """Raise ValueError for options without meaning, or without the ImageNet weights asked."""
 
-    def title(self, variant, name, options, lengths):
+    def title(self, options, lengths):
         """Return the model's name.  lengths: height and width"""
-        return name
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One of an architecture's models: what body, top and `preprocess_input` need to draw it."""
-
-    architecture: Architecture
-    name: str
-    size: int | None
-    given: dict
+        return options["name"]
 
     @property
     def options(self):
         """What body and top take, at the constructor's defaults."""
-        lengths = (self.size, self.size)
-        name = self.architecture.title(self, self.given["name"], self.given, lengths)
-        return self.given | {"name": name}
+        return self.titled(self.given, (self.size, self.size))
 
-    @property
-    def least(self):
-        """The smallest height and width."""
-        return self.architecture.least
+    def titled(self, options, lengths):
+        """Return options with the name of a model for images of this height and width."""
+        return options | {"name": self.title(options, lengths)}
 
-    @property
-    def preprocessing(self):
-        """The mode of the module's `preprocess_input`: "caffe", "tf", "torch" or None."""
-        return self.architecture.mode
-
-    @property
-    def body(self):
-        """(image, **options) -> features"""
-        return self.architecture.body
-
-    @property
-    def top(self):
-        """(features, classes, activation, **options) -> scores"""
-        return self.architecture.top
-
-    def build(
-        self,
-        include_top,
-        weights,
-        input_tensor,
-        input_shape,
-        pooling,
-        classes,
-        classifier_activation,
-        name,
-        **options,
-    ):
+    def build(self, include_top, weights, input_tensor, input_shape, pooling, classes, **options):
         """Return the model that a call of the constructor asks for."""
         if include_top and weights == "imagenet" and classes != 1000:
             raise ValueError(
@@ -161,28 +128,28 @@ class Variant:
             )
         if pooling not in (None, *POOLINGS):
             raise ValueError(f"{self.name}: pooling must be None, 'avg' or 'max', got {pooling!r}.")
+        activation = options.pop("classifier_activation")
         options = self.given | options | {"weights": weights}
-        self.architecture.check(self, options)
+        self.check(options)
         shape = self._shape(include_top, weights == "imagenet", input_shape, input_tensor)
-        name = options["name"] = self.architecture.title(self, name, options, space(shape))
+        options = self.titled(options, space(shape))
         path = weights_file(self, weights, include_top, options, space(shape))
         image = _image(input_tensor, shape)
         x = self.body(image, **options)
         if include_top:
-            x = self.top(x, classes, classifier_activation, **options)
+            x = self.top(x, classes, activation, **options)
         else:
             if pooling is not None:
-                named = self.architecture.named_pooling
-                x = POOLINGS[pooling](name=f"{pooling}_pool" if named else None)(x)
-            x = self.architecture.end(x) if self.architecture.end else x
-        model = models.Model(_source(input_tensor, image), x, name=name)
+                x = POOLINGS[pooling](name=f"{pooling}_pool" if self.named_pooling else None)(x)
+            x = self.end(x) if self.end else x
+        model = models.Model(_source(input_tensor, image), x, name=options["name"])
         if path is not None:
             load(model, path, include_top)
         return model
 
     def _shape(self, include_top, imagenet, given, tensor):
         """Return the shape of an image, checked."""
-        known = include_top or self.architecture.sized
+        known = include_top or self.sized
 
         def whole(height, width, channels=3):
             return (channels, height, width) if channels_first(None) else (height, width, channels)
@@ -203,7 +170,7 @@ class Variant:
         if tensor is None:
             missing = known and self.size and None in space(given)
             check(not missing, f"the size of the image must be known, such as {example}")
-            sizes = (self.size, *self.architecture.sizes)
+            sizes = (self.size, *self.sizes)
             fits = not imagenet or not include_top or space(given) in [(n, n) for n in sizes]
             words = " or ".join(f"{n} x {n}" for n in sorted({*sizes} - {None}))
             check(
@@ -231,12 +198,11 @@ def _source(given, image):
     """The inputs from which a given symbolic tensor comes."""
     if given is None or image.node is None:
         return image
-    found, waiting = {}, [image]
+    walked, waiting = {}, [image]
     while waiting:
         x = waiting.pop()
-        if x.node is None:
-            found[id(x)] = x
-        else:
-            waiting.extend(x.node.parents)
-    sources = list(found.values())
+        if id(x) not in walked:  # blocks with a shortcut lead to a tensor by many ways
+            walked[id(x)] = x
+            waiting.extend(reversed(x.node.parents) if x.node else ())
+    sources = [x for x in walked.values() if x.node is None]
     return sources[0] if len(sources) == 1 else sources

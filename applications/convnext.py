@@ -1,21 +1,37 @@
 """ConvNeXt. Liu et al. 2022, arXiv:2201.03545."""
 
+import numpy as np
+
 from khub import config, initializers, layers, models, ops
 from khub.fields import Choice, PositiveInt, Rate
 
-from ..cv import parts
+from ..cv import parts, transformer
 from ..cv.backbone import ImageBackbone, Reference, pooled
 from ..cv.image_classifier import image_family
 from .classifier import ARGUMENTS, Architecture, channel_axis
 from .imagenet_utils import decode_predictions, preprocessing  # noqa: F401
 
-VARIANTS = {  # width, blocks of each stage (arXiv:2201.03545, section 3)
-    "Tiny": ((96, 192, 384, 768), (3, 3, 9, 3)),
-    "Small": ((96, 192, 384, 768), (3, 3, 27, 3)),
-    "Base": ((128, 256, 512, 1024), (3, 3, 27, 3)),
-    "Large": ((192, 384, 768, 1536), (3, 3, 27, 3)),
-    "XLarge": ((256, 512, 1024, 2048), (3, 3, 27, 3)),
+SIZES = {  # blocks of the stages, width of the first (arXiv:2201.03545, section 3)
+    "atto": ((2, 2, 6, 2), 40),  # this and the next three, and huge, of arXiv:2301.00808
+    "femto": ((2, 2, 6, 2), 48),
+    "pico": ((2, 2, 6, 2), 64),
+    "nano": ((2, 2, 8, 2), 80),
+    "tiny": ((3, 3, 9, 3), 96),
+    "small": ((3, 3, 27, 3), 96),
+    "base": ((3, 3, 27, 3), 128),
+    "large": ((3, 3, 27, 3), 192),
+    "xlarge": ((3, 3, 27, 3), 256),
+    "huge": ((3, 3, 27, 3), 352),
+    "xxlarge": ((3, 4, 30, 3), 384),
 }
+
+
+def stages(size):
+    """Return what the backbone is told of a row of SIZES, by timm's or Keras' name of it."""
+    num_blocks, width = SIZES[size.lower()]
+    return dict(num_blocks=num_blocks, widths=tuple(width * 2**stage for stage in range(4)))
+
+
 MEAN, DEVIATION = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of ImageNet, 0..255
 
 
@@ -56,7 +72,7 @@ def block(x, width, name):
     return x + y
 
 
-def convnext(image, widths, blocks, include_preprocessing, name, **options):
+def convnext(image, widths, num_blocks, include_preprocessing, name, **options):
     if config.image_data_format() != "channels_last":
         raise ValueError(
             "ConvNeXt needs images with channels last, got the format 'channels_first'; call "
@@ -66,7 +82,7 @@ def convnext(image, widths, blocks, include_preprocessing, name, **options):
     if include_preprocessing and x.shape[-1] == 3:
         variance = [deviation**2 for deviation in DEVIATION]
         x = layers.Normalization(-1, MEAN, variance, name=f"{name}_prestem_normalization")(x)
-    for stage, (width, count) in enumerate(zip(widths, blocks, strict=True)):
+    for stage, (width, count) in enumerate(zip(widths, num_blocks, strict=True)):
         if stage == 0:
             conv = layers.Conv2D(width, 4, strides=4, name=f"{name}_stem_conv")
             parts, title = [conv, norm(name=f"{name}_stem_layernorm")], f"{name}_stem"
@@ -86,40 +102,17 @@ def scores(x, classes, activation, name, **options):
     return layers.Dense(classes, activation=activation, name=f"{name}_head_dense")(x)
 
 
-_architecture = Architecture(
-    convnext,
-    top=scores,
-    end=norm,
-    arguments={"include_top": True, "include_preprocessing": True} | ARGUMENTS,
-    named_pooling=False,
-)
+SIGNATURE = {"include_top": True, "include_preprocessing": True} | ARGUMENTS
+_architecture = Architecture(convnext, top=scores, end=norm, arguments=SIGNATURE)
 ConvNeXtTiny, ConvNeXtSmall, ConvNeXtBase, ConvNeXtLarge, ConvNeXtXLarge = (
-    _architecture.constructor(
-        f"ConvNeXt{name}", f"convnext_{name.lower()}", 224, widths=widths, blocks=blocks
-    )
-    for name, (widths, blocks) in VARIANTS.items()
+    _architecture.constructor(f"ConvNeXt{name}", f"convnext_{name.lower()}", 224, **stages(name))
+    for name in ("Tiny", "Small", "Base", "Large", "XLarge")
 )
 
-preprocess_input = preprocessing(_architecture.mode)
+preprocess_input = preprocessing(_architecture.preprocessing)
 
 
 # --- the hub's: as timm, torchvision and transformers have them ---------------------------------
-
-
-class Gamma(layers.Layer):
-    """x * gamma for each channel.  Touvron et al. 2021, arXiv:2103.17239
-
-    x: (..., channels) -> same.  Weights: gamma `shape`, which has one axis that is not 1
-    """
-
-    start: float
-    shape: tuple
-
-    def build(self, input_shape):
-        self.gamma = self.add_weight(self.shape, initializers.Constant(self.start), name="gamma")
-
-    def call(self, x):
-        return x * ops.reshape(self.gamma, (-1,))
 
 
 class GlobalResponseNormalization(layers.Layer):
@@ -141,26 +134,9 @@ class GlobalResponseNormalization(layers.Layer):
         return x * (1 + self.weight * n) + self.bias
 
 
-SIZES = {  # timm's name without the version -> blocks of the stages, width of the first
-    "atto": ((2, 2, 6, 2), 40),  # this and the next three, and huge, of arXiv:2301.00808
-    "femto": ((2, 2, 6, 2), 48),
-    "pico": ((2, 2, 6, 2), 64),
-    "nano": ((2, 2, 8, 2), 80),
-    "tiny": ((3, 3, 9, 3), 96),
-    "small": ((3, 3, 27, 3), 96),
-    "base": ((3, 3, 27, 3), 128),
-    "large": ((3, 3, 27, 3), 192),
-    "xlarge": ((3, 3, 27, 3), 256),
-    "huge": ((3, 3, 27, 3), 352),
-    "xxlarge": ((3, 4, 30, 3), 384),
-}
-
-
 def _arguments(size, **options):
-    num_blocks, width = SIZES[size]
-    linear = {} if width >= 96 else {"linear": False}
-    widths = tuple(width * 2**stage for stage in range(4))
-    return {"num_blocks": num_blocks, "widths": widths, **linear, **options}
+    linear = {} if SIZES[size][1] >= 96 else {"linear": False}
+    return stages(size) | linear | options
 
 
 V2 = {"layer_scale": 0.0, "response_norm": True}
@@ -248,21 +224,20 @@ class ConvNeXtBackbone(ImageBackbone):
 
     @property
     def naming(self):
-        v2 = self.reference == "transformers" and self.response_norm
-        return _transformers("convnextv2") if v2 else super().naming
+        theirs = self.reference == "transformers"
+        return _transformers(self.model_type) if theirs else super().naming
 
     def draw(self, image):
         x = self.patches(image, self.widths[0], self.patch_size, "stem.0")
         x = self.norm(x, "stem.1")
-        total, done = sum(self.num_blocks), 0
+        rates = iter(np.linspace(0, self.drop_path, sum(self.num_blocks)).tolist())
         for stage, (width, count) in enumerate(zip(self.widths, self.num_blocks, strict=True)):
             name = f"stages.{stage}"
             if stage:
                 x = self.norm(x, f"{name}.downsample.0")
                 x = self.patches(x, width, 2, f"{name}.downsample.1")
             for i in range(count):
-                rate = self.drop_path * done / max(total - 1, 1)
-                x, done = self.block(x, width, rate, f"{name}.blocks.{i}"), done + 1
+                x = self.block(x, width, next(rates), f"{name}.blocks.{i}")
         return x
 
     def norm(self, x, name):
@@ -284,16 +259,16 @@ class ConvNeXtBackbone(ImageBackbone):
         before = {"transformers": (1, 1, 1)}.get(self.reference, ())
         after = {"torchvision": (1, 1)}.get(self.reference, ())
         y = parts.conv(x, width, 7, groups=width, bias=True, name=f"{name}.conv_dw")
-        y = layers.Permute((2, 3, 1))(y) if channel_axis() == 1 else y
+        y = parts.channels_last(y)
         y = parts.layer_norm(y, f"{name}.norm", self.epsilon)
         y = parts.active(self.dense(y, 4 * width, f"{name}.mlp.fc1"), self.activation)
         if self.response_norm:
             shape = (*before, 4 * width)
             y = GlobalResponseNormalization(shape, name=f"{name}.mlp.grn")(y)
         y = self.dense(y, width, f"{name}.mlp.fc2")
-        y = Gamma(self.layer_scale, (width, *after), name=name)(y) if self.layer_scale else y
-        y = layers.Permute((3, 1, 2))(y) if channel_axis() == 1 else y
-        return layers.Add()([x, parts.drop_path(y, rate)])
+        if self.layer_scale:
+            y = transformer.LayerScale(self.layer_scale, -1, after, name=name)(y)
+        return layers.Add()([x, parts.drop_path(parts.placed(y), rate)])
 
     def draw_head(self, features, num_classes, dropout):
         x = parts.layer_norm(pooled(features), "head.norm", self.head_epsilon)
@@ -308,12 +283,12 @@ class ConvNeXtBackbone(ImageBackbone):
         found = super().config_from_transformers(config)
         return found | (V2 if config["model_type"] == "convnextv2" else {})
 
+    @property
+    def model_type(self):
+        return "convnextv2" if self.response_norm else "convnext"
+
     def transformers_config(self):
         found = super().transformers_config() | {"num_stages": len(self.widths)}
-        if not self.response_norm:
-            return found
-        del found["layer_scale_init_value"]
-        return found | {
-            "model_type": "convnextv2",
-            "architectures": ["ConvNextV2ForImageClassification"],
-        }
+        if self.response_norm:
+            del found["layer_scale_init_value"]
+        return found

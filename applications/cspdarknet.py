@@ -12,15 +12,14 @@ from ..cv.image_classifier import image_family
 from .classifier import channel_axis
 
 DARK = (64, 128, 256, 512, 1024)
+DARK53 = dict(num_blocks=(1, 2, 8, 8, 4), widths=DARK)
 NARROW, WIDE = (128, 256, 512, 1024), (256, 512, 1024, 2048)
 CSP = dict(num_blocks=(3, 3, 5, 2), block="bottleneck", stem="plain", expand=(2, 2, 2, 2))
 VARIANTS = {  # arXiv:1804.02767, table 1; arXiv:1911.11929; as timm has them
     "darknet17": dict(num_blocks=(1, 1, 1, 1, 1), widths=DARK),
     "darknet21": dict(num_blocks=(1, 1, 1, 2, 2), widths=DARK),
-    "darknet53": dict(num_blocks=(1, 2, 8, 8, 4), widths=DARK),
-    "cspdarknet53": dict(
-        num_blocks=(1, 2, 8, 8, 4), widths=DARK, expand=(2, 1, 1, 1, 1), inner=(0.5, 1, 1, 1, 1)
-    ),
+    "darknet53": DARK53,
+    "cspdarknet53": DARK53 | dict(expand=(2, 1, 1, 1, 1), inner=(0.5, 1, 1, 1, 1)),
     "cspresnet50": CSP | dict(widths=NARROW),
     "cspresnet50d": CSP | dict(widths=NARROW, stem="deep"),
     "cspresnet50w": CSP | dict(widths=WIDE, stem="deep", expand=(1,) * 4, inner=(0.25,) * 4),
@@ -82,8 +81,7 @@ class CSPDarkNetBackbone(ImageBackbone):
         return parts.max_pool(x, positive=False)
 
     def conv(self, x, width, kernel=1, stride=1, groups=1, active=True, name=None):
-        x = parts.conv(x, width, kernel, stride, groups, name=f"{name}.conv")
-        x = parts.batch_norm(x, f"{name}.bn")
+        x = parts.unit(x, width, kernel, stride, (f"{name}.conv", f"{name}.bn"), groups=groups)
         return layers.LeakyReLU(0.01)(x) if active else x
 
     def residual(self, x, inner, name):

@@ -1,66 +1,57 @@
 """DenseNet: each layer sees the features of all before it. Huang et al. 2016, arXiv:1608.06993."""
 
+from dataclasses import replace
+
 from khub import layers
 from khub.fields import PositiveInt
 
 from ..cv import parts
-from ..cv.backbone import ImageBackbone, Reference, pooled
+from ..cv.backbone import ImageBackbone, Reference
 from ..cv.image_classifier import image_family
+from . import resnet
 from .classifier import Architecture, channel_axis
 from .imagenet_utils import decode_predictions, preprocessing  # noqa: F401
-from .resnet import norm, relu
+from .units import joined
 
 GROWTH = 32  # channels that a layer adds, "k" of table 1
-LAYERS = {  # model -> layers of each dense block (table 1)
-    "DenseNet121": (6, 12, 24, 16),
-    "DenseNet169": (6, 12, 32, 32),
-    "DenseNet201": (6, 12, 48, 32),
-}
-
-
-def convolution(x, width, size, name, **options):
-    return layers.Conv2D(width, size, use_bias=False, name=name, **options)(x)
-
-
-def stem(image):
-    x = convolution(layers.ZeroPadding2D(3)(image), 64, 7, "conv1_conv", strides=2)
-    x = layers.ZeroPadding2D(1)(relu(norm(x, "conv1_bn"), "conv1_relu"))
-    return layers.MaxPooling2D(3, strides=2, name="pool1")(x)
+# depth -> layers of each dense block (table 1)
+LAYERS = {121: (6, 12, 24, 16), 169: (6, 12, 32, 32), 201: (6, 12, 48, 32)}
+UNIT = replace(resnet.UNIT, bias=False)
 
 
 def dense(x, name):
     """[x, H(x)], equation 2, with the bottleneck of section 3: 1 x 1 and 3 x 3 convolution."""
-    h = relu(norm(x, f"{name}_0_bn"), f"{name}_0_relu")
-    h = convolution(h, 4 * GROWTH, 1, f"{name}_1_conv")
-    h = relu(norm(h, f"{name}_1_bn"), f"{name}_1_relu")
-    h = convolution(h, GROWTH, 3, f"{name}_2_conv", padding="same")
-    return layers.Concatenate(channel_axis(), name=f"{name}_concat")([x, h])
+    h = UNIT.normalized(x, f"{name}_0")
+    h = UNIT(h, 4 * GROWTH, name=f"{name}_1")
+    options = dict(padding="same", use_bias=False, name=f"{name}_2_conv")
+    return joined([x, layers.Conv2D(GROWTH, 3, **options)(h)], f"{name}_concat")
 
 
 def transition(x, name):
     """Half the channels, half the size."""
-    x = relu(norm(x, f"{name}_bn"), f"{name}_relu")
-    x = convolution(x, x.shape[channel_axis()] // 2, 1, f"{name}_conv")
+    x = UNIT.normalized(x, name)
+    x = layers.Conv2D(parts.width_of(x) // 2, 1, use_bias=False, name=f"{name}_conv")(x)
     return layers.AveragePooling2D(2, strides=2, name=f"{name}_pool")(x)
 
 
 def densenet(image, counts, **options):
-    x = stem(image)
+    x = UNIT(layers.ZeroPadding2D(3)(image), 64, 7, 2, name="conv1")
+    x = layers.MaxPooling2D(3, strides=2, name="pool1")(layers.ZeroPadding2D(1)(x))
     for stage, count in enumerate(counts, 2):
         if stage > 2:
             x = transition(x, f"pool{stage - 1}")
         for i in range(1, count + 1):
             x = dense(x, f"conv{stage}_block{i}")
-    return relu(norm(x, "bn"), "relu")
+    return replace(UNIT, norm="bn", active="relu").normalized(x, "end")
 
 
-_architecture = Architecture(densenet, "torch")
+_architecture = Architecture(densenet, "torch", named_pooling=True)
 DenseNet121, DenseNet169, DenseNet201 = (
-    _architecture.constructor(name, name.lower(), 224, counts=counts)
-    for name, counts in LAYERS.items()
+    _architecture.constructor(f"DenseNet{depth}", f"densenet{depth}", 224, counts=counts)
+    for depth, counts in LAYERS.items()
 )
 
-preprocess_input = preprocessing(_architecture.mode)
+preprocess_input = preprocessing(_architecture.preprocessing)
 
 
 # --- the hub's: as timm and torchvision have them ------------------------------------------------
@@ -78,12 +69,11 @@ class DenseNetBackbone(ImageBackbone):
     growth: PositiveInt = GROWTH
     stem_width: PositiveInt = 64
 
-    VARIANTS = {  # table 1; 161 of the authors' repository
-        "densenet121": dict(num_layers=(6, 12, 24, 16)),
+    VARIANTS = {  # 161: of the authors' repository
+        **{f"densenet{depth}": dict(num_layers=counts) for depth, counts in LAYERS.items()},
         "densenet161": dict(num_layers=(6, 12, 36, 24), growth=48, stem_width=96),
-        "densenet169": dict(num_layers=(6, 12, 32, 32)),
-        "densenet201": dict(num_layers=(6, 12, 48, 32)),
     }
+    HEAD = "classifier"
     REFERENCES = {name: Reference(ignored=("classifier.*",)) for name in ("timm", "torchvision")}
 
     def draw(self, image):
@@ -106,7 +96,3 @@ class DenseNetBackbone(ImageBackbone):
 
     def active(self, x, name):
         return parts.active(parts.batch_norm(x, name), "relu")
-
-    def draw_head(self, features, num_classes, dropout):
-        x = layers.Dropout(dropout, name="dropout")(pooled(features))
-        return layers.Dense(num_classes, name="classifier")(x)

@@ -3,7 +3,6 @@
 import numpy as np
 
 from khub import layers, ops
-from khub.backend.windows import channels_first
 from khub.fields import PositiveInt, Rate
 from khub.models.functional import Functional
 
@@ -13,14 +12,11 @@ from ..cv.image_classifier import image_family
 from ..cv.transformer import MLP, Block, LayerScale, dense
 from .classifier import channel_axis
 
+_FIELDS = ("widths", "num_blocks", "num_attention")
 VARIANTS = {  # arXiv:2206.01191, table 3
-    "efficientformer_l1": dict(widths=(48, 96, 224, 448), num_blocks=(3, 2, 6, 4), num_attention=1),
-    "efficientformer_l3": dict(
-        widths=(64, 128, 320, 512), num_blocks=(4, 4, 12, 6), num_attention=4
-    ),
-    "efficientformer_l7": dict(
-        widths=(96, 192, 384, 768), num_blocks=(6, 6, 18, 8), num_attention=8
-    ),
+    "efficientformer_l1": dict(zip(_FIELDS, ((48, 96, 224, 448), (3, 2, 6, 4), 1))),
+    "efficientformer_l3": dict(zip(_FIELDS, ((64, 128, 320, 512), (4, 4, 12, 6), 4))),
+    "efficientformer_l7": dict(zip(_FIELDS, ((96, 192, 384, 768), (6, 6, 18, 8), 8))),
 }
 _block = "stages.{i}.blocks.{i}"
 NAMES = ((f"{_block}.token_mixer", f"{_block}.attn"),)
@@ -82,17 +78,16 @@ class EfficientFormerBackbone(ImageBackbone):
     def draw(self, image):
         x, rates = image, iter(np.linspace(0, self.drop_path, sum(self.num_blocks)).tolist())
         for i, width in enumerate((self.widths[0] // 2, self.widths[0]), 1):
-            x = parts.conv(x, width, 3, 2, bias=True, name=f"stem.conv{i}")
-            x = parts.active(parts.batch_norm(x, f"stem.norm{i}"), "relu")
+            x = parts.unit(x, width, 3, 2, (f"stem.conv{i}", f"stem.norm{i}"), "relu", bias=True)
         for stage, (width, count) in enumerate(zip(self.widths, self.num_blocks, strict=True)):
             name = f"stages.{stage}"
             if stage:
-                x = parts.conv(x, width, 3, 2, bias=True, name=f"{name}.downsample.conv")
-                x = parts.batch_norm(x, f"{name}.downsample.norm")
+                names = (f"{name}.downsample.conv", f"{name}.downsample.norm")
+                x = parts.unit(x, width, 3, 2, names, bias=True)
             maps = count - self.num_attention * (stage == len(self.widths) - 1)
             for i in range(maps):
                 x = self.map_block(x, width, next(rates), f"{name}.blocks.{i}")
-        x = layers.Permute((2, 3, 1))(x) if channels_first(None) else x
+        x = parts.channels_last(x)
         self._grid = x.shape[1:3]
         x = layers.Reshape((-1, width))(x)
         for i in range(maps + 1, count + 1):
@@ -106,10 +101,9 @@ class EfficientFormerBackbone(ImageBackbone):
         y = layers.Subtract()([layers.AveragePooling2D(3, 1, "same")(x), x])
         for i in (1, 2):
             if i == 2:
-                y = parts.conv(x, 4 * width, bias=True, name=f"{name}.mlp.fc1")
-                y = parts.active(parts.batch_norm(y, f"{name}.mlp.norm1"), "gelu")
-                y = parts.conv(y, width, bias=True, name=f"{name}.mlp.fc2")
-                y = parts.batch_norm(y, f"{name}.mlp.norm2")
+                first, second = ((f"{name}.mlp.fc{k}", f"{name}.mlp.norm{k}") for k in (1, 2))
+                y = parts.unit(x, 4 * width, 1, 1, first, "gelu", bias=True)
+                y = parts.unit(y, width, 1, 1, second, bias=True)
             y = LayerScale(self.layer_scale, channel_axis(), name=f"{name}.ls{i}")(y)
             x = layers.Add()([x, parts.drop_path(y, rate)])
         return x
@@ -121,6 +115,6 @@ class EfficientFormerBackbone(ImageBackbone):
 
     def feature_pyramid(self):
         x = layers.Reshape((*self._grid, self.widths[-1]))(self.output)
-        x = layers.Permute((3, 1, 2))(x) if channels_first(None) else x
+        x = parts.placed(x)
         levels = super().feature_pyramid().output | {"P5": x}
         return Functional(self.input, levels, name=f"{self.name}_pyramid")

@@ -1,6 +1,7 @@
 """EfficientNet. Tan & Le 2019, arXiv:1905.11946."""
 
 import math
+from dataclasses import replace
 from functools import partial
 from string import ascii_lowercase
 
@@ -10,154 +11,29 @@ from khub.fields import Choice, PositiveInt, Rate
 from ..cv import inverted, parts
 from ..cv.backbone import check
 from ..cv.image_classifier import image_family
-from .classifier import Architecture, channel_axis, padded
+from .classifier import Architecture, channel_axis
 from .imagenet_utils import DEVIATION, decode_predictions, preprocessing  # noqa: F401
+from .units import Unit, draw_block
 
-STAGES = (  # expansion, kernel, stride, width, blocks (arXiv:1905.11946, table 1)
-    (1, 3, 1, 16, 1),
-    (6, 3, 2, 24, 2),
-    (6, 5, 2, 40, 2),
-    (6, 3, 2, 80, 3),
-    (6, 5, 1, 112, 3),
-    (6, 5, 2, 192, 4),
-    (6, 3, 1, 320, 1),
+STAGES = (  # block, expansion, kernel, stride, width, blocks (arXiv:1905.11946, table 1)
+    ("mbconv", 1, 3, 1, 16, 1),
+    ("mbconv", 6, 3, 2, 24, 2),
+    ("mbconv", 6, 5, 2, 40, 2),
+    ("mbconv", 6, 3, 2, 80, 3),
+    ("mbconv", 6, 5, 1, 112, 3),
+    ("mbconv", 6, 5, 2, 192, 4),
+    ("mbconv", 6, 3, 1, 320, 1),
 )
-VARIANTS = {  # width, depth, size, dropout (the authors' efficientnet_builder.py; section 5.2)
-    "B0": (1.0, 1.0, 224, 0.2),
-    "B1": (1.0, 1.1, 240, 0.2),
-    "B2": (1.1, 1.2, 260, 0.3),
-    "B3": (1.2, 1.4, 300, 0.3),
-    "B4": (1.4, 1.8, 380, 0.4),
-    "B5": (1.6, 2.2, 456, 0.4),
-    "B6": (1.8, 2.6, 528, 0.5),
-    "B7": (2.0, 3.1, 600, 0.5),
+VARIANTS = {  # factors, size, dropout (the authors' efficientnet_builder.py; section 5.2)
+    "B0": dict(width=1.0, depth=1.0, size=224, dropout=0.2),
+    "B1": dict(width=1.0, depth=1.1, size=240, dropout=0.2),
+    "B2": dict(width=1.1, depth=1.2, size=260, dropout=0.3),
+    "B3": dict(width=1.2, depth=1.4, size=300, dropout=0.3),
+    "B4": dict(width=1.4, depth=1.8, size=380, dropout=0.4),
+    "B5": dict(width=1.6, depth=2.2, size=456, dropout=0.4),
+    "B6": dict(width=1.8, depth=2.6, size=528, dropout=0.5),
+    "B7": dict(width=2.0, depth=3.1, size=600, dropout=0.5),
 }
-
-
-def he():
-    return initializers.VarianceScaling(2.0, "fan_out", "truncated_normal")
-
-
-def width_of(x):
-    return x.shape[channel_axis()]
-
-
-def norm(x, name, momentum=0.99):
-    return layers.BatchNormalization(channel_axis(), momentum, name=f"{name}_bn")(x)
-
-
-def active(x, name, momentum=0.99):
-    return layers.Activation("silu", name=f"{name}_activation")(norm(x, name, momentum))
-
-
-def conv(x, width, kernel, stride, name, padding="same"):
-    layer = partial(layers.Conv2D, use_bias=False, kernel_initializer=he())
-    return layer(width, kernel, stride, padding, name=f"{name}_conv")(x)
-
-
-def depthwise(x, kernel, stride, name, padding="same"):
-    layer = partial(layers.DepthwiseConv2D, use_bias=False, depthwise_initializer=he())
-    return layer(kernel, stride, padding, name=name)(x)
-
-
-def padded_depthwise(x, kernel, stride, name):
-    name = f"{name}_dwconv"
-    if stride == 1:
-        return depthwise(x, kernel, stride, name)
-    return depthwise(padded(x, kernel, f"{name}_pad"), kernel, stride, name, "valid")
-
-
-def squeeze_excite(x, width, name):
-    """x * sigmoid(W2 silu(W1 mean(x))), W1 to `width`.  Hu et al. 2017, arXiv:1709.01507"""
-    n = width_of(x)
-    layer = partial(layers.Conv2D, kernel_size=1, padding="same")
-    s = layers.GlobalAveragePooling2D(name=f"{name}_squeeze")(x)
-    s = layers.Reshape((n, 1, 1) if channel_axis() == 1 else (1, 1, n), name=f"{name}_reshape")(s)
-    s = layer(width, activation="silu", kernel_initializer=he(), name=f"{name}_reduce")(s)
-    s = layer(n, activation="sigmoid", kernel_initializer=he(), name=f"{name}_expand")(s)
-    return layers.Multiply(name=f"{name}_excite")([x, s])
-
-
-def mbconv(x, width, stride, name, expansion, kernel, depthwise, momentum=0.99):
-    """1 x 1 to `expansion` times the width, depthwise, squeeze and excite, 1 x 1 to `width`."""
-    n = width_of(x)
-    if expansion > 1:
-        expand = f"{name}_expand"
-        x = active(conv(x, expansion * n, 1, 1, expand), expand, momentum)
-    x = active(depthwise(x, kernel, stride, name), name, momentum)
-    x = squeeze_excite(x, n // 4, f"{name}_se")
-    return norm(conv(x, width, 1, 1, f"{name}_project"), f"{name}_project", momentum)
-
-
-def chain(x, stages, total):
-    """Blocks one after another, added to what they get where that has their shape.
-
-    stages: of each, block (x, width, stride, name) -> x, the number of them, width, first stride
-    total: a block is left out in training at the rate 0.2 * its index / total (arXiv:1603.09382)
-    """
-    index = 0
-    for stage, (block, count, width, stride) in enumerate(stages, 1):
-        for letter in ascii_lowercase[:count]:
-            name = f"block{stage}{letter}"
-            y = block(x, width, stride, name)
-            if stride == 1 and width_of(x) == width:
-                if index:
-                    rate = 0.2 * index / total
-                    y = layers.Dropout(rate, (None, 1, 1, 1), name=f"{name}_drop")(y)
-                y = layers.Add(name=f"{name}_add")([y, x])
-            x, stride, index = y, 1, index + 1
-    return x
-
-
-def scores(x, classes, activation, dropout, **options):
-    """The mean over space, with dropout, then a Dense."""
-    x = layers.GlobalAveragePooling2D(name="avg_pool")(x)
-    x = layers.Dropout(dropout, name="top_dropout")(x)
-    start = initializers.VarianceScaling(1 / 3, "fan_out", "uniform")
-    return layers.Dense(classes, activation, kernel_initializer=start, name="predictions")(x)
-
-
-def pixels(image, weights):
-    """Values of 0..255 to mean 0 and deviation 1."""
-    x = layers.Normalization(channel_axis())(layers.Rescaling(1 / 255)(image))
-    if weights == "imagenet":  # these have the deviations in place of the variances
-        scale = [1 / math.sqrt(deviation) for deviation in DEVIATION]
-        x = layers.Rescaling(scale)(x)
-    return x
-
-
-def efficientnet(image, width, depth, weights, **options):
-    def stage(expansion, kernel, stride, filters, count):
-        block = partial(mbconv, expansion=expansion, kernel=kernel, depthwise=padded_depthwise)
-        return block, math.ceil(depth * count), parts.divisible(filters * width), stride
-
-    x = padded(pixels(image, weights), 3, "stem_conv_pad")
-    x = active(conv(x, parts.divisible(32 * width), 3, 2, "stem", "valid"), "stem")
-    stages = [stage(*row) for row in STAGES]
-    x = chain(x, stages, total=sum(count for _, count, _, _ in stages))
-    return active(conv(x, parts.divisible(1280 * width), 1, 1, "top"), "top")
-
-
-_architecture = Architecture(efficientnet, top=scores)
-_all = [
-    _architecture.constructor(
-        f"EfficientNet{name}",
-        f"efficientnet{name.lower()}",
-        size,
-        width=width,
-        depth=depth,
-        dropout=dropout,
-    )
-    for name, (width, depth, size, dropout) in VARIANTS.items()
-]
-EfficientNetB0, EfficientNetB1, EfficientNetB2, EfficientNetB3 = _all[:4]
-EfficientNetB4, EfficientNetB5, EfficientNetB6, EfficientNetB7 = _all[4:]
-
-preprocess_input = preprocessing(_architecture.mode)
-
-
-# --- the hub's: as timm, torchvision and transformers have them ---------------------------------
-
 _ROWS = (  # block, expansion, kernel, stride (arXiv:2104.00298, table 4)
     ("conv", 1, 3, 1),
     ("fused", 4, 3, 2),
@@ -179,20 +55,113 @@ V2 = {  # widths and blocks of the stages, stem, head, first block (ibid.; rw: t
 }
 
 
-def _v2(name):
+def version2(name):
+    """Return the constructor arguments of `EfficientNetBackbone` for a row of V2."""
     widths, counts, stem, head, first = V2[name]
     rows = ((first, *_ROWS[0][1:]), *_ROWS[1:])
     stages = tuple((*row, *size) for row, *size in zip(rows, widths, counts))
     return dict(stages=stages, stem_width=stem, head_width=head)
 
 
+def blocks(stages, before, scaled, depth, squeeze=0.25):
+    """Yield timm's name of each block, and the `Block` with silu.
+
+    stages: as those of `EfficientNetBackbone`   before: width in front of them
+    scaled: width -> that of a variant   depth: factor of the blocks   squeeze: of a block's input
+    """
+    for s, (kind, expansion, kernel, stride, width, count) in enumerate(stages):
+        mbconv, width = kind == "mbconv", scaled(width)
+        kind = ("separable" if expansion == 1 else "inverted") if mbconv else kind
+        squeezed = squeeze if mbconv else 0
+        for i in range(math.ceil(count * depth)):
+            sizes = (expansion * before, width, kernel, 1 if i else stride, "silu")
+            inside = max(1, int(before * squeezed)) if squeezed else 0
+            yield f"blocks.{s}.{i}", inverted.Block(kind, *sizes, inside)
+            before = width
+
+
+def he():
+    return initializers.VarianceScaling(2.0, "fan_out", "truncated_normal")
+
+
+silu = partial(layers.Activation, "silu")
+UNIT = Unit("{}_conv", active="{}_activation", activation=silu, start=he)
+
+
+def filtered(x, block, name):
+    unit, pad = replace(UNIT, conv="{}_dwconv"), f"{name}_dwconv_pad"
+    return unit(x, None, block.kernel, block.stride, pad=pad, name=name)
+
+
+def squeeze_excite(x, width, name):
+    """x * sigmoid(W2 silu(W1 mean(x))), W1 to `width`.  Hu et al. 2017, arXiv:1709.01507"""
+    n, name = parts.width_of(x), f"{name}_se"
+    layer = partial(layers.Conv2D, kernel_size=1, padding="same")
+    s = layers.GlobalAveragePooling2D(name=f"{name}_squeeze")(x)
+    s = layers.Reshape((n, 1, 1) if channel_axis() == 1 else (1, 1, n), name=f"{name}_reshape")(s)
+    s = layer(width, activation="silu", kernel_initializer=he(), name=f"{name}_reduce")(s)
+    s = layer(n, activation="sigmoid", kernel_initializer=he(), name=f"{name}_expand")(s)
+    return layers.Multiply(name=f"{name}_excite")([x, s])
+
+
+def chain(x, found, total, unit, filtered):
+    """Draw what `blocks` has found, to be left out in training at 0.2 * a block's place / total."""
+    for place, (name, block) in enumerate(found):
+        _, stage, i = name.split(".")
+        name, rate = f"block{int(stage) + 1}{ascii_lowercase[int(i)]}", 0.2 * place / total
+        x = draw_block(x, block, name, unit, filtered, squeeze_excite, rate)
+    return x
+
+
+def scores(x, classes, activation, dropout, **options):
+    """The mean over space, with dropout, then a Dense."""
+    x = layers.GlobalAveragePooling2D(name="avg_pool")(x)
+    x = layers.Dropout(dropout, name="top_dropout")(x)
+    start = initializers.VarianceScaling(1 / 3, "fan_out", "uniform")
+    return layers.Dense(classes, activation, kernel_initializer=start, name="predictions")(x)
+
+
+def pixels(image, weights):
+    """Values of 0..255 to mean 0 and deviation 1."""
+    x = layers.Normalization(channel_axis())(layers.Rescaling(1 / 255)(image))
+    if weights == "imagenet":  # these have the deviations in place of the variances
+        scale = [1 / math.sqrt(deviation) for deviation in DEVIATION]
+        x = layers.Rescaling(scale)(x)
+    return x
+
+
+def efficientnet(image, width, depth, weights, **options):
+    def scaled(n):
+        return parts.divisible(n * width)
+
+    found = list(blocks(STAGES, scaled(32), scaled, depth))
+    x = UNIT(pixels(image, weights), scaled(32), 3, 2, pad="stem_conv_pad", name="stem")
+    x = chain(x, found, len(found), UNIT, filtered)
+    return UNIT(x, scaled(1280), name="top")
+
+
+_architecture = Architecture(efficientnet, top=scores, named_pooling=True)
+_all = [
+    _architecture.constructor(f"EfficientNet{name}", f"efficientnet{name.lower()}", **variant)
+    for name, variant in VARIANTS.items()
+]
+EfficientNetB0, EfficientNetB1, EfficientNetB2, EfficientNetB3 = _all[:4]
+EfficientNetB4, EfficientNetB5, EfficientNetB6, EfficientNetB7 = _all[4:]
+
+preprocess_input = preprocessing(_architecture.preprocessing)
+
+
+# --- the hub's: as timm, torchvision and transformers have them ---------------------------------
+
 _TF = dict(epsilon=1e-3, padding="same")
-_SCALES = {name.lower(): dict(width=row[0], depth=row[1]) for name, row in VARIANTS.items()}
+_SCALES = {
+    name.lower(): {"width": row["width"], "depth": row["depth"]} for name, row in VARIANTS.items()
+}
 NETWORKS = {f"efficientnet_{name}": scale for name, scale in _SCALES.items()}
-NETWORKS |= {f"efficientnetv2_{name}": _v2(name) for name in V2 if name != "b"}
+NETWORKS |= {f"efficientnetv2_{name}": version2(name) for name in V2 if name != "b"}
 NETWORKS |= {f"tf_{name}": row | _TF for name, row in NETWORKS.items() if "_rw_" not in name}
 for name in ("b0", "b1", "b2", "b3"):
-    NETWORKS[f"tf_efficientnetv2_{name}"] = _v2("b") | _SCALES[name] | _TF | dict(least=0.0)
+    NETWORKS[f"tf_efficientnetv2_{name}"] = version2("b") | _SCALES[name] | _TF | dict(least=0.0)
 _TINY = zip((*_ROWS[:2], _ROWS[1], _ROWS[3], _ROWS[3]), (16, 24, 32, 48, 64))
 _TINY = tuple((*row, width, 1) for row, width in _TINY)
 NETWORKS["test_efficientnet"] = dict(stages=_TINY, stem_width=24, head_width=256)
@@ -218,7 +187,7 @@ class EfficientNetBackbone(inverted.InvertedBackbone):
     than after, except in blocks with a number in `symmetric`
     """
 
-    stages: tuple = tuple(("mbconv", *row) for row in STAGES)
+    stages: tuple = STAGES
     width: float = 1.0
     depth: float = 1.0
     stem_width: PositiveInt = 32
@@ -256,17 +225,12 @@ class EfficientNetBackbone(inverted.InvertedBackbone):
         return (kernel // 2 - (number not in self.symmetric), kernel // 2)
 
     def blocks(self):
-        before, number = self.scaled(self.stem_width), 0
-        for s, (kind, expansion, kernel, stride, width, count) in enumerate(self.stages):
-            mbconv, width = kind == "mbconv", self.scaled(width)
-            kind = ("separable" if expansion == 1 else "inverted") if mbconv else kind
-            for i in range(math.ceil(count * self.depth)):
-                sizes = (expansion * before, width, kernel, 1 if i else stride)
-                squeeze = max(1, int(before * self.squeeze)) if mbconv and self.squeeze else 0
-                skip = i > 0 or self.reference != "transformers"
-                options = (self.activation, squeeze, skip, self.zeros(kernel, number))
-                yield f"blocks.{s}.{i}", inverted.Block(kind, *sizes, *options)
-                before, number = width, number + 1
+        before = self.scaled(self.stem_width)
+        found = blocks(self.stages, before, self.scaled, self.depth, self.squeeze)
+        for number, (name, block) in enumerate(found):
+            own = dict(activation=self.activation, zeros=self.zeros(block.kernel, number))
+            own["skip"] = self.reference != "transformers" or not name.endswith(".0")
+            yield name, replace(block, **own)
 
     def block_names(self, number, name, block):
         if self.reference == "transformers":
@@ -282,7 +246,8 @@ class EfficientNetBackbone(inverted.InvertedBackbone):
     @classmethod
     def config_from_transformers(cls, config):
         found = super().config_from_transformers(config)
-        columns = [config.get(key, row) for key, row in zip(_STAGES, zip(*STAGES), strict=True)]
+        _, *usual = zip(*STAGES)
+        columns = [config.get(key, row) for key, row in zip(_STAGES, usual, strict=True)]
         head = parts.divisible(1280 * found["width"], found["divisor"])
         inputs = [32, *columns[3][:-1]]
         check(config, dict(pooling_type="mean", hidden_dim=head, in_channels=inputs))

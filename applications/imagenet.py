@@ -23,7 +23,7 @@ def entries():
 
 def trained_size(variant, lengths):
     """Return the size of the images that the weights for this height and width were trained on."""
-    sizes = (variant.size, *variant.architecture.sizes)
+    sizes = (variant.size, *variant.sizes)
     return lengths[0] if lengths in [(n, n) for n in sizes] else variant.size
 
 

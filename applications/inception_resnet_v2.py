@@ -8,7 +8,8 @@ from khub import layers
 
 from .classifier import Architecture, channel_axis
 from .imagenet_utils import decode_predictions, preprocessing  # noqa: F401
-from .inception_v3 import HALF, convolution, inception5, joined, path, reduction, stem
+from .inception_v3 import HALF, UNIT, inception5, path, reduction, stem
+from .units import joined
 
 BLOCKS = {  # stage -> repeats, scale of the residual (section 3.3), paths (figures 16, 17, 19)
     "block35": (10, 0.17, (((32, 1),), ((32, 1), (32, 3)), ((32, 1), (48, 3), (64, 3)))),
@@ -55,10 +56,10 @@ def inception_resnet_v2(image, **options):
     x = inception5(stem(image), 96, 64, "mixed_5b")
     x = reduction(stage(x, "block35"), REDUCTIONS["mixed_6a"], "mixed_6a")
     x = reduction(stage(x, "block17"), REDUCTIONS["mixed_7a"], "mixed_7a")
-    return convolution(stage(x, "block8"), 1536, 1, name="conv_7b")
+    return UNIT(stage(x, "block8"), 1536, name="conv_7b")
 
 
-_architecture = Architecture(inception_resnet_v2, "tf", least=75, named_pooling=False)
+_architecture = Architecture(inception_resnet_v2, "tf", least=75)
 InceptionResNetV2 = _architecture.constructor("InceptionResNetV2", "inception_resnet_v2", 299)
 
-preprocess_input = preprocessing(_architecture.mode)
+preprocess_input = preprocessing(_architecture.preprocessing)

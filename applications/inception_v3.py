@@ -2,29 +2,22 @@
 
 from khub import layers
 
-from .classifier import Architecture, channel_axis
+from .classifier import Architecture
 from .imagenet_utils import decode_predictions, preprocessing  # noqa: F401
+from .units import Unit, joined
 
 HALF = (2, "valid")  # stride and padding of a convolution that halves the size
 
 
-def convolution(x, width, size, stride=1, padding="same", name=None):
-    """A convolution, normalized without gamma (the relu's scale is the next layer's), relu."""
-    bn, ac = (f"{name}_bn", f"{name}_ac") if name else (None, None)
-    x = layers.Conv2D(width, size, strides=stride, padding=padding, use_bias=False, name=name)(x)
-    x = layers.BatchNormalization(channel_axis(), scale=False, name=bn)(x)
-    return layers.Activation("relu", name=ac)(x)
+# normalized without gamma: the relu's scale is the next layer's
+UNIT = Unit(active="{}_ac", normalization={"scale": False})
 
 
 def path(x, *steps):
     """Convolutions one after another; a step: (width, size) or (width, size, *HALF)."""
     for step in steps:
-        x = convolution(x, *step)
+        x = UNIT(x, *step)
     return x
-
-
-def joined(paths, name=None):
-    return layers.Concatenate(channel_axis(), name=name)(paths)
 
 
 def mean(x):
@@ -107,7 +100,7 @@ def inception_v3(image, **options):
     return x
 
 
-_architecture = Architecture(inception_v3, "tf", least=75, named_pooling=False)
+_architecture = Architecture(inception_v3, "tf", least=75)
 InceptionV3 = _architecture.constructor("InceptionV3", "inception_v3", 299)
 
-preprocess_input = preprocessing(_architecture.mode)
+preprocess_input = preprocessing(_architecture.preprocessing)

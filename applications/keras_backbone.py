@@ -14,7 +14,7 @@ FLAT = ("VGG16", "VGG19")  # whose top takes all positions at once
 
 
 def variant_of(name):
-    """Return the `Variant` of a constructor. Raises ValueError for an unknown name."""
+    """Return the variant of a constructor. Raises ValueError for an unknown name."""
     if name not in CONSTRUCTORS:
         raise ValueError(f"There is no constructor {name!r}; one of {', '.join(CONSTRUCTORS)}.")
     module = importlib.import_module(f"{__package__}.{CONSTRUCTORS[name]}")
@@ -53,7 +53,7 @@ class KerasBackbone(ImageBackbone):
         if unknown:
             raise ValueError(f"{self.architecture} has no options {', '.join(unknown)}.")
         if self.image_shape is None:
-            sized = self._variant.architecture.sized or self.architecture in FLAT
+            sized = self._variant.sized or self.architecture in FLAT
             size = self._variant.size if sized else None
             self.image_shape = (size, size, 3)
         super().setup()
@@ -61,9 +61,7 @@ class KerasBackbone(ImageBackbone):
     def _options(self):
         size = self.image_shape[:2]
         size = (self._variant.size,) * 2 if None in size else size
-        given = self._variant.given | self.options
-        name = self._variant.architecture.title(self._variant, given["name"], given, size)
-        return given | {"name": name}
+        return self._variant.titled(self._variant.given | self.options, size)
 
     def draw(self, image):
         lengths = [n for n in space(image.shape) if n is not None]

@@ -1,18 +1,19 @@
 """MobileNetV2: inverted residuals, linear bottlenecks. Sandler et al. 2018, arXiv:1801.04381."""
 
 import math
+from dataclasses import replace
 from functools import partial
 
-from khub import layers
 from khub.fields import PositiveInt
 
 from ..cv import inverted, parts
 from ..cv.backbone import check
 from ..cv.image_classifier import image_family
 from . import mobilenet
-from .classifier import ARGUMENTS, channel_axis, padded, scores
+from .classifier import ARGUMENTS, scores
 from .imagenet_utils import decode_predictions, preprocessing  # noqa: F401
-from .mobilenet import Mobile, relu6
+from .mobilenet import Mobile
+from .units import draw_block
 
 BOTTLENECKS = (  # expansion "t", width "c", repetitions "n", stride of the first "s" (table 2)
     (1, 16, 1, 1),
@@ -23,60 +24,44 @@ BOTTLENECKS = (  # expansion "t", width "c", repetitions "n", stride of the firs
     (6, 160, 3, 2),
     (6, 320, 1, 1),
 )
-norm = partial(mobilenet.norm, momentum=0.999)
+UNIT = replace(mobilenet.UNIT, norm="{}_BN", normalization={"momentum": 0.999})
+FIRST, LAST = replace(UNIT, norm="bn_{}"), replace(UNIT, norm="{}_bn", active="out_relu")
 
 
-def pointwise(x, width, name):
-    return layers.Conv2D(width, 1, padding="same", use_bias=False, name=name)(x)
+def filtered(x, block, name):
+    return UNIT(x, None, 3, block.stride, pad=f"{name}_pad", name=f"{name}_depthwise")
 
 
-def depthwise(x, size, stride, name, pad):
-    """`size` x `size` in each channel; stride 2 halves x, padded by a layer called `pad`."""
-    if stride == 2:
-        x = padded(x, size, pad)
-    options = dict(strides=stride, padding="same" if stride == 1 else "valid", use_bias=False)
-    return layers.DepthwiseConv2D(size, name=name, **options)(x)
+def blocks(before, factor, scaled, expansion=6, depth=1.0):
+    """Yield timm's name of each block, and the `Block` with relu6.
 
-
-def bottleneck(x, expansion, width, stride, name):
-    """Expand, filter in each channel, project linearly; added to x where it fits (figure 4 d)."""
-    channels = x.shape[channel_axis()]
-    h = x
-    if expansion > 1:
-        h = norm(pointwise(x, expansion * channels, f"{name}_expand"), f"{name}_expand_BN")
-        h = relu6(h, f"{name}_expand_relu")
-    h = depthwise(h, 3, stride, f"{name}_depthwise", f"{name}_pad")
-    h = relu6(norm(h, f"{name}_depthwise_BN"), f"{name}_depthwise_relu")
-    h = norm(pointwise(h, width, f"{name}_project"), f"{name}_project_BN")
-    return layers.Add(name=f"{name}_add")([x, h]) if stride == 1 and channels == width else h
+    before: width in front of them   factor: of the widths   scaled: width -> a multiple
+    """
+    for s, (least, width, count, first) in enumerate(BOTTLENECKS):
+        width, kind = scaled(width * factor), "inverted" if s else "separable"
+        for i in range(math.ceil(count * (depth if 0 < s < 6 else 1))):
+            inner = scaled(before * (expansion if s else least))
+            sizes = (inner, width, 3, 1 if i else first)
+            yield f"blocks.{s}.{i}", inverted.Block(kind, *sizes, "relu6")
+            before = width
 
 
 def mobilenet_v2(image, alpha, **options):
-    options = dict(strides=2, padding="same", use_bias=False, name="Conv1")
-    x = layers.Conv2D(parts.divisible(32 * alpha), 3, **options)(image)
-    x = relu6(norm(x, "bn_Conv1"), "Conv1_relu")
-    i = 0
-    for expansion, width, repetitions, first in BOTTLENECKS:
-        for stride in (first, *(1,) * (repetitions - 1)):
-            name = f"block_{i}" if i else "expanded_conv"
-            x = bottleneck(x, expansion, parts.divisible(int(width * alpha)), stride, name)
-            i += 1
-    x = layers.Conv2D(parts.divisible(1280 * max(1, alpha)), 1, use_bias=False, name="Conv_1")(x)
-    return relu6(norm(x, "Conv_1_bn"), "out_relu")
+    x = FIRST(image, parts.divisible(32 * alpha), 3, 2, name="Conv1")
+    found = blocks(parts.width_of(x), alpha, lambda width: parts.divisible(int(width)))
+    for i, (_, block) in enumerate(found):
+        x = draw_block(x, block, f"block_{i}" if i else "expanded_conv", UNIT, filtered)
+    return LAST(x, parts.divisible(1280 * max(1, alpha)), padding="valid", name="Conv_1")
 
 
+SIGNATURE = {"input_shape": None, "alpha": 1.0} | ARGUMENTS
+_options = dict(sizes=(96, 128, 160, 192), trained=({"alpha": (0.35, 0.5, 0.75, 1.0, 1.3, 1.4)},))
 _architecture = Mobile(
-    mobilenet_v2,
-    "tf",
-    partial(scores, pool=None),
-    arguments={"input_shape": None, "alpha": 1.0} | ARGUMENTS,
-    sizes=(96, 128, 160, 192),
-    named_pooling=False,
-    trained=({"alpha": (0.35, 0.5, 0.75, 1.0, 1.3, 1.4)},),
+    mobilenet_v2, "tf", partial(scores, pool=None), arguments=SIGNATURE, **_options
 )
 MobileNetV2 = _architecture.constructor("MobileNetV2", None, 224)
 
-preprocess_input = preprocessing(_architecture.mode)
+preprocess_input = preprocessing(_architecture.preprocessing)
 
 
 # --- the hub's: as timm, torchvision and transformers have them ---------------------------------
@@ -125,17 +110,9 @@ class MobileNetV2Backbone(inverted.InvertedBackbone):
     }
 
     def blocks(self):
-        before, zeros = self.stem_width, "same" if self.same else None
-        for s, (expansion, width, count, first) in enumerate(BOTTLENECKS):
-            width, kind = self.scaled(width * self.width), "inverted" if s else "separable"
-            for i in range(math.ceil(count * (self.depth if 0 < s < 6 else 1))):
-                inner = self.scaled(before * (self.expansion if s else expansion))
-                sizes = (inner, width, 3, 1 if i else first)
-                yield (
-                    f"blocks.{s}.{i}",
-                    inverted.Block(kind, *sizes, self.activation, zeros=zeros),
-                )
-                before = width
+        own = dict(activation=self.activation, zeros="same" if self.same else None)
+        found = blocks(self.stem_width, self.width, self.scaled, self.expansion, self.depth)
+        return ((name, replace(block, **own)) for name, block in found)
 
     def block_names(self, number, name, block):
         if self.reference == "transformers":

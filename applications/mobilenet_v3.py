@@ -1,6 +1,7 @@
 """MobileNetV3, with squeeze and excitation and hard swish. Howard et al. 2019, arXiv:1905.02244."""
 
-from itertools import groupby
+from dataclasses import replace
+from functools import partial
 
 from khub import layers
 from khub.fields import Choice
@@ -8,135 +9,107 @@ from khub.fields import Choice
 from ..cv import inverted, parts
 from ..cv.backbone import Reference
 from ..cv.image_classifier import image_family
-from .classifier import channel_axis
 from .imagenet_utils import decode_predictions, preprocessing  # noqa: F401
 from .mobilenet import Mobile
-from .mobilenet_v2 import depthwise, norm, pointwise
+from .units import Unit, draw_block
 
-VARIANTS = {  # tables 1 and 2; blocks: kernel, expanded width, width, excitation, swish, stride
+VARIANTS = {  # tables 1 and 2; stages: width, kernel, expanded widths, excited, activation, stride
     "MobileNetV3Large": dict(
         hidden=1280,
-        blocks=(
-            (3, 16, 16, False, False, 1),
-            (3, 64, 24, False, False, 2),
-            (3, 72, 24, False, False, 1),
-            (5, 72, 40, True, False, 2),
-            (5, 120, 40, True, False, 1),
-            (5, 120, 40, True, False, 1),
-            (3, 240, 80, False, True, 2),
-            (3, 200, 80, False, True, 1),
-            (3, 184, 80, False, True, 1),
-            (3, 184, 80, False, True, 1),
-            (3, 480, 112, True, True, 1),
-            (3, 672, 112, True, True, 1),
-            (5, 672, 160, True, True, 2),
-            (5, 960, 160, True, True, 1),
-            (5, 960, 160, True, True, 1),
+        stages=(
+            (16, 3, (16,), False, "relu", 1),
+            (24, 3, (64, 72), False, "relu", 2),
+            (40, 5, (72, 120, 120), True, "relu", 2),
+            (80, 3, (240, 200, 184, 184), False, "hard_silu", 2),
+            (112, 3, (480, 672), True, "hard_silu", 1),
+            (160, 5, (672, 960, 960), True, "hard_silu", 2),
         ),
     ),
     "MobileNetV3Small": dict(
         hidden=1024,
-        blocks=(
-            (3, 16, 16, True, False, 2),
-            (3, 72, 24, False, False, 2),
-            (3, 88, 24, False, False, 1),
-            (5, 96, 40, True, True, 2),
-            (5, 240, 40, True, True, 1),
-            (5, 240, 40, True, True, 1),
-            (5, 120, 48, True, True, 1),
-            (5, 144, 48, True, True, 1),
-            (5, 288, 96, True, True, 2),
-            (5, 576, 96, True, True, 1),
-            (5, 576, 96, True, True, 1),
+        stages=(
+            (16, 3, (16,), True, "relu", 2),
+            (24, 3, (72, 88), False, "relu", 2),
+            (40, 5, (96, 240, 240), True, "hard_silu", 2),
+            (48, 5, (120, 144), True, "hard_silu", 1),
+            (96, 5, (288, 576, 576), True, "hard_silu", 2),
         ),
     ),
 }
+UNIT = Unit(active=None, normalization={"momentum": 0.999})
 
 
-def active(x, swish):
-    """Hard swish, or relu."""
-    return (layers.Activation("hard_silu") if swish else layers.ReLU())(x)
+def blocks(stages, factor):
+    """Yield timm's name of each block, and the `Block`, its widths multiplied by a factor."""
+    channels, before = 16, 16  # those here, and those of the table
+    for s, (width, kernel, expanded, excitation, activation, stride) in enumerate(stages):
+        for i, inner in enumerate(expanded):
+            inner = parts.divisible(inner / before * channels)
+            squeeze = parts.divisible(inner / 4) if excitation else 0
+            channels, before = parts.divisible(width * factor), width
+            sizes = (inner, channels, kernel, 1 if i else stride)
+            kind = "inverted" if s else "separable"
+            yield f"blocks.{s}.{i}", inverted.Block(kind, *sizes, activation, squeeze)
 
 
-def excited(x, name):
+def unit(activation):
+    """The convolution of a block, or of an end, with hard swish or relu."""
+    relu = activation == "relu"
+    return replace(UNIT, activation=layers.ReLU if relu else partial(layers.Activation, activation))
+
+
+def filtered(x, block, name):
+    name, sizes = f"{name}_depthwise", (block.kernel, block.stride)
+    return unit(block.activation)(x, None, *sizes, pad=f"{name}_pad", name=name)
+
+
+def excited(x, width, name):
     """x times a gate a channel, relu6(z + 3) / 6, where z comes from the means of all channels."""
-    channels = x.shape[channel_axis()]
+    name = f"{name}_squeeze_excite"
     z = layers.GlobalAveragePooling2D(keepdims=True, name=f"{name}_avg_pool")(x)
-    z = layers.Conv2D(parts.divisible(channels / 4), 1, padding="same", name=f"{name}_conv")(z)
+    z = layers.Conv2D(width, 1, padding="same", name=f"{name}_conv")(z)
     z = layers.ReLU(name=f"{name}_relu")(z)
-    z = layers.Conv2D(channels, 1, padding="same", name=f"{name}_conv_1")(z)
+    z = layers.Conv2D(parts.width_of(x), 1, padding="same", name=f"{name}_conv_1")(z)
     gate = layers.ReLU(6.0)(z + 3.0) * (1.0 / 6.0)
     return layers.Multiply(name=f"{name}_mul")([x, gate])
 
 
-def bottleneck(x, size, expanded, width, excitation, swish, stride, name):
-    """The bottleneck of MobileNetV2 with excitation (figure 4).  expanded: None: as x"""
-    channels, h = x.shape[channel_axis()], x
-    if expanded is not None:
-        h = norm(pointwise(x, expanded, f"{name}_expand"), f"{name}_expand_bn")
-        h = active(h, swish)
-    h = depthwise(h, size, stride, f"{name}_depthwise", f"{name}_depthwise_pad")
-    h = active(norm(h, f"{name}_depthwise_bn"), swish)
-    if excitation:
-        h = excited(h, f"{name}_squeeze_excite")
-    h = norm(pointwise(h, width, f"{name}_project"), f"{name}_project_bn")
-    return layers.Add(name=f"{name}_add")([x, h]) if stride == 1 and channels == width else h
-
-
-def mobilenet_v3(image, blocks, alpha, minimalistic, include_preprocessing, **options):
+def mobilenet_v3(image, stages, alpha, minimalistic, include_preprocessing, **options):
     """minimalistic: without excitation, swish and 5 x 5 kernels."""
     x = layers.Rescaling(1 / 127.5, -1.0)(image) if include_preprocessing else image
-    x = layers.Conv2D(16, 3, strides=2, padding="same", use_bias=False, name="conv")(x)
-    x = active(norm(x, "conv_bn"), not minimalistic)
-    before = 16  # the width that the table has before a block
-    for i, (size, expanded, width, excitation, swish, stride) in enumerate(blocks):
+    end = unit("relu" if minimalistic else "hard_silu")
+    x = end(x, 16, 3, 2, name="conv")
+    for i, (_, block) in enumerate(blocks(stages, alpha)):
         if minimalistic:
-            size, excitation, swish = 3, False, False
-        expanded = parts.divisible(expanded / before * x.shape[channel_axis()]) if i else None
+            block = replace(block, kernel=3, activation="relu", squeeze=0)
         name = f"expanded_conv_{i}" if i else "expanded_conv"
-        x = bottleneck(
-            x, size, expanded, parts.divisible(width * alpha), excitation, swish, stride, name
-        )
-        before = width
-    x = norm(pointwise(x, parts.divisible(6 * x.shape[channel_axis()]), "conv_1"), "conv_1_bn")
-    return active(x, not minimalistic)
+        x = draw_block(x, block, name, unit(block.activation), filtered, excited)
+    return end(x, parts.divisible(6 * parts.width_of(x)), name="conv_1")
 
 
 def scores(x, classes, activation, hidden, alpha, minimalistic, dropout_rate, **options):
     x = layers.GlobalAveragePooling2D(keepdims=True)(x)
     x = layers.Conv2D(parts.divisible(hidden * max(1, alpha)), 1, padding="same", name="conv_2")(x)
-    x = active(x, not minimalistic)
+    x = layers.ReLU()(x) if minimalistic else layers.Activation("hard_silu")(x)
     x = layers.Dropout(dropout_rate)(x) if dropout_rate else x
     x = layers.Flatten()(layers.Conv2D(classes, 1, padding="same", name="logits")(x))
     return layers.Activation(activation, name="predictions")(x)
 
 
+SIGNATURE = (
+    {"input_shape": None, "alpha": 1.0, "minimalistic": False, "include_top": True}
+    | {"weights": "imagenet", "input_tensor": None, "classes": 1000, "pooling": None}
+    | {"dropout_rate": 0.2, "classifier_activation": "softmax", "include_preprocessing": True}
+)
+TRAINED = (dict(alpha=(0.75, 1.0), minimalistic=(False,)), dict(alpha=(1.0,), minimalistic=(True,)))
 _architecture = Mobile(
-    mobilenet_v3,
-    top=scores,
-    arguments={
-        "input_shape": None,
-        "alpha": 1.0,
-        "minimalistic": False,
-        "include_top": True,
-        "weights": "imagenet",
-        "input_tensor": None,
-        "classes": 1000,
-        "pooling": None,
-        "dropout_rate": 0.2,
-        "classifier_activation": "softmax",
-        "include_preprocessing": True,
-    },
-    trained=(
-        {"alpha": (0.75, 1.0), "minimalistic": (False,)},
-        {"alpha": (1.0,), "minimalistic": (True,)},
-    ),
+    mobilenet_v3, top=scores, arguments=SIGNATURE, trained=TRAINED, named_pooling=True
 )
 MobileNetV3Large, MobileNetV3Small = (
     _architecture.constructor(name, name, None, **variant) for name, variant in VARIANTS.items()
 )
 
-preprocess_input = preprocessing(_architecture.mode)
+preprocess_input = preprocessing(_architecture.preprocessing)
 
 
 # --- the hub's: as timm and torchvision have them ------------------------------------------------
@@ -177,21 +150,10 @@ class MobileNetV3Backbone(inverted.InvertedBackbone):
 
     @property
     def last(self):
-        """Blocks of one width are a stage."""
-        stages = len({row[2] for row in self.table["blocks"]})
-        return f"blocks.{stages}.0.conv", f"blocks.{stages}.0.bn1"
+        return tuple(f"blocks.{len(self.table['stages'])}.0.{layer}" for layer in ("conv", "bn1"))
 
     def blocks(self):
-        channels, before = 16, 16  # those here, and those of the table
-        stages = groupby(self.table["blocks"], lambda row: row[2])
-        for s, (width, rows) in enumerate(stages):
-            for i, (kernel, inner, _, excitation, swish, stride) in enumerate(rows):
-                inner = parts.divisible(inner / before * channels)
-                kind = "inverted" if s else "separable"
-                squeeze = parts.divisible(inner / 4) if excitation else 0
-                options = (stride, "hard_silu" if swish else "relu", squeeze)
-                channels, before = parts.divisible(width * self.width), width
-                yield f"blocks.{s}.{i}", inverted.Block(kind, inner, channels, kernel, *options)
+        return blocks(self.table["stages"], self.width)
 
     def block_names(self, number, name, block):
         return f"features.{number + 1}", block.torchvision_pairs()

@@ -10,58 +10,50 @@ from ..cv.image_classifier import image_family
 from ..cv.transformer import LayerScale
 from .classifier import channel_axis
 
+
+def _variant(*stages, **options):
+    return {"stages": stages, **options}
+
+
 # The paper's appendix. A stage: width and blocks. A block: kernels of its depthwise convolutions
 # (0: none) and the expansion; "mqa": attention
 VARIANTS = {
-    "mobilenetv4_conv_small": dict(
+    "mobilenetv4_conv_small": _variant(
+        (96, "553 032 032 032 032 304"),
+        (128, "336 554 054 053 034 034"),
         start=((32, 32), (96, 64)),
-        stages=((96, "553 032 032 032 032 304"), (128, "336 554 054 053 034 034")),
     ),
-    "mobilenetv4_conv_medium": dict(
-        stages=(
-            (80, "354 332"),
-            (160, "356 334 334 354 334 304 002 304"),
-            (256, "556 554 354 354 004 304 352 554 004 004 502"),
-        ),
+    "mobilenetv4_conv_medium": _variant(
+        (80, "354 332"),
+        (160, "356 334 334 354 334 304 002 304"),
+        (256, "556 554 354 354 004 304 352 554 004 004 502"),
     ),
-    "mobilenetv4_conv_large": dict(
+    "mobilenetv4_conv_large": _variant(
+        (96, "354 334"),
+        (192, "354 334 334 334 354 534 534 534 534 534 304"),
+        (512, "554 554 554 554 504 534 504 504 534 554 504 504 504"),
         stem_width=24,
-        stages=(
-            (96, "354 334"),
-            (192, "354 334 334 334 354 534 534 534 534 534 304"),
-            (512, "554 554 554 554 504 534 504 504 534 554 504 504 504"),
-        ),
     ),
-    "mobilenetv4_hybrid_medium": dict(
-        stages=(
-            (80, "354 332"),
-            (160, "356 002 334 354 mqa 334 mqa 304 mqa 334 mqa 304"),
-            (256, "556 554 354 354 002 352 002 004 mqa 304 mqa 554 mqa 504 mqa 504"),
-        ),
+    "mobilenetv4_hybrid_medium": _variant(
+        (80, "354 332"),
+        (160, "356 002 334 354 mqa 334 mqa 304 mqa 334 mqa 304"),
+        (256, "556 554 354 354 002 352 002 004 mqa 304 mqa 554 mqa 504 mqa 504"),
         layer_scale=True,
     ),
-    "mobilenetv4_hybrid_large": dict(
+    "mobilenetv4_hybrid_large": _variant(
+        (96, "354 334"),
+        (192, "354 334 334 334 354 534 534 mqa 534 mqa 534 mqa 534 mqa 304"),
+        (512, "554 554 554 554 504 534 504 504 534 554 mqa 504 mqa 504 mqa 504 mqa 504"),
         stem_width=24,
-        stages=(
-            (96, "354 334"),
-            (192, "354 334 334 334 354 534 534 mqa 534 mqa 534 mqa 534 mqa 304"),
-            (512, "554 554 554 554 504 534 504 504 534 554 mqa 504 mqa 504 mqa 504 mqa 504"),
-        ),
         layer_scale=True,
         activation="gelu",
         heads=8,
         head_widths=(48, 64),
     ),
 }
-VARIANTS |= {
-    f"mobilenetv4_{name}_{percent:03}": VARIANTS[f"mobilenetv4_{name}"] | {"width": percent / 100}
-    for name, percent in (
-        ("conv_small", 35),
-        ("conv_small", 50),
-        ("hybrid_medium", 75),
-        ("hybrid_large", 75),
-    )
-}
+for name in ("conv_small_035", "conv_small_050", "hybrid_medium_075", "hybrid_large_075"):
+    whole, _, percent = f"mobilenetv4_{name}".rpartition("_")
+    VARIANTS[f"mobilenetv4_{name}"] = VARIANTS[whole] | {"width": int(percent) / 100}
 
 
 class MultiQueryAttention(layers.Layer):
@@ -126,11 +118,8 @@ class MobileNetV4Backbone(inverted.InvertedBackbone):
                     y = self.attention(x, self.head_widths[s == last], 1 if s == last else 2, name)
                 else:
                     y = self.bottleneck(x, *map(int, code), width, 1 if i else 2, name)
-                y = (
-                    LayerScale(1.0, channel_axis(), name=f"{name}.layer_scale")(y)
-                    if self.layer_scale
-                    else y
-                )
+                if self.layer_scale:
+                    y = LayerScale(1.0, channel_axis(), name=f"{name}.layer_scale")(y)
                 x = layers.Add()([x, y]) if i else y
         name = f"blocks.{last + 1 + len(self.start)}.0"
         return self.conv(x, self.scaled(960), 1, 1, f"{name}.conv", f"{name}.bn1", self.activation)
@@ -152,7 +141,7 @@ class MobileNetV4Backbone(inverted.InvertedBackbone):
                 step = stride if unit == ("dw_mid" if middle else "dw_start") else 1
                 names = (f"{name}.{unit}.conv", f"{name}.{unit}.bn")
                 groups = out if unit.startswith("dw") else 1
-                x = self.conv(x, out, kernel, step, *names, activation, groups)
+                x = self.conv(x, out, kernel, step, *names, activation, groups=groups)
         return x
 
     def attention(self, x, head_width, stride, name):
@@ -162,7 +151,7 @@ class MobileNetV4Backbone(inverted.InvertedBackbone):
         query = parts.conv(x, self.heads * head_width, name=f"{name}.query.proj")
         for role in (f"{name}.key", f"{name}.value"):
             names = (f"{role}.down_conv", f"{role}.norm")
-            y = x if stride == 1 else self.conv(x, width, 3, stride, *names, None, width)
+            y = x if stride == 1 else self.conv(x, width, 3, stride, *names, None, groups=width)
             pair.append(parts.conv(y, head_width, name=f"{role}.proj"))
         return parts.conv(MultiQueryAttention()(query, *pair), width, name=f"{name}.output.proj")
 

@@ -6,6 +6,7 @@ from khub import layers, name_scope
 
 from .classifier import ARGUMENTS, Architecture, channel_axis, padded, scores, space
 from .imagenet_utils import decode_predictions, preprocessing  # noqa: F401
+from .units import joined
 
 # "N @ F" in tables 2 and 3: normal cells in a stage, channels at the end. Not in the paper, but in
 # its authors' weights: the stem's width, and skip: whether the cell after a reduction takes as its
@@ -27,10 +28,6 @@ def norm(x, name):
 def convolution(x, width, name, size=1, stride=1, padding="same"):
     options = dict(use_bias=False, kernel_initializer="he_normal", name=name)
     return layers.Conv2D(width, size, strides=stride, padding=padding, **options)(x)
-
-
-def joined(parts, name=None):
-    return layers.Concatenate(channel_axis(), name=name)(parts)
 
 
 # The operations of figure 4: (x, width, stride, name) -> the same size, or half of it at stride 2
@@ -159,17 +156,11 @@ def nasnet(image, cells, channels, stem, skip, **options):
     return relu(x)
 
 
-_architecture = Architecture(
-    nasnet,
-    "tf",
-    partial(scores, pool=None),
-    arguments={"input_shape": None} | ARGUMENTS,
-    sized=True,
-    named_pooling=False,
-)
+_top, SIGNATURE = partial(scores, pool=None), {"input_shape": None} | ARGUMENTS
+_architecture = Architecture(nasnet, "tf", _top, arguments=SIGNATURE, sized=True)
 NASNetMobile, NASNetLarge = (
     _architecture.constructor(name, name.lower().replace("nasnet", "nasnet_"), **variant)
     for name, variant in VARIANTS.items()
 )
 
-preprocess_input = preprocessing(_architecture.mode)
+preprocess_input = preprocessing(_architecture.preprocessing)

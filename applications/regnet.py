@@ -131,9 +131,8 @@ class RegNetBackbone(ImageBackbone):
         return x
 
     def conv(self, x, width, kernel, stride, groups, name, active=True):
-        x = parts.conv(x, width, kernel, stride, groups, name=f"{name}.conv")
-        x = parts.batch_norm(x, f"{name}.bn")
-        return parts.active(x, self.activation if active else None)
+        names, activation = (f"{name}.conv", f"{name}.bn"), self.activation if active else None
+        return parts.unit(x, width, kernel, stride, names, activation, groups=groups)
 
     def block(self, x, width, stride, name):
         """activation(x + branch(x)), x projected where the branch has another shape."""

@@ -6,73 +6,13 @@ from khub import layers
 from khub.fields import Choice, PositiveInt, Rate
 
 from ..cv import parts
-from ..cv.backbone import ImageBackbone, Reference, check
+from ..cv.backbone import ImageBackbone, Reference, check, unit_names
 from ..cv.image_classifier import image_family
-from .classifier import Architecture, channel_axis
+from .classifier import Architecture
 from .imagenet_utils import decode_predictions, preprocessing  # noqa: F401
+from .units import Unit
 
-BLOCKS = {  # model -> blocks of each stage (arXiv:1512.03385, table 1)
-    "ResNet50": (3, 4, 6, 3),
-    "ResNet101": (3, 4, 23, 3),
-    "ResNet152": (3, 8, 36, 3),
-}
-WIDTHS = (64, 128, 256, 512)
-
-
-def norm(x, name):
-    return layers.BatchNormalization(channel_axis(), epsilon=1.001e-5, name=name)(x)
-
-
-def relu(x, name):
-    return layers.Activation("relu", name=name)(x)
-
-
-def stem(image):
-    x = layers.ZeroPadding2D(3, name="conv1_pad")(image)
-    return layers.Conv2D(64, 7, strides=2, name="conv1_conv")(x)
-
-
-def pool(x):
-    x = layers.ZeroPadding2D(1, name="pool1_pad")(x)
-    return layers.MaxPooling2D(3, strides=2, name="pool1_pool")(x)
-
-
-def block(x, width, stride, first, name):
-    """1 x 1 to `width`, 3 x 3, 1 x 1 to 4 `width`, normalized; added to x or its projection."""
-    shortcut = x
-    if first:
-        shortcut = layers.Conv2D(4 * width, 1, strides=stride, name=f"{name}_0_conv")(x)
-        shortcut = norm(shortcut, f"{name}_0_bn")
-    x = layers.Conv2D(width, 1, strides=stride, name=f"{name}_1_conv")(x)
-    x = relu(norm(x, f"{name}_1_bn"), f"{name}_1_relu")
-    x = layers.Conv2D(width, 3, padding="same", name=f"{name}_2_conv")(x)
-    x = relu(norm(x, f"{name}_2_bn"), f"{name}_2_relu")
-    x = norm(layers.Conv2D(4 * width, 1, name=f"{name}_3_conv")(x), f"{name}_3_bn")
-    return relu(layers.Add(name=f"{name}_add")([shortcut, x]), f"{name}_out")
-
-
-def resnet(image, blocks, **options):
-    x = pool(relu(norm(stem(image), "conv1_bn"), "conv1_relu"))
-    for stage, (width, count) in enumerate(zip(WIDTHS, blocks, strict=True), 2):
-        for i in range(1, count + 1):
-            first = i == 1
-            stride = 2 if first and stage > 2 else 1
-            x = block(x, width, stride, first, f"conv{stage}_block{i}")
-    return x
-
-
-_architecture = Architecture(resnet, "caffe")
-ResNet50, ResNet101, ResNet152 = (
-    _architecture.constructor(name, name.lower(), 224, blocks=blocks)
-    for name, blocks in BLOCKS.items()
-)
-
-preprocess_input = preprocessing(_architecture.mode)
-
-
-# --- the hub's: as timm, torchvision and transformers have them ---------------------------------
-
-DEPTHS = {  # -> blocks of each stage
+DEPTHS = {  # -> blocks of each stage (arXiv:1512.03385, table 1, and others below)
     10: (1, 1, 1, 1),
     14: (1, 1, 1, 1),
     18: (2, 2, 2, 2),
@@ -87,6 +27,46 @@ DEPTHS = {  # -> blocks of each stage
     350: (4, 36, 72, 4),
     420: (4, 44, 87, 4),
 }
+WIDTHS = (64, 128, 256, 512)
+UNIT = Unit("{}_conv", bias=True, padding="valid", normalization={"epsilon": 1.001e-5})
+
+
+def pool(x):
+    x = layers.ZeroPadding2D(1, name="pool1_pad")(x)
+    return layers.MaxPooling2D(3, strides=2, name="pool1_pool")(x)
+
+
+def block(x, width, stride, first, name):
+    """1 x 1 to `width`, 3 x 3, 1 x 1 to 4 `width`, normalized; added to x or its projection."""
+    shortcut = UNIT(x, 4 * width, 1, stride, name=f"{name}_0", linear=True) if first else x
+    x = UNIT(x, width, 1, stride, name=f"{name}_1")
+    x = UNIT(x, width, 3, padding="same", name=f"{name}_2")
+    x = UNIT(x, 4 * width, name=f"{name}_3", linear=True)
+    x = layers.Add(name=f"{name}_add")([shortcut, x])
+    return layers.Activation("relu", name=f"{name}_out")(x)
+
+
+def resnet(image, blocks, **options):
+    x = layers.ZeroPadding2D(3, name="conv1_pad")(image)
+    x = pool(UNIT(x, 64, 7, 2, name="conv1"))
+    for stage, (width, count) in enumerate(zip(WIDTHS, blocks, strict=True), 2):
+        for i in range(1, count + 1):
+            stride = 2 if i == 1 and stage > 2 else 1
+            x = block(x, width, stride, i == 1, f"conv{stage}_block{i}")
+    return x
+
+
+_architecture = Architecture(resnet, "caffe", named_pooling=True)
+ResNet50, ResNet101, ResNet152 = (
+    _architecture.constructor(f"ResNet{depth}", f"resnet{depth}", 224, blocks=DEPTHS[depth])
+    for depth in (50, 101, 152)
+)
+
+preprocess_input = preprocessing(_architecture.preprocessing)
+
+
+# --- the hub's: as timm, torchvision and transformers have them ---------------------------------
+
 D, T = ({"stem": stem, "average_down": True} for stem in ("deep", "tiered"))
 SE = {"squeeze": 1 / 16}
 KINDS = {  # timm's names, the width of groups at the end -> arguments beside those in the name
@@ -121,27 +101,19 @@ VARIANTS = {
     name: _arguments(name, options) for names, options in KINDS.items() for name in names.split()
 }
 
+_their, _our = "encoder.stages.{i-1}.layers.{i}", "layer{i}.{i}"
+TRANSFORMERS = (
+    *unit_names("embedder.embedder", "conv1", "bn1"),
+    *unit_names(f"{_their}.layer.0", f"{_our}.conv1", f"{_our}.bn1"),
+    *unit_names(f"{_their}.layer.1", f"{_our}.conv2", f"{_our}.bn2"),
+    *unit_names(f"{_their}.layer.2", f"{_our}.conv3", f"{_our}.bn3"),
+    *unit_names(f"{_their}.shortcut", f"{_our}.downsample.0", f"{_our}.downsample.1"),
+    ("classifier.1", "head.fc"),
+)
 REFERENCES = {
     "timm": Reference(ignored=("fc.*",)),
     "torchvision": Reference(ignored=("fc.*",)),
-    "transformers": Reference(
-        names=(
-            ("embedder.embedder.convolution", "conv1"),
-            ("embedder.embedder.normalization", "bn1"),
-            *(
-                (f"encoder.stages.{{i-1}}.layers.{{i}}.{theirs}", f"layer{{i}}.{{i}}.{ours}")
-                for theirs, ours in (
-                    *((f"layer.{k}.convolution", f"conv{k + 1}") for k in range(3)),
-                    *((f"layer.{k}.normalization", f"bn{k + 1}") for k in range(3)),
-                    ("shortcut.convolution", "downsample.0"),
-                    ("shortcut.normalization", "downsample.1"),
-                )
-            ),
-            ("classifier.1", "head.fc"),
-        ),
-        prefix="resnet",
-        ignored=("classifier.*",),
-    ),
+    "transformers": Reference(TRANSFORMERS, "resnet", ("classifier.*",)),
 }
 
 
@@ -196,37 +168,29 @@ class ResNetBackbone(ImageBackbone):
         return x
 
     def draw_stem(self, image):
+        x, half = image, self.stem_width // 2
         if self.stem == "plain":
-            x = parts.conv(image, self.stem_width, 7, 2, name="conv1")
+            x = parts.unit(x, self.stem_width, 7, 2, ("conv1", "bn1"), "relu")
         else:
-            x, half = image, self.stem_width // 2
-            for stride, i in ((2, 0), (1, 3)):
-                width = half * 3 // 4 if self.stem == "tiered" and i == 0 else half
-                x = parts.conv(x, width, 3, stride, name=f"conv1.{i}")
-                x = parts.active(parts.batch_norm(x, f"conv1.{i + 1}"), "relu")
-            x = parts.conv(x, self.stem_width, 3, name="conv1.6")
-        x = parts.active(parts.batch_norm(x, "bn1"), "relu")
+            first = half * 3 // 4 if self.stem == "tiered" else half
+            x = parts.unit(x, first, 3, 2, ("conv1.0", "conv1.1"), "relu")
+            x = parts.unit(x, half, 3, 1, ("conv1.3", "conv1.4"), "relu")
+            x = parts.unit(x, self.stem_width, 3, 1, ("conv1.6", "bn1"), "relu")
         if self.stem_pool == "max":
             return parts.max_pool(x)
-        x = parts.conv(x, self.stem_width, 3, 2, name="maxpool.0")
-        return parts.active(parts.batch_norm(x, "maxpool.1"), "relu")
+        return parts.unit(x, self.stem_width, 3, 2, ("maxpool.0", "maxpool.1"), "relu")
 
     def residual(self, x, width, stride, name):
         """relu(x + branch(x)), x projected where the branch has another shape."""
         early, late = (stride, 1) if self.early_stride else (1, stride)
         inner = int(width * self.group_width / 64) * self.groups
-        rows = {  # width, kernel, stride, groups
-            "basic": ((inner, 3, stride, 1), (width, 3, 1, 1)),
-            "bottleneck": (
-                (inner, 1, early, 1),
-                (inner, 3, late, self.groups),
-                (4 * width, 1, 1, 1),
-            ),
-        }[self.block]
+        rows = [(inner, 3, stride, 1), (width, 3, 1, 1)]  # width, kernel, stride, groups
+        if self.block == "bottleneck":
+            rows = [(inner, 1, early, 1), (inner, 3, late, self.groups), (4 * width, 1, 1, 1)]
         y = x
-        for k, row in enumerate(rows, 1):
-            y = parts.batch_norm(parts.conv(y, *row, name=f"{name}.conv{k}"), f"{name}.bn{k}")
-            y = parts.active(y, "relu" if k < len(rows) else None)
+        for k, (*sizes, groups) in enumerate(rows, 1):
+            names = (f"{name}.conv{k}", f"{name}.bn{k}")
+            y = parts.unit(y, *sizes, names, "relu" if k < len(rows) else None, groups=groups)
         out = parts.width_of(y)
         if self.squeeze:
             squeezed = parts.divisible(out * self.squeeze, least=0)
@@ -240,8 +204,7 @@ class ResNetBackbone(ImageBackbone):
         if self.average_down:
             i, pool = 1, layers.AveragePooling2D(2, 2, "same")
             x, stride = (pool(x), 1) if stride > 1 else (x, 1)
-        x = parts.conv(x, width, 1, stride, name=f"{name}.{i}")
-        return parts.batch_norm(x, f"{name}.{i + 1}")
+        return parts.unit(x, width, 1, stride, (f"{name}.{i}", f"{name}.{i + 1}"))
 
     @classmethod
     def config_from_transformers(cls, config):

@@ -5,14 +5,13 @@ from functools import cache
 import numpy as np
 
 from khub import initializers, layers, ops
-from khub.backend.windows import channels_first
 from khub.fields import PositiveInt, Rate
 from khub.models.functional import Functional
 
 from ..cv import parts
-from ..cv.backbone import ImageBackbone, Reference, check, pooled
+from ..cv.backbone import ImageBackbone, Reference, check
 from ..cv.image_classifier import image_family
-from ..cv.transformer import MLP, Attention, Block, dense, norm
+from ..cv.transformer import KEYS, MLP, Attention, Block, dense, norm, transformers_names
 
 SIZES = {  # width, blocks and heads of each stage (arXiv:2103.14030, section 3.3)
     "tiny": (96, (2, 2, 6, 2), (3, 6, 12, 24)),
@@ -36,16 +35,8 @@ TRANSFORMERS = (
     ("embeddings.patch_embeddings.projection", "patch_embed.proj"),
     ("embeddings.norm", "patch_embed.norm"),
     *((f"encoder.layers.{i}.downsample", f"layers.{i + 1}.downsample") for i in range(MOST)),
-    (
-        tuple(f"{_their}.attention.self.{part}" for part in ("query", "key", "value")),
-        f"{_our}.attn.qkv",
-    ),
+    *transformers_names(_their, _our, "self"),
     (f"{_their}.attention.self.{TABLE}", f"{_our}.attn.{TABLE}"),
-    (f"{_their}.attention.output.dense", f"{_our}.attn.proj"),
-    (f"{_their}.layernorm_before", f"{_our}.norm1"),
-    (f"{_their}.layernorm_after", f"{_our}.norm2"),
-    (f"{_their}.intermediate.dense", f"{_our}.mlp.fc1"),
-    (f"{_their}.output.dense", f"{_our}.mlp.fc2"),
     ("layernorm", "norm"),
     ("classifier", "head.head.fc"),
 )
@@ -191,17 +182,14 @@ class SwinBackbone(ImageBackbone):
     image_shape: tuple = (224, 224, 3)
 
     VARIANTS = VARIANTS
+    HEAD = "head.fc"
     STEMS = {"swin": "Swin"}
-    KEYS = {
+    KEYS = KEYS | {
         "hidden_dim": "embed_dim",
         "num_blocks": "depths",
         "num_heads": "num_heads",
         "window": "window_size",
-        "patch_size": "patch_size",
         "mlp_ratio": "mlp_ratio",
-        "activation": "hidden_act",
-        "qkv_bias": "qkv_bias",
-        "epsilon": "layer_norm_eps",
     }
     REFERENCES = REFERENCES
 
@@ -211,7 +199,7 @@ class SwinBackbone(ImageBackbone):
         image = layers.ZeroPadding2D(before)(image) if np.any(before) else image
         options = dict(kernel_initializer=start, name="patch_embed.proj")
         x = layers.Conv2D(self.hidden_dim, size, size, **options)(image)
-        x = layers.Permute((2, 3, 1))(x) if channels_first(None) else x
+        x = parts.channels_last(x)
         x = parts.layer_norm(x, "patch_embed.norm", 1e-5)
         rates = iter(np.linspace(0, self.drop_path, sum(self.num_blocks)).tolist())
         self._levels = []
@@ -227,18 +215,11 @@ class SwinBackbone(ImageBackbone):
                 x = Block(attention, mlp, self.epsilon, next(rates), name=name)(x)
             self._levels.append(x)
         x = self._levels[-1] = parts.layer_norm(x, "norm", self.epsilon)
-        return self._placed(x)
-
-    def _placed(self, x):
-        return layers.Permute((3, 1, 2))(x) if channels_first(None) else x
-
-    def draw_head(self, features, num_classes, dropout):
-        x = layers.Dropout(dropout, name="dropout")(pooled(features))
-        return layers.Dense(num_classes, name="head.fc")(x)
+        return parts.placed(x)
 
     def feature_pyramid(self):
         first = round(np.log2(self.patch_size))
-        levels = {f"P{first + i}": self._placed(x) for i, x in enumerate(self._levels)}
+        levels = {f"P{first + i}": parts.placed(x) for i, x in enumerate(self._levels)}
         return Functional(self.input, levels, name=f"{self.name}_pyramid")
 
     @classmethod

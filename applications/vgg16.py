@@ -10,9 +10,11 @@ from .classifier import Architecture, channel_axis
 from .imagenet_utils import decode_predictions, preprocessing  # noqa: F401
 
 WIDTHS = (64, 128, 256, 512, 512)
-CONVOLUTIONS = {  # model -> 3 x 3 convolutions of each block (table 1, columns D and E)
-    "VGG16": (2, 2, 3, 3, 3),
-    "VGG19": (2, 2, 4, 4, 4),
+CONVOLUTIONS = {  # layers -> 3 x 3 convolutions of each block (table 1, columns A, B, D and E)
+    11: (1, 1, 2, 2, 2),
+    13: (2, 2, 2, 2, 2),
+    16: (2, 2, 3, 3, 3),
+    19: (2, 2, 4, 4, 4),
 }
 
 
@@ -34,26 +36,21 @@ def scores(x, classes, activation, **options):
     return layers.Dense(classes, activation=activation, name="predictions")(x)
 
 
-_architecture = Architecture(vgg, "caffe", scores, named_pooling=False)
+_architecture = Architecture(vgg, "caffe", scores)
 VGG16, VGG19 = (
-    _architecture.constructor(name, name.lower(), 224, convolutions=convolutions)
-    for name, convolutions in CONVOLUTIONS.items()
+    _architecture.constructor(f"VGG{n}", f"vgg{n}", 224, convolutions=CONVOLUTIONS[n])
+    for n in (16, 19)
 )
 
-preprocess_input = preprocessing(_architecture.mode)
+preprocess_input = preprocessing(_architecture.preprocessing)
 
 
 # --- the hub's: as timm and torchvision have them ------------------------------------------------
 
-NETWORKS = {  # table 1, columns A, B, D and E
-    f"{name}{suffix}": dict(convolutions=convolutions, normalized=suffix == "_bn")
-    for name, convolutions in {
-        "vgg11": (1, 1, 2, 2, 2),
-        "vgg13": (2, 2, 2, 2, 2),
-        "vgg16": CONVOLUTIONS["VGG16"],
-        "vgg19": CONVOLUTIONS["VGG19"],
-    }.items()
-    for suffix in ("", "_bn")
+NETWORKS = {
+    f"vgg{n}{end}": dict(convolutions=convolutions, normalized=end == "_bn")
+    for n, convolutions in CONVOLUTIONS.items()
+    for end in ("", "_bn")
 }
 
 

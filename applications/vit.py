@@ -6,14 +6,13 @@ from dataclasses import replace
 import numpy as np
 
 from khub import initializers, layers, ops
-from khub.backend.windows import channels_first
 from khub.fields import Choice, PositiveInt, Rate
 from khub.models.functional import Functional
 
 from ..cv import parts
 from ..cv.backbone import ImageBackbone, Reference
 from ..cv.image_classifier import image_family
-from ..cv.transformer import MLP, Attention, Block, Tokens, resampled
+from ..cv.transformer import KEYS, MLP, Attention, Block, Tokens, resampled, transformers_names
 from ..presets.weights import LAYOUTS
 
 SIZES = {  # layers, heads, hidden and MLP width (arXiv:2010.11929, table 1; arXiv:2012.12877,
@@ -74,25 +73,16 @@ VARIANTS = {
 TOKENS = ("cls_token", "dist_token", "reg_token", "pos_embed")
 HEAD = ("head.*", "head_dist.*", "fc_norm.*", "classifier.*", "*_classifier.*", "heads.*")
 _their, _our, _vision = "encoder.layer.{i}", "blocks.{i}", "encoder.layers.encoder_layer_{i}"
+_BLOCK = transformers_names(_their, _our, "attention")
 TRANSFORMERS = (
     ("embeddings.cls_token", "tokens.cls_token"),
     ("embeddings.distillation_token", "tokens.dist_token"),
     ("embeddings.register_tokens", "tokens.reg_token"),
     ("embeddings.position_embeddings", "tokens.pos_embed"),
     ("embeddings.patch_embeddings.projection", "patch_embed.proj"),
-    (
-        tuple(f"{_their}.attention.attention.{part}" for part in ("query", "key", "value")),
-        f"{_our}.attn.qkv",
-    ),
-    (f"{_their}.attention.output.dense", f"{_our}.attn.proj"),
+    *_BLOCK[:2],
     ("layernorm", "norm"),
     ("classifier", "head.head"),
-)
-VIT = (
-    (f"{_their}.layernorm_before", f"{_our}.norm1"),
-    (f"{_their}.layernorm_after", f"{_our}.norm2"),
-    (f"{_their}.intermediate.dense", f"{_our}.mlp.fc1"),
-    (f"{_their}.output.dense", f"{_our}.mlp.fc2"),
 )
 TEACHER = (("cls_classifier", "head.head"), ("distillation_classifier", "head.head_dist"))
 DINOV2 = (
@@ -167,15 +157,11 @@ class ViTBackbone(ImageBackbone):
         "dinov2": "Dinov2",
         "dinov2_with_registers": "Dinov2WithRegisters",
     }
-    KEYS = {
+    KEYS = KEYS | {
         "num_layers": "num_hidden_layers",
         "num_heads": "num_attention_heads",
         "hidden_dim": "hidden_size",
         "mlp_dim": "intermediate_size",
-        "patch_size": "patch_size",
-        "activation": "hidden_act",
-        "qkv_bias": "qkv_bias",
-        "epsilon": "layer_norm_eps",
         "layer_scale": "layerscale_value",
         "gated": "use_swiglu_ffn",
         "num_registers": "num_register_tokens",
@@ -200,7 +186,7 @@ class ViTBackbone(ImageBackbone):
         size, start = self.patch_size, initializers.TruncatedNormal(stddev=0.02)
         options = dict(use_bias=not self.pre_norm, kernel_initializer=start)
         x = layers.Conv2D(self.hidden_dim, size, size, name="patch_embed.proj", **options)(image)
-        x = layers.Permute((2, 3, 1))(x) if channels_first(None) else x
+        x = parts.channels_last(x)
         x = Tokens(self._grid, self._extra, self.num_positioned, self._antialias, name="tokens")(x)
         x = parts.layer_norm(x, "norm_pre", self.epsilon) if self.pre_norm else x
         for i in range(self.num_layers):
@@ -229,13 +215,13 @@ class ViTBackbone(ImageBackbone):
         The level is the one nearest to the patch size; images are of `image_shape`.
         """
         x = layers.Reshape((*self._grid, self.hidden_dim))(self.output[:, self._count :])
-        x = layers.Permute((3, 1, 2))(x) if channels_first(None) else x
+        x = parts.placed(x)
         level = f"P{round(math.log2(self.patch_size))}"
         return Functional(self.input, {level: x}, name=f"{self.name}_pyramid")
 
     # --- weights ---------------------------------------------------------------------------------
     @property
-    def _model_type(self):
+    def model_type(self):
         if self.layer_scale is None:
             return "deit" if self.distillation_token else "vit"
         return "dinov2_with_registers" if self.num_registers else "dinov2"
@@ -246,8 +232,8 @@ class ViTBackbone(ImageBackbone):
             return super().naming
         names = TEACHER if self.pooling == "distilled" else ()
         names += SWIGLU if self.gated else ()
-        names += TRANSFORMERS + (VIT if self.layer_scale is None else DINOV2)
-        return replace(super().naming, names=names, prefix=self._model_type)
+        names += TRANSFORMERS + (_BLOCK[2:] if self.layer_scale is None else DINOV2)
+        return replace(super().naming, names=names, prefix=self.model_type)
 
     @property
     def layouts(self):
@@ -284,11 +270,10 @@ class ViTBackbone(ImageBackbone):
         return found | {"pooling": "distilled" if teacher else "token"}
 
     def transformers_config(self):
-        kind, found = self._model_type, super().transformers_config()
-        teacher = "WithTeacher" if self.pooling == "distilled" else ""
+        found = super().transformers_config()
+        if self.pooling == "distilled":
+            found["architectures"] = [f"{found['architectures'][0]}WithTeacher"]
         return {name: value for name, value in found.items() if value is not None} | {
-            "model_type": kind,
-            "architectures": [f"{self.STEMS[kind]}ForImageClassification{teacher}"],
             "mlp_ratio": round(self.mlp_dim * (1.5 if self.gated else 1) / self.hidden_dim),
             "use_mask_token": False,
         }

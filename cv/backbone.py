@@ -33,6 +33,11 @@ class Reference:
     ignored: tuple = ()
 
 
+def unit_names(theirs, *ours):
+    """Names of a convolution and of its normalization, as transformers has them, and khub's."""
+    return zip((f"{theirs}.convolution", f"{theirs}.normalization"), ours)
+
+
 @contextmanager
 def dtype_policy(policy):
     """Layers made inside have this dtype policy."""
@@ -200,17 +205,22 @@ class ImageBackbone(Presettable, Functional):
             found["image_shape"] = (*((size, size) if isinstance(size, int) else size), 3)
         return {n: tuple(v) if isinstance(v, list) else v for n, v in found.items()}
 
+    @property
+    def model_type(self):
+        """What transformers calls the network."""
+        return next(iter(self.STEMS))
+
     def transformers_config(self):
         """Content of config.json that transformers reads."""
         if not self.STEMS:
             raise ValueError(f"transformers has no {type(self).__name__}.")
-        kind, stem = next(iter(self.STEMS.items()))
+        kind = self.model_type
         found = {_row(key)[0]: getattr(self, field) for field, key in self.KEYS.items()}
         if None not in type(self).image_shape:
             found["image_size"] = self.image_shape[:2]
         return {
             "model_type": kind,
-            "architectures": [f"{stem}ForImageClassification"],
+            "architectures": [f"{self.STEMS[kind]}ForImageClassification"],
             **{k: list(v) if isinstance(v, tuple) else v for k, v in found.items()},
         }
 

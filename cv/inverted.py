@@ -100,10 +100,10 @@ class InvertedBackbone(ImageBackbone):
             names += zip(places, ("conv_stem", "bn1", *self.last))
         return replace(found, names=(*found.names, *names))
 
-    def conv(self, x, width, kernel, stride, name, norm, activation, groups=1, zeros=None):
+    def conv(self, x, width, kernel, stride, name, norm, activation, **options):
         """A convolution, normalized and activated."""
-        x = parts.conv(x, width, kernel, stride, groups, name=name, zeros=zeros)
-        return parts.active(parts.batch_norm(x, norm, self.epsilon), activation)
+        sizes = (width, kernel, stride, (name, norm))
+        return parts.unit(x, *sizes, activation, self.epsilon, **options)
 
     def draw_block(self, x, block, name, gates):
         y, last = x, UNITS[block.kind][-1]
@@ -116,7 +116,8 @@ class InvertedBackbone(ImageBackbone):
             width = block.width if unit == last else block.inner
             linear = unit == last and block.kind != "conv"
             names = (f"{name}.{unit}", f"{name}.{norm}", None if linear else block.activation)
-            y = self.conv(y, width, *size, *names, width if unit == "conv_dw" else 1, block.zeros)
+            options = dict(groups=width if unit == "conv_dw" else 1, zeros=block.zeros)
+            y = self.conv(y, width, *size, *names, **options)
         fits = block.skip and block.stride == 1 and parts.width_of(x) == block.width
         return layers.Add()([x, y]) if fits else y
 

@@ -9,6 +9,16 @@ def channel_axis():
     return 1 if channels_first(None) else -1
 
 
+def channels_last(x):
+    """x with its channels behind, as transformers need them, wherever the network's are."""
+    return layers.Permute((2, 3, 1))(x) if channel_axis() == 1 else x
+
+
+def placed(x):
+    """The opposite: channels where the network's are."""
+    return layers.Permute((3, 1, 2))(x) if channel_axis() == 1 else x
+
+
 def width_of(x):
     """The number of channels."""
     return x.shape[channel_axis()] if len(x.shape) == 4 else x.shape[-1]
@@ -50,6 +60,12 @@ def layer_norm(x, name, epsilon=1e-6, axis=-1):
 def active(x, activation):
     """An activation by name; None leaves x as it is."""
     return x if activation is None else layers.Activation(activation)(x)
+
+
+def unit(x, width, kernel, stride, names, activation=None, epsilon=1e-5, **options):
+    """A convolution, normalized and activated.  names: of the two layers"""
+    x = conv(x, width, kernel, stride, name=names[0], **options)
+    return active(batch_norm(x, names[1], epsilon), activation)
 
 
 def max_pool(x, positive=True):

@@ -8,6 +8,13 @@ from khub import initializers, layers, ops
 from khub.fields import Activation, PositiveInt, Rate
 from khub.ops.symbolic import KerasTensor
 
+KEYS = {  # fields of a backbone -> their keys in config.json of transformers
+    "patch_size": "patch_size",
+    "activation": "hidden_act",
+    "qkv_bias": "qkv_bias",
+    "epsilon": "layer_norm_eps",
+}
+
 
 class QKV(layers.Dense):
     """Query, key and value of all heads; torchvision has other names for its weights."""
@@ -49,17 +56,21 @@ class MLP(layers.Layer):
 
 
 class LayerScale(layers.Layer):
-    """x * gamma, a factor for each channel. Touvron et al. 2021, arXiv:2103.17239"""
+    """x * gamma, a factor for each channel. Touvron et al. 2021, arXiv:2103.17239
+
+    axis: of channels   after: axes of 1 that the weight has behind its own
+    """
 
     start: float
-    axis: int = -1  # of channels
+    axis: int = -1
+    after: tuple = ()
 
     def build(self, shape):
         start = initializers.Constant(self.start)
-        self.gamma = self.add_weight((shape[self.axis],), start, name="gamma")
+        self.gamma = self.add_weight((shape[self.axis], *self.after), start, name="gamma")
 
     def call(self, x):
-        return x * (self.gamma if self.axis == -1 else ops.reshape(self.gamma, (-1, 1, 1)))
+        return x * ops.reshape(self.gamma, (-1,) if self.axis == -1 else (-1, 1, 1))
 
 
 class Attention(layers.Layer):
@@ -114,6 +125,19 @@ class Block(layers.Layer):
             y = y if scale is None else scale(y)
             x = x + (self.drop(y, training=training) if self.drop_path else y)
         return x
+
+
+def transformers_names(theirs, ours, inner):
+    """Names in transformers of the layers of `Block`s, those of attention first.  inner: its"""
+    heads = tuple(f"{theirs}.attention.{inner}.{part}" for part in ("query", "key", "value"))
+    return (
+        (heads, f"{ours}.attn.qkv"),
+        (f"{theirs}.attention.output.dense", f"{ours}.attn.proj"),
+        (f"{theirs}.layernorm_before", f"{ours}.norm1"),
+        (f"{theirs}.layernorm_after", f"{ours}.norm2"),
+        (f"{theirs}.intermediate.dense", f"{ours}.mlp.fc1"),
+        (f"{theirs}.output.dense", f"{ours}.mlp.fc2"),
+    )
 
 
 def cubic(size, new, antialias):

@@ -172,6 +172,15 @@ def test_input_tensor_and_pooling():
     assert model.inputs[0] is image and model.output_shape == (None, 2048)
 
 
+def test_input_tensor_of_many_ways_from_two_images():
+    one, two = (khub.Input((40, 40, 3), name=name) for name in ("one", "two"))
+    x = khub.layers.Add()([khub.layers.Rescaling(0.5)(one), two])
+    for _ in range(60):  # 2 ** 60 ways
+        x = khub.layers.Average()([x, khub.layers.ReLU()(x)])
+    model = applications.MobileNet(**small | {"input_shape": None}, input_tensor=x)
+    assert [image.name for image in model.inputs] == ["one", "two"]
+
+
 def test_a_variant_draws_its_body_and_top():
     variant = applications.MobileNet.variant
     options = variant.options | {"alpha": 0.25}

@@ -94,7 +94,8 @@ def assert_equal_weights(model, path):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_scores_features_and_gradient(name, written, note):
+def test_scores_features_and_gradient(name, written, note, monkeypatch):
+    monkeypatch.setattr("khub.backend.variable._counters", {})  # layers' names as in a new process
     folder, make = written(name), getattr(applications, name)
     wanted = dict(np.load(folder / f"{name}.npz"))
     images = wanted.pop("images")

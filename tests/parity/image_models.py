@@ -73,9 +73,14 @@ def channels_first():
         khub.config.set_image_data_format(before)
 
 
-def call(model, x):
-    """What a khub model without training gives, as an array; on JAX compiled as a whole."""
-    return khub.ops.convert_to_numpy(khub.jit(lambda x: model(x, training=False))(x))
+def call(model, x, training=False):
+    """What a khub model gives, as arrays.
+
+    JAX compiles it as a whole: one by one, its operations take twenty times as long to compile.
+    """
+    run = khub.jit if khub.backend.name == "jax" else lambda function: function
+    found = run(lambda x: model(x, training=training))(x)
+    return khub.tree.map_structure(khub.ops.convert_to_numpy, found)
 
 
 def gradient_error(theirs, weight, model, kernel, x):

@@ -22,7 +22,7 @@ NOTHING_COLLECTED = 5  # pytest's exit status
 # what was compiled before, for another test or process, it reads. On NumPy, Keras runs on JAX.
 UNOPTIMIZED = {
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
+    "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false",
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
 }

@@ -1,8 +1,8 @@
 """Runs ruff, then every test on every backend: `make test`. `--slow` runs the tests marked slow.
 
 Each backend takes two processes: its suite, with the other frameworks hidden, and tests/parity,
-which needs the reference implementations. As many run side by side as there are cores, two at most;
-the output of each is printed when it ends.
+which needs the reference implementations; on JAX, WHOLE is a third. As many run side by side as
+there are cores, two at most; the output of each is printed when it ends.
 """
 
 import argparse
@@ -16,30 +16,47 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parent.parent
-BACKENDS = ["tensorflow", "torch", "jax", "numpy"]  # the slowest first
+BACKENDS = ["jax", "tensorflow", "torch", "numpy"]  # the slowest first
 NOTHING_COLLECTED = 5  # pytest's exit status
-# Most of JAX's time goes to optimizing programs that run once. tests/parity and the slow tests run
-# them as users do.
+# Most of JAX's time goes to optimizing programs that run once: it compiles them as they are, and
+# what was compiled before, for another test or process, it reads. On NumPy, Keras runs on JAX.
 UNOPTIMIZED = {
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
 }
+# Of tests/parity: a network of each family that Keras has, its training, a transformer. They and
+# the slow tests run on JAX as users run it.
+WHOLE = [
+    "test_keras_applications.py",
+    "test_keras_trainer.py",
+    "test_keras_core.py",
+    "test_bert.py",
+]
+WHOLE = [f"tests/parity/{name}" for name in WHOLE]
 
 
-def jobs(backends, slow):
+def jobs(backends, slow, folder):
     """Return (name, pytest arguments, environment) of each process, the longest first."""
-    speed = "slow" if slow else "not slow"
-    suites, parities = [], []
+    unoptimized = {**UNOPTIMIZED, "JAX_COMPILATION_CACHE_DIR": str(Path(folder, "compiled"))}
+    work = []
     for backend in backends:
-        once = " and not once" if backend != backends[-1] else ""
-        arguments = ["tests", "--ignore=tests/parity", "-m", speed + once]
+        marks = ["-m", "slow" if slow else "not slow"]
+        if backend != backends[-1]:
+            marks[1] += " and not once"
+        quick = unoptimized if backend in ("jax", "numpy") and not slow else {}
+        apart = WHOLE if backend == "jax" and not slow else []
         hidden = {"KHUB_BACKEND": backend, "KHUB_TEST_BLOCK_OTHERS": "1"}
-        if backend == "jax" and not slow:
-            hidden |= UNOPTIMIZED
-        suites.append((f"suite on {backend}", arguments, hidden))
         seen = {"KHUB_BACKEND": backend, "KHUB_TEST_BLOCK_OTHERS": "0"}
-        parities.append((f"parity on {backend}", ["tests/parity", "-m", speed + once], seen))
-    return suites + parities
+        rest = ["tests/parity", *(f"--ignore={path}" for path in apart)]
+        work.append(
+            (f"suite on {backend}", ["tests", "--ignore=tests/parity", *marks], hidden | quick)
+        )
+        work.append((f"parity on {backend}", [*rest, *marks], seen | quick))
+        if apart:
+            work.append((f"whole models on {backend}", [*apart, *marks], seen))
+    return work
 
 
 def run(name, arguments, environment, folder):
@@ -104,7 +121,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(options.jobs) as pool:
         if not options.slow:  # what Keras writes for tests/parity is the same for every backend
             os.environ.setdefault("KHUB_KERAS_FILES", str(Path(folder, "keras_applications")))
-        work = jobs(options.backend or BACKENDS, options.slow)
+        work = jobs(options.backend or BACKENDS, options.slow, folder)
         for future in as_completed([pool.submit(run, *job, folder) for job in work]):
             name, seconds, broken, output, counts = future.result()
             print(f"\n=== {name}: {seconds:.0f} s\n{output}", flush=True)

@@ -18,13 +18,11 @@ from xml.etree import ElementTree
 ROOT = Path(__file__).resolve().parent.parent
 BACKENDS = ["jax", "tensorflow", "torch", "numpy"]  # the slowest first
 NOTHING_COLLECTED = 5  # pytest's exit status
-# Most of JAX's time goes to optimizing programs that run once: it compiles them as they are, and
-# what was compiled before, for another test or process, it reads. On NumPy, Keras runs on JAX.
+# Most of JAX's time goes to optimizing programs that run once: it compiles them as they are. On
+# NumPy, Keras runs on JAX.
 UNOPTIMIZED = {
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false",
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
 }
 # Of tests/parity: a network of each family that Keras has, its training, a transformer. They and
 # the slow tests run on JAX as users run it.
@@ -37,15 +35,14 @@ WHOLE = [
 WHOLE = [f"tests/parity/{name}" for name in WHOLE]
 
 
-def jobs(backends, slow, folder):
+def jobs(backends, slow):
     """Return (name, pytest arguments, environment) of each process, the longest first."""
-    unoptimized = {**UNOPTIMIZED, "JAX_COMPILATION_CACHE_DIR": str(Path(folder, "compiled"))}
     work = []
     for backend in backends:
         marks = ["-m", "slow" if slow else "not slow"]
         if backend != backends[-1]:
             marks[1] += " and not once"
-        quick = unoptimized if backend in ("jax", "numpy") and not slow else {}
+        quick = UNOPTIMIZED if backend in ("jax", "numpy") and not slow else {}
         apart = WHOLE if backend == "jax" and not slow else []
         hidden = {"KHUB_BACKEND": backend, "KHUB_TEST_BLOCK_OTHERS": "1"}
         seen = {"KHUB_BACKEND": backend, "KHUB_TEST_BLOCK_OTHERS": "0"}
@@ -121,7 +118,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(options.jobs) as pool:
         if not options.slow:  # what Keras writes for tests/parity is the same for every backend
             os.environ.setdefault("KHUB_KERAS_FILES", str(Path(folder, "keras_applications")))
-        work = jobs(options.backend or BACKENDS, options.slow, folder)
+        work = jobs(options.backend or BACKENDS, options.slow)
         for future in as_completed([pool.submit(run, *job, folder) for job in work]):
             name, seconds, broken, output, counts = future.result()
             print(f"\n=== {name}: {seconds:.0f} s\n{output}", flush=True)

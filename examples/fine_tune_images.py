@@ -24,13 +24,13 @@ def learn(title, load_weights, train, test, options):
     model.fit(*train, batch_size=options.batch, epochs=frozen, verbose=0)
 
     model.backbone.trainable = True
-    for layer in model.backbone.layers if load_weights else ():
-        if isinstance(
-            layer, khub.layers.BatchNormalization
-        ):  # few images would spoil what it knows
-            layer.trainable = False
+    for layer in model.backbone.layers:
+        if isinstance(layer, khub.layers.BatchNormalization):
+            layer.trainable = not load_weights  # few images would spoil what it knows
+            layer.momentum = 0.9  # and are too few to forget its first averages at 0.99
     rest = options.frozen + options.epochs - frozen
-    rate = khub.optimizers.schedules.CosineDecay(3e-4, rest * len(train[0]) // options.batch)
+    rate, steps = 3e-4 if load_weights else 3e-3, rest * len(train[0]) // options.batch
+    rate = khub.optimizers.schedules.CosineDecay(rate, steps)
     model.compile(optimizer=khub.optimizers.AdamW(rate, weight_decay=0.05))
     model.fit(*train, batch_size=options.batch, epochs=rest, verbose=0)
     accuracy = model.evaluate(*test, verbose=0, return_dict=True)["accuracy"]

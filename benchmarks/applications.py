@@ -32,7 +32,8 @@ VIT = dict(patch=16, width=768, heads=12, depth=12)  # ViT-B/16, arXiv:2010.1192
 READ = 1.5  # highest allowed time of loading over reading
 WHAT = ("build", "predict_1", "predict_16", "fit")
 CELLS = [f"{what}_{name}" for what in WHAT for name in (*KERAS, "vit")]
-CELLS += [f"timm_{name}" for name in TIMM] + ["load_h5", "load_safetensors"]
+CELLS += [f"timm_{count}_{name}" for count in (1, 16) for name in TIMM]
+CELLS += ["load_h5", "load_safetensors"]
 
 
 def keras_vit(k, size):
@@ -80,7 +81,7 @@ def contenders(cell):
     if what == "build":
         return {side: (lambda s=side: build(s, name, 224)) for side in ("khub", "keras")}
     if cell.startswith("timm_"):
-        return timm_forward(cell.removeprefix("timm_"))
+        return timm_forward(*cell.removeprefix("timm_").split("_", 1))
     if cell.startswith("load_"):
         return loading(name)
     models = {side: build(side, name, SIZE) for side in ("khub", "keras")}
@@ -99,8 +100,8 @@ def contenders(cell):
     }
 
 
-def timm_forward(name):
-    """The same network of khub and timm in inference, 8 images, each in its own layout."""
+def timm_forward(count, name):
+    """The same network of khub and timm in inference, on `count` images in their own layouts."""
     import torch
 
     sys.path[:0] = [str(Path(sys.prefix, "torchvision-site"))]
@@ -112,7 +113,7 @@ def timm_forward(name):
     from khub import cv
 
     torch.set_num_threads(1)
-    x = torch.randn(8, TIMM[name], TIMM[name], 3)
+    x = torch.randn(int(count), TIMM[name], TIMM[name], 3)
     shape = (TIMM[name], TIMM[name], 3)
     ours = cv.ImageClassifier.from_variant(name, image_shape=shape)
     theirs, given = timm.create_model(name).eval(), x.permute(0, 3, 1, 2).contiguous()

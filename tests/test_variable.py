@@ -43,7 +43,9 @@ def test_the_initializer_runs_at_the_first_read_and_once():
 def test_an_assignment_before_the_first_read_runs_no_initializer(value):
     initializer = Counting()
     variable = khub.Variable(initializer, shape=(3,))
-    array = np.float32([1, 2, 3])
+    memory = np.zeros(80, "uint8")  # at a multiple of 64, where a backend could share it
+    array = memory[-memory.ctypes.data % 64 :][:12].view("float32")
+    array[:] = [1, 2, 3]
     given = {
         "array": array,
         "tensor": ops.convert_to_tensor(array),
@@ -228,3 +230,21 @@ def test_trainable_can_be_switched():
         if khub.backend.name == "torch":
             assert variable.value.requires_grad is wanted
     assert active.is_tensor(variable.value)
+
+
+def test_the_first_read_may_be_while_a_function_is_traced():
+    def distances(shape, dtype=None):  # computed with operations
+        places = ops.arange(shape[0])
+        return ops.cast(ops.abs(places[:, None] - places), dtype)
+
+    variable = khub.Variable(distances, shape=(3, 3), dtype="float32")
+    found = khub.jit(lambda x: ops.sum(variable * x))(ops.ones((3, 3)))
+    assert float(ops.convert_to_numpy(found)) == 8
+    np.testing.assert_array_equal(variable.numpy(), [[0, 1, 2], [1, 0, 1], [2, 1, 0]])
+
+
+def test_a_given_array_may_change_afterwards():
+    array = np.float32([1, 2, 3])
+    variable = khub.Variable(array)
+    array += 10
+    np.testing.assert_array_equal(variable.numpy(), [1, 2, 3])

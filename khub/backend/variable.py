@@ -68,7 +68,7 @@ class Variable(getattr(active, "VariableBase", object)):
             if dtype is None and value.dtype == np.float64:
                 dtype = dtypes.standardize(None)
             dtype = dtype or dtypes.standardize(value.dtype)
-            shape, initializer = value.shape, partial(_given, value)
+            shape, initializer = value.shape, partial(_given, value.copy())
         elif shape is None:
             raise ValueError(
                 f"Variable {name!r} needs a shape beside its initializer {initializer!r}."
@@ -115,10 +115,11 @@ class Variable(getattr(active, "VariableBase", object)):
     def materialize(self):
         """Run the initializer unless there is storage already, and return the storage."""
         if self._storage is None:
-            if self._seed is None:
-                value = self.initializer(self.shape, dtype=self.dtype)
-            else:
-                value = self.initializer.sample(self.shape, self.dtype, self._seed)
+            with active.untraced():  # whatever reads it first
+                if self._seed is None:
+                    value = self.initializer(self.shape, dtype=self.dtype)
+                else:
+                    value = self.initializer.sample(self.shape, self.dtype, self._seed)
             self._store(value)
         return self._storage
 

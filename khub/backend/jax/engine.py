@@ -20,8 +20,7 @@ Base = object
 # --- Variables -----------------------------------------------------------------------------------
 def new_storage(value, trainable, name):
     with jax.ensure_compile_time_eval():
-        # a copy, because jit donates the buffer
-        return jax.device_put(value, may_alias=False).block_until_ready()
+        return jnp.array(value)  # a copy, because jit donates the buffer; device_put may make none
 
 
 def read(storage):
@@ -48,8 +47,7 @@ def abstract_eval(function, specs):
     return jax.eval_shape(function, *[jax.ShapeDtypeStruct(s, _native(d)) for s, d in specs])
 
 
-def no_gradient():
-    return nullcontext()
+no_gradient, untraced = nullcontext, jax.ensure_compile_time_eval
 
 
 # --- transforms: a function that reads and assigns Variables becomes a pure one ------------------

@@ -77,8 +77,7 @@ def abstract_eval(function, specs):
         return function(*[tf.compat.v1.placeholder(NATIVE[d], s) for s, d in specs])
 
 
-def no_gradient():
-    return nullcontext()
+no_gradient, untraced = nullcontext, tf.init_scope
 
 
 # --- transforms ----------------------------------------------------------------------------------

@@ -87,8 +87,7 @@ def abstract_eval(function, specs):
         return run(_OnMeta())  # slower, and seldom needed
 
 
-def no_gradient():
-    return torch.no_grad()
+no_gradient, untraced = torch.no_grad, nullcontext
 
 
 # --- transforms ----------------------------------------------------------------------------------

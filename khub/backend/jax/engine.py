@@ -20,7 +20,8 @@ Base = object
 # --- Variables -----------------------------------------------------------------------------------
 def new_storage(value, trainable, name):
     with jax.ensure_compile_time_eval():
-        return jnp.array(value)  # a copy, because jit donates the buffer; device_put may make none
+        # a copy, because jit donates the buffer; device_put makes none of memory that it can use
+        return jnp.array(value).block_until_ready()
 
 
 def read(storage):

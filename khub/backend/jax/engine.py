@@ -20,8 +20,10 @@ Base = object
 # --- Variables -----------------------------------------------------------------------------------
 def new_storage(value, trainable, name):
     with jax.ensure_compile_time_eval():
-        # a copy, because jit donates the buffer; device_put makes none of memory that it can use
-        return jnp.array(value).block_until_ready()
+        array = jax.device_put(value, may_alias=False).block_until_ready()
+        # a copy, because jit donates the buffer; memory at a multiple of 64 is shared all the same
+        shared = array.unsafe_buffer_pointer() == value.ctypes.data
+        return jnp.array(array) if shared else array
 
 
 def read(storage):

@@ -5,6 +5,7 @@ A legacy file has a group for each layer, named in the attribute `layer_names`, 
 has `layers/<class in snake case>[_n]/vars/<i>`. Links and arrays outside the file are refused.
 """
 
+import math
 import mmap
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,8 +22,8 @@ def load(model, path):
     FileNotFoundError when there is no such file.
     """
     with _opened(path) as file:
-        if "layers" in file:
-            pairs, problems = _by_name(dict(_modern(file)), _named(model))
+        if b"layers" in file.id:
+            pairs, problems = _by_name(dict(_modern(file.id)), _named(model))
         else:
             pairs, problems = _by_order(_legacy(file), _with_weights(model.layers))
         found = []
@@ -35,16 +36,18 @@ def load(model, path):
             count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
             lines = "\n  ".join(problems)
             raise WeightsError(f"{path} does not fit {model.name}, {count}:\n  {lines}")
-        with open(path, "rb") as raw:
-            pages = mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_COPY)
+        pages = b""  # a block of the user's before the file moves what lies in it
+        if not file.userblock_size:
+            with open(path, "rb") as raw:
+                pages = mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_COPY)
         for variable, array in found:
-            variable.assign(_mapped(array, pages))
+            variable.assign(_read(array, pages))
 
 
 def shapes(path):
     """Return the shapes of a file's arrays, in the order of a legacy file."""
     with _opened(path) as file:
-        stored = _modern(file) if "layers" in file else _legacy(file)
+        stored = _modern(file.id) if b"layers" in file.id else _legacy(file)
         return [tuple(array.shape) for _, arrays in stored for array in arrays]
 
 
@@ -69,49 +72,64 @@ def _opened(path):
 
 
 def _inside(group, name):
-    """Return a member of a group that lies in the file itself."""
+    """Return the identifier of a member of a group that lies in the file itself.
+
+    h5py's objects above its identifiers take longer than the whole file's arrays.
+    """
     import h5py
 
-    for part in str(name).strip("/").split("/"):
-        link = group.get(part, getlink=True)
-        if link is None:
-            raise WeightsError(f"{group.file.filename} lacks {group.name.rstrip('/')}/{part}.")
-        if not isinstance(link, h5py.HardLink):
-            raise WeightsError(f"{group.file.filename}: {group.name}/{part} is a link, refused.")
-        group = group[part]
-    if isinstance(group, h5py.Dataset):
-        made = group.id.get_create_plist()
+    for part in name.strip("/").split("/"):
+        try:
+            link = group.links.get_info(part.encode())
+        except KeyError:
+            raise WeightsError(f"{_place(group).rstrip('/')}/{part} is missing.") from None
+        if link.type != h5py.h5l.TYPE_HARD:
+            raise WeightsError(f"{_place(group)}/{part} is a link, refused.")
+        group = h5py.h5o.open(group, part.encode())
+    if isinstance(group, h5py.h5d.DatasetID) and group.get_offset() is None:
+        made = group.get_create_plist()
         if made.get_external_count() or made.get_layout() == h5py.h5d.VIRTUAL:
-            where = f"{group.file.filename}: {group.name}"
-            raise WeightsError(f"{where} lies outside the file, refused.")
+            raise WeightsError(f"{_place(group)} lies outside the file, refused.")
     return group
 
 
-def _mapped(dataset, pages):
-    """The values of a dataset: a view of the file's pages where they lie there in one piece."""
-    place = dataset.id.get_offset()
-    plain = place is not None and dataset.dtype.isnative and not dataset.file.userblock_size
-    if not plain or place + dataset.nbytes > len(pages) or dataset.size == 0:
-        return dataset[()]
-    found = np.frombuffer(pages, dataset.dtype, dataset.size, place).reshape(dataset.shape)
+def _place(identifier):
+    """Return "file: path in it" for a message."""
+    import h5py
+
+    file, path = h5py.h5f.get_name(identifier), h5py.h5i.get_name(identifier)
+    return f"{file.decode()}: {path.decode()}"
+
+
+def _read(array, pages):
+    """The values of an array: a view of the file's pages where they lie there in one piece."""
+    import h5py
+
+    place, dtype, count = array.get_offset(), array.dtype, math.prod(array.shape)
+    if place is None or not dtype.isnative or not 0 < count * dtype.itemsize <= len(pages) - place:
+        return h5py.Dataset(array)[()]
+    found = np.frombuffer(pages, dtype, count, place).reshape(array.shape)
     return found if found.flags.aligned else found.copy()
 
 
 def _names(group, key):
     """Return the strings of an attribute, which large models split: key0, key1, ..."""
-    if key in group.attrs:
-        found = list(group.attrs[key])
+    import h5py
+
+    attributes = h5py.Group(group).attrs
+    if key in attributes:
+        found = list(attributes[key])
     else:
         found, part = [], 0
-        while f"{key}{part}" in group.attrs:
-            found += list(group.attrs[f"{key}{part}"])
+        while f"{key}{part}" in attributes:
+            found += list(attributes[f"{key}{part}"])
             part += 1
     return [name.decode() if isinstance(name, bytes) else str(name) for name in found]
 
 
 def _legacy(file):
     """Return (layer's name, arrays) of each layer with weights, in their order."""
-    top = _inside(file, "model_weights") if "model_weights" in file else file
+    top = _inside(file.id, "model_weights") if "model_weights" in file else file.id
     layers = _names(top, "layer_names")
     if not layers:
         raise WeightsError(f"{file.filename} names no layers: it is no weights file of Keras.")
@@ -127,12 +145,12 @@ def _legacy(file):
 def _modern(group, prefix=""):
     """Return (name, arrays) of each layer with weights, those in models as "model/layer"."""
     layers, found = _inside(group, "layers"), []
-    for name in layers:
+    for name in map(bytes.decode, layers):
         inner = _inside(layers, name)
-        own = _inside(inner, "vars") if "vars" in inner else ()
+        own = _inside(inner, "vars") if b"vars" in inner else ()
         if len(own):
             found.append((prefix + name, [_inside(own, str(i)) for i in range(len(own))]))
-        if "layers" in inner:
+        if b"layers" in inner:
             found += _modern(inner, f"{prefix}{name}/")
     return found
 

@@ -645,6 +645,32 @@ def test_each_layer_casts_for_itself():
         assert ops.dtype(plain(ops.cast(ops.convert_to_tensor(X(2, 4)), dtype))) == "float32"
 
 
+@pytest.mark.parametrize("kind", ["functional", "subclass"])
+def test_a_layer_of_full_precision_computes_in_it_inside_a_mixed_model(kind):
+    dense = layers.Dense(3, dtype="float32")
+
+    class Subclass(khub.Model):
+        def __init__(self):
+            super().__init__(dtype="mixed_bfloat16")
+            self.dense = dense
+
+        def call(self, x):
+            return self.dense(ops.cast(x, "float32"))
+
+    x = symbol = khub.Input((4,), dtype="float32")
+    model = {
+        "functional": lambda: khub.Model(x, dense(symbol), dtype="mixed_bfloat16"),
+        "subclass": Subclass,
+    }[kind]()
+    model(np.eye(4, dtype="float32"))
+    kernel = np.random.default_rng(0).standard_normal((4, 3)).astype("float32")
+    dense.set_weights([kernel, np.zeros(3, "float32")])
+    for _ in range(2):  # the second call is a layer's short way
+        y = model(np.eye(4, dtype="float32"), training=False)
+        assert ops.dtype(y) == "float32"
+        np.testing.assert_array_equal(ops.convert_to_numpy(y), kernel)
+
+
 def test_autocast_can_be_switched_off():
     class Keeping(layers.Layer):
         def call(self, x):

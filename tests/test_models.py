@@ -612,3 +612,32 @@ def test_values_are_let_go_when_no_step_needs_them():
     seen.clear(), most.clear()
     model(np.ones((2, 4), "float32"), training=False)
     assert len(most) == 10 and max(most) <= 3  # the value, its sum, one not yet overwritten
+
+
+ACTIVATIONS = ("relu", "relu6", "silu", "hard_silu", "gelu", lambda x: ops.relu(x) + 1.0)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("shared", ["no", "input", "output", "twice", "view"])
+def test_an_activation_changes_nothing_that_is_used_elsewhere(activation, shared):
+    """On torch it writes over its input where nobody else needs it."""
+    inputs = Input((4, 4, 3))
+    norm, apply = layers.BatchNormalization(), layers.Activation(activation)
+    before = {"input": lambda x: x, "view": layers.Reshape((4, 4, 3))}.get(shared, norm)(inputs)
+    y = apply(before)
+    outputs = {"output": [before, y], "twice": before + y}.get(shared, y)
+    model, x = Model(inputs, outputs), X(2, 4, 4, 3)
+    norm.gamma.assign([0.5, 1.0, 2.0]) if norm.built else None
+    given = ops.convert_to_tensor(x)
+    normal = norm(given) if norm.built else given
+    expected = apply.activation(normal)
+    expected = {"output": [normal, expected], "twice": normal + expected}.get(shared, expected)
+    found = model.predict(x, verbose=0), model(given, training=False), model(given)
+    for y in found:
+        close(y, expected)
+    np.testing.assert_array_equal(numpy(given), x)
+    if BACKEND != "numpy":
+        gradient = khub.grad(lambda x: sum(ops.sum(y) for y in khub.tree.flatten(model(x))))(given)
+        exact = khub.grad(lambda x: ops.sum(apply.activation(norm(x) if norm.built else x)))(given)
+        if shared not in ("output", "twice"):
+            close(gradient, exact)

@@ -11,7 +11,8 @@ from khub.choices import choose
 def per_axis(value, count, what, least=0):
     """Return `value` as a tuple of one int an axis.  Raises ValueError for anything else."""
     values = (value,) * count if isinstance(value, int) else value
-    whole = hasattr(values, "__len__") and all(hasattr(n, "__index__") for n in values)
+    plain = type(values) is tuple and {int}.issuperset(map(type, values))
+    whole = plain or hasattr(values, "__len__") and all(hasattr(n, "__index__") for n in values)
     if not whole or len(values) != count or min(values) < least:
         raise ValueError(f"{what} needs 1 or {count} integers from {least}, got {value!r}.")
     return tuple(values)
@@ -52,12 +53,13 @@ def convolution(run):
     """Return `conv` of a backend's run(inputs, first, kernel, strides, padding, dilations)."""
 
     def conv(inputs, kernel, strides, padding, data_format, dilation_rate, *extra):
-        count = len(kernel.shape) - 2
+        sizes = kernel.shape[:-2]
+        count = len(sizes)
         strides = per_axis(strides, count, "strides")
         dilations = per_axis(dilation_rate, count, "dilation_rate")
         padding, first = checked(padding, count), channels_first(data_format)
-        if padding != "same" and not extra:
-            _check_fit(inputs, first, kernel.shape[:-2], dilations, padding)
+        if padding != "same" and not extra and max(sizes) > 1:
+            _check_fit(inputs, first, sizes, dilations, padding)
         return run(inputs, first, kernel, strides, padding, dilations, *extra)
 
     return conv

@@ -26,4 +26,3 @@ class CallSpec:
         self.reports = any(code is not None and "add_loss" in code.co_names for code in codes)
         joins = getattr(cls.compute_mask, "joins", False)  # makes none where there are none
         self.makes_masks = cls.compute_mask is not base.compute_mask and not joins
-        self.plain = not (self.training or self.masks or self.reports)

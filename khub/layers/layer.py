@@ -32,6 +32,7 @@ _added _arguments _build_shapes _first_call _losses _losses_of _metrics _nodes _
 _state_variables _training_state optimizer preprocessor
 """  # attributes whose Variables and layers are none of this layer's
 _INTERNAL = frozenset(_INTERNAL.split())
+_PLAIN = frozenset({bool, int, float, str, type(None)})  # they hold nothing, and are most of all
 
 
 class _Context:
@@ -201,23 +202,22 @@ class Layer(Configurable, active.Base):
         return variable
 
     def _members(self):
-        """Yield (attribute path, Variable or Layer) of what this layer holds directly."""
+        """Iterate over (attribute path, Variable or Layer) of what this layer holds directly."""
 
-        def walk(path, value):
-            if isinstance(value, (Variable, Layer)):
-                yield path, value
-            elif isinstance(value, SeedGenerator):
-                yield f"{path}.state", value.state
-            elif isinstance(value, (list, tuple)):
-                for i, item in enumerate(value):
-                    yield from walk(f"{path}.{i}", item)
-            elif isinstance(value, dict):
-                for key, item in value.items():
-                    yield from walk(f"{path}.{key}", item)
+        def walk(prefix, items):
+            for name, value in items:
+                if type(value) in _PLAIN:
+                    continue
+                if isinstance(value, (Variable, Layer)):
+                    yield f"{prefix}{name}", value
+                elif isinstance(value, SeedGenerator):
+                    yield f"{prefix}{name}.state", value.state
+                elif isinstance(value, (list, tuple)):
+                    yield from walk(f"{prefix}{name}.", enumerate(value))
+                elif isinstance(value, dict):
+                    yield from walk(f"{prefix}{name}.", value.items())
 
-        for name, value in vars(self).items():
-            if name not in _INTERNAL:
-                yield from walk(name, value)
+        return walk("", [(n, v) for n, v in vars(self).items() if n not in _INTERNAL])
 
     def _own_variables(self):
         """Name -> Variable, in the order of their making, those that are trained first."""
@@ -293,16 +293,13 @@ class Layer(Configurable, active.Base):
             return []
         return [v for v in self.variables if v.trainable and id(v) not in frozen]
 
+    trainable_weights = trainable_variables
+
     @property
     def non_trainable_variables(self):
         """The Variables no optimizer changes."""
         trained = set(map(id, self.trainable_variables))
         return [v for v in self.variables if id(v) not in trained]
-
-    @property
-    def trainable_weights(self):
-        """The weights an optimizer may change."""
-        return self.trainable_variables
 
     @property
     def non_trainable_weights(self):
@@ -386,7 +383,6 @@ class Layer(Configurable, active.Base):
         """Decide whether a plain call may go straight to `call`."""
         self._quick = (
             self.built
-            and self._call_spec.plain
             and not self._hooked
             and not (self._call_spec.makes_masks and self.supports_masking)
             and not self._reports()
@@ -431,13 +427,15 @@ class Layer(Configurable, active.Base):
         raise NotImplementedError(f"{type(self).__name__} does not define call().")
 
     def __call__(self, *args, **kwargs):
-        if self._quick and len(args) == 1 and not kwargs and not MASKS:
-            x, native = args[0], self._native_dtype
-            if (type(x) in _TENSORS and (x.dtype is native or x.dtype not in _FLOATS)) or (
-                type(x) is list and all(type(y) in _TENSORS and y.dtype is native for y in x)
+        if self._quick and len(args) == 1 and not kwargs and not MASKS and local.autocast is None:
+            x, native, outer = args[0], self._native_dtype, local.call
+            trains = self._call_spec.training
+            if (outer is not None or not trains) and (
+                (type(x) in _TENSORS and (x.dtype is native or x.dtype not in _FLOATS))
+                or (type(x) is list and all(type(y) in _TENSORS and y.dtype is native for y in x))
             ):
                 try:
-                    return self.call(x)
+                    return self.call(x, training=outer.training) if trains else self.call(x)
                 except Exception as error:
                     self._explain(error, args)
                     raise
@@ -507,20 +505,13 @@ class Layer(Configurable, active.Base):
         """Turn Variables, and at the outermost call foreign arrays, into native tensors."""
 
         def convert(x):
-            if (
-                type(x) in _TENSORS
-                or x is None
-                or isinstance(x, (str, bool, int, float, KerasTensor))
-            ):
+            if type(x) in _TENSORS or isinstance(x, (str, bool, int, float, KerasTensor)):
                 return x
             if isinstance(x, Variable):
                 return x.value
-            if active.is_tensor(x):
-                return x
-            if outermost and hasattr(x, "__array__") and getattr(x, "dtype", None) is not None:
-                if np.asarray(x).dtype.kind in "OUS":
-                    return x
-                return active.convert_to_tensor(x)
+            array = outermost and not active.is_tensor(x) and hasattr(x, "__array__")
+            if array and getattr(x, "dtype", None) is not None:
+                return x if np.asarray(x).dtype.kind in "OUS" else active.convert_to_tensor(x)
             return x
 
         simple = (tuple, list, dict)
@@ -669,11 +660,9 @@ class Layer(Configurable, active.Base):
         Returns (outputs, new values of `non_trainable_variables`), then the losses if asked for.
         """
         own = self.trainable_variables, self.non_trainable_variables
-        for mine, given, what in zip(
-            own,
-            (trainable_variables, non_trainable_variables),
-            ("trainable", "non-trainable"),
-            strict=True,
+        for mine, given, what in (
+            (own[0], trainable_variables, "trainable"),
+            (own[1], non_trainable_variables, "non-trainable"),
         ):
             if len(mine) != len(given):
                 raise ValueError(

@@ -122,8 +122,8 @@ class BatchNormalization(Layer):
             self._follow(self.moving_mean, mean, self.momentum)
         else:
             mean, variance = self.moving_mean.value, self.moving_variance.value
-        name = ops.dtype(inputs)
-        mean, variance = ops.cast(mean, name), ops.cast(variance, name)
+        if mean.dtype != inputs.dtype:
+            mean, variance = (ops.cast(x, ops.dtype(inputs)) for x in (mean, variance))
         return ops.batch_normalization(inputs, mean, variance, self.axis, beta, gamma, self.epsilon)
 
     @staticmethod

@@ -2,10 +2,11 @@
 
 from functools import partial
 
-from khub import tree
+from khub import activations, layers, tree
+from khub.backend import active
 from khub.layers.core import InputLayer
 from khub.layers.layer import Layer
-from khub.layers.masks import get_mask, set_mask
+from khub.layers.masks import MASKS, get_mask, set_mask
 from khub.models.configuration import functional_config, functional_from_config
 from khub.models.model import Model
 from khub.ops.symbolic import KerasTensor, Node, is_symbolic
@@ -69,6 +70,26 @@ def _listed(slots, values):
     return ([values[slot] for slot in slots],), {}
 
 
+_FRESH = (layers.Conv2D, layers.DepthwiseConv2D, layers.BatchNormalization)
+_IN_PLACE = {getattr(activations, k): v for k, v in getattr(active, "OVERWRITING", {}).items()}
+
+
+def _is_fresh(symbol):
+    """Whether the tensor that a step makes for a symbol has memory of its own."""
+    return symbol.node is not None and type(symbol.node.function) in _FRESH
+
+
+def _overwriting(layer):
+    """The step of an activation whose input nobody needs after it: its place is the result's."""
+    in_place = _IN_PLACE.get(layer.activation)
+
+    def step(x):
+        plain = layer._quick and not MASKS and x.dtype is layer._native_dtype
+        return in_place(x) if plain else layer(x)
+
+    return layer if in_place is None else step
+
+
 def _shapes(tensors):
     shapes = [x.shape for x in tensors]
     return shapes[0] if len(shapes) == 1 else shapes
@@ -110,6 +131,11 @@ class _Program:
             else:
                 source, fill = None, self._filler(node, slots, inputs)
             free += dict.fromkeys(slots[id(x)] for x in node.parents if needed[id(x)] == i)
+            function = node.function
+            if plain and type(function) is layers.Activation:
+                (given,) = node.parents
+                if _is_fresh(given) and needed[id(given)] == i:
+                    function = _overwriting(function)
             targets = []
             for x in flat:
                 if not free:
@@ -119,7 +145,7 @@ class _Program:
                 targets.append(slots[id(x)])
             free += [slots[id(x)] for x in flat if id(x) not in needed]
             target = targets[0] if is_symbolic(node.outputs) else targets
-            self.steps.append((node.function, source, fill, target))
+            self.steps.append((function, source, fill, target))
         for x in outputs:
             self._check(x, slots, inputs)
         self.results = [slots[id(x)] for x in outputs]

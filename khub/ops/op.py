@@ -60,18 +60,17 @@ def boolean(*names):
     return "bool"
 
 
+def _alike(names, *tests):
+    tests = [f"{names[0]}.dtype {test}" for test in tests]
+    return " and ".join([*tests, *(f"{n}.dtype is {names[0]}.dtype" for n in names[1:])])
+
+
 _FAST_TEST = {  # rule -> the extra test of the fast path; the backend may promote as we do
-    promote: lambda names: " and ".join(f"{n}.dtype is {names[0]}.dtype" for n in names[1:]),
-    promote_float: lambda names: " and ".join(
-        [f"{names[0]}.dtype in FLOATS"] + [f"{n}.dtype is {names[0]}.dtype" for n in names[1:]]
-    ),
-    full_precision: lambda names: " and ".join(
-        [f"{names[0]}.dtype in FULL"] + [f"{n}.dtype is {names[0]}.dtype" for n in names[1:]]
-    ),
+    promote: _alike,
+    promote_float: lambda names: _alike(names, "in FLOATS"),
+    full_precision: lambda names: _alike(names, "in FULL"),
     accumulate: lambda names: f"{names[0]}.dtype in WIDE",
-    counted: lambda names: " and ".join(
-        [f"{names[0]}.dtype is not BOOL"] + [f"{n}.dtype is {names[0]}.dtype" for n in names[1:]]
-    ),
+    counted: lambda names: _alike(names, "is not BOOL"),
     boolean: lambda names: " and ".join(f"{n}.dtype is BOOL" for n in names),
 }
 
@@ -167,13 +166,9 @@ def _wrap(declared, run, operands, rule):
     space = {"TENSORS": _TENSORS, "Variable": Variable, "run": run}
     space |= {"slow": _slow, "rule": rule, "slow_list": _slow_list}
     space |= {"agree": _agree, "has_sparse": has_sparse, "on_sparse": _on_sparse}
-    space |= {
-        "NUMBERS": (int, float),
-        "FLOATS": active.FLOATS,
-        "FULL": active.FLOATS - {active.NATIVE[name] for name in ("float16", "bfloat16")},
-        "WIDE": active.WIDE,
-        "BOOL": active.BOOL,
-    }
+    space |= {"NUMBERS": (int, float), "WIDE": active.WIDE, "BOOL": active.BOOL}
+    half = {active.NATIVE[name] for name in ("float16", "bfloat16")}
+    space |= {"FLOATS": active.FLOATS, "FULL": active.FLOATS - half}
     heads = []
     for p in parameters:
         if p.default is not p.empty:

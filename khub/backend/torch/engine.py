@@ -28,13 +28,28 @@ _depth = _Depth()
 
 
 # --- Variables -----------------------------------------------------------------------------------
+def _copy(target, value):
+    """Torch transposes matrices in blocks, what has more axes element by element."""
+    if value.dim() in (2, 4) and value.is_contiguous():
+        axis = _outputs(value)
+        rows = target.movedim(axis, 0)
+        if rows.is_contiguous():
+            target, value = rows.flatten(1), value.movedim(axis, 0).flatten(1)
+    target.copy_(value)
+
+
+def _outputs(kernel):
+    """The axis torch's layers have first: (units, n), OHWI; of a depthwise kernel (n, H, W)."""
+    return -2 if kernel.shape[-1] == 1 else -1
+
+
 def new_storage(value, trainable, name):
-    tensor, dense = convert_to_tensor(value), torch.contiguous_format
-    if name.endswith("kernel") and tensor.dim() in (2, 4):  # as torch's layers: (units, n), OHWI
-        first = -2 if tensor.shape[-1] == 1 else -1  # of a depthwise kernel (n, H, W)
-        tensor = tensor.movedim(first, 0).clone(memory_format=dense).movedim(0, first)
-    else:
-        tensor = tensor.clone(memory_format=dense)
+    value = convert_to_tensor(value)
+    tensor = torch.empty_like(value, memory_format=torch.contiguous_format)
+    if name.endswith("kernel") and value.dim() in (2, 4):
+        axis = _outputs(value)
+        tensor = tensor.view(tensor.movedim(axis, 0).shape).movedim(0, axis)
+    _copy(tensor, value)
     if not trainable or not (tensor.is_floating_point() or tensor.is_complex()):
         return tensor
     return Parameter(tensor)
@@ -48,7 +63,8 @@ def write(storage, value):
     value = value.detach()
     if isinstance(storage, Parameter):  # optimizers, modules and hooks hold on to it
         with torch.no_grad():
-            return storage.copy_(value)
+            _copy(storage, value)
+        return storage
     return value.clone()
 
 

@@ -5,6 +5,7 @@ Images are channels-last; their permuted view is what torch calls channels_last:
 
 import math
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 from torch import celu, selu, sigmoid
@@ -26,6 +27,15 @@ hard_shrink, hard_sigmoid = functional.hardshrink, functional.hardsigmoid
 hard_silu, log_sigmoid = functional.hardswish, functional.logsigmoid
 soft_shrink, tanh_shrink = functional.softshrink, functional.tanhshrink
 leaky_relu = functional.leaky_relu
+
+
+def _overwriting(function, x):
+    return function(x, inplace=not torch.is_grad_enabled())
+
+
+# activation -> the same of a tensor that nobody else has
+OVERWRITING = dict(relu=functional.relu, relu6=relu6, silu=silu, hard_silu=hard_silu)
+OVERWRITING = {name: partial(_overwriting, run) for name, run in OVERWRITING.items()}
 
 
 def softplus(x):
@@ -83,14 +93,16 @@ def _as(x, dtype):
 
 
 def batch_normalization(x, mean, variance, axis, offset=None, scale=None, epsilon=1e-3):
-    dtype = x.dtype
-    if mean.dtype is not dtype or variance.dtype is not dtype:
+    given = (mean, variance, offset, scale)
+    if any(v is not None and v.dtype is not x.dtype for v in given):
         dtype = NATIVE[dtypes.result_type(*map(dtype_name, (x, mean, variance)))]
-    x, mean, variance, offset, scale = (_as(v, dtype) for v in (x, mean, variance, offset, scale))
+        x, mean, variance, offset, scale = (_as(v, dtype) for v in (x, *given))
     # one call, which is slower for many numbers and has no gradient of the mean
     if x.numel() < 2**15 and not torch.is_grad_enabled():
-        x = x.movedim(axis, 1)
-        return functional.batch_norm(x, mean, variance, scale, offset, eps=epsilon).movedim(1, axis)
+        last = axis in (-1, x.dim() - 1)
+        rows = x.reshape(-1, x.shape[-1]) if last else x.movedim(axis, 1)
+        y = torch.batch_norm(rows, scale, offset, mean, variance, False, 0.0, epsilon, False)
+        return y.view(x.shape) if last else y.movedim(1, axis)
     factor = torch.rsqrt(variance + epsilon)
     if scale is not None:
         factor = factor * scale

@@ -19,7 +19,8 @@ from khub.fields import Configurable, PositiveInt
 from ..presets import Presettable
 from ..presets.tensors import is_float, parse_json, write_json
 
-RATES = (1_000, 768_000)  # Hz
+PATH, BYTES = (str, os.PathLike), (bytes, bytearray, memoryview)
+RATES = (1_000, 384_000)  # Hz
 LONGEST = 1_000_000_000  # samples, 17 hours at 16 kHz: more than that is what bombs unpack to
 LOUDEST = 32  # 30 dB over full scale: beyond are integers that nobody divided
 
@@ -33,8 +34,7 @@ ENCODINGS = {
     (FLOAT, 4): ("<f4", 0, 1),
     (FLOAT, 8): ("<f8", 0, 1),
 }
-CHUNKS = 1000
-PATH, BYTES = (str, os.PathLike), (bytes, bytearray, memoryview)
+CHUNKS = 1000  # that may precede the samples
 STREAMED = 0xFFFFFFFF  # the size of a chunk that was written before its end was known
 BLOCK = 1 << 16  # samples that are decoded at once
 
@@ -43,10 +43,10 @@ ZEROS = 64  # zero crossings of the sinc on each side
 ATTENUATION = 80  # dB, of what would alias
 BETA = 0.1102 * (ATTENUATION - 8.7)
 TRANSITION = (ATTENUATION - 8) / (2.285 * 2 * ZEROS * math.pi)  # width, of half the lower rate
-FRAMES = 500  # transformed at once: they stay in a core's cache
 PHASES = 64  # output samples of a period that one matrix makes
 
 TOP = 8000  # Hz, where Whisper's highest band ends at any rate
+FRAMES = 500  # transformed at once: they stay in a core's cache
 LIMITS = {"bands": 1024, "seconds": 3600, "n_fft": 8192, "rate": RATES[1]}
 FILE, NESTED = "preprocessor_config.json", "processor_config.json"
 NAMES = {  # transformers' -> ours
@@ -57,11 +57,7 @@ NAMES = {  # transformers' -> ours
     "n_fft": "n_fft",
     "padding_value": "padding_value",
 }
-FIXED = {
-    "feature_extractor_type": "WhisperFeatureExtractor",
-    "padding_side": "right",
-    "dither": 0.0,
-}
+FIXED = {"feature_extractor_type": "WhisperFeatureExtractor", "padding_side": "right", "dither": 0}
 FOLLOWING = ("n_samples", "nb_max_frames", "mel_filters")  # from the others
 UNUSED = ("processor_class", "return_attention_mask")  # they change no feature
 
@@ -180,7 +176,9 @@ def _read_other(data, what):
     parts, count = [], 0
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
-            expected, rate = file.frames, file.samplerate
+            rate = file.samplerate
+            # The length of an mp3 may be an estimate.
+            least = file.frames * (0.95 if file.format == "MP3" else 1)
             mean = np.full(file.channels, 1 / file.channels, "float32")
             while len(block := file.read(BLOCK, "float32", always_2d=True)):
                 count += len(block)
@@ -189,8 +187,8 @@ def _read_other(data, what):
                 parts.append(block @ mean)
     except soundfile.SoundFileError as error:
         raise ValueError(f"{what} is no audio that libsndfile can read: {error}") from error
-    if count < expected:
-        raise ValueError(f"{what} is truncated: {count:,} samples of {expected:,}.")
+    if count < least:
+        raise ValueError(f"{what} is truncated: {count:,} samples of at least {least:,.0f}.")
     return np.concatenate([np.zeros(0, "float32"), *parts]), rate
 
 
@@ -307,6 +305,7 @@ class WhisperFeatures(Presettable, Configurable):
                 f"{self.rate:,}. read_audio and resample bring sound to it."
             )
         self.samples = self.seconds * self.rate
+        self.frames = self.samples // self.hop
         if not self.hop <= self.n_fft <= self.samples:
             raise ValueError(
                 f"expected hop <= n_fft <= seconds * rate, got {self.hop:,}, {self.n_fft:,} and "
@@ -319,30 +318,23 @@ class WhisperFeatures(Presettable, Configurable):
         self._filters = self.filters.T.astype("float32", order="C")
         self._window = cosine_window("hann", self.n_fft)
 
-    @property
-    def frames(self):
-        """How many frames there are in a window."""
-        return self.samples // self.hop
-
     def __call__(self, audio, rate=None):
         """Return float32 (frames, bands) of one sound, (batch, frames, bands) of several.
 
         audio: a path, a file, its bytes, or samples from -1 to 1 (samples,); a list of them, or an
         array (batch, samples)   rate: Hz of samples, None: `self.rate`
         """
-        listed = isinstance(audio, (list, tuple))
-        if listed and not len(audio):
-            raise ValueError("There is no audio: the list is empty.")
-        if listed and not isinstance(audio[0], Real):
-            return np.stack([self.log_mel(self._heard(sound, rate)) for sound in audio])
         shape = getattr(audio, "shape", ())
-        if len(shape) != 2:
-            return self.log_mel(self._heard(audio, rate))
-        if shape[0] > shape[1] or not shape[0]:
+        if len(shape) == 2 and shape[0] > shape[1]:
             raise ValueError(
                 f"An array of sounds must be (batch, samples), got {tuple(shape)}; if these are "
                 "channels, average them: x.mean(channel_axis). Very short sounds go into a list."
             )
+        listed = isinstance(audio, (list, tuple)) and not (audio and isinstance(audio[0], Real))
+        if not listed and len(shape) != 2:
+            return self.log_mel(self._heard(audio, rate))
+        if not len(audio):
+            raise ValueError("There is no audio: the batch is empty.")
         return np.stack([self.log_mel(self._heard(sound, rate)) for sound in audio])
 
     def _heard(self, audio, rate):
@@ -373,8 +365,7 @@ class WhisperFeatures(Presettable, Configurable):
         x = _sound(samples)
         if not 0 <= overlap_seconds < self.seconds:
             raise ValueError(
-                f"overlap_seconds must lie between 0 and the window's {self.seconds}, got "
-                f"{overlap_seconds!r}."
+                f"overlap_seconds must be from 0 to under {self.seconds}, got {overlap_seconds!r}."
             )
         overlap = min(round(overlap_seconds * self.rate), self.samples - 1)
         step = self.samples - overlap

@@ -177,7 +177,7 @@ BAD_FILES = {
         riff(chunk(b"fmt ", form(0x4242)), chunk(b"data", b"ab" * 50)),
         "no audio that libsndfile can read",
     ),
-    "a rate of 0": (wav(MONO, rate=0), "rate of the audio must be .* 768,000 Hz, got 0"),
+    "a rate of 0": (wav(MONO, rate=0), "rate of the audio must be .* 384,000 Hz, got 0"),
     "an absurd rate": (wav(MONO, rate=4_000_000_000), "got 4000000000"),
     "not a number": (wav(np.asarray([0, np.nan]), 3, 32), "the audio: .* got nan at sample 1"),
     "infinity": (wav(np.asarray([[np.inf, -np.inf]]), 3, 32), "got nan at sample 0"),
@@ -198,6 +198,25 @@ def test_what_is_no_file_of_sound(case, tmp_path):
         read_audio(path)
 
 
+@pytest.mark.parametrize("kind", ["WAV", "WAVEX", "FLAC"])
+def test_any_damage_is_a_value_error(kind):
+    soundfile = pytest.importorskip("soundfile")
+    file = io.BytesIO()
+    soundfile.write(file, STEREO, 16_000, format=kind)
+    whole, random, read = file.getvalue(), np.random.default_rng(0), 0
+    for _ in range(300):
+        damaged = bytearray(whole)
+        for at in random.integers(0, [80, len(whole)], (3, 2)).flat:
+            damaged[at] = random.integers(256)
+        try:
+            x = read_audio(damaged[: random.integers(len(whole) // 2, 2 * len(whole))])
+        except ValueError:
+            continue
+        read += 1
+        assert x.ndim == 1 and x.dtype == np.float32 and np.abs(x).max() <= 1
+    assert read < 300
+
+
 @pytest.mark.parametrize("kind", ["FLAC", "MP3", "OGG"])
 def test_compressed_files_that_are_cut(kind):
     soundfile = pytest.importorskip("soundfile")
@@ -216,8 +235,8 @@ def test_what_unpacks_to_too_much_is_refused(monkeypatch):
     assert len(file.getvalue()) < 10_000
     with pytest.raises(ValueError, match="more than 100,000 samples"):
         read_audio(file.getvalue())
-    with pytest.raises(ValueError, match="768,000 samples at 768,000 Hz; at most 100,000"):
-        resample(np.zeros(1000), 1000, 768_000)
+    with pytest.raises(ValueError, match="384,000 samples at 384,000 Hz; at most 100,000"):
+        resample(np.zeros(1000), 1000, 384_000)
 
 
 def test_paths_that_are_no_files(tmp_path):
@@ -259,7 +278,7 @@ def test_rates_that_are_none(rate, kind):
         "source": lambda: resample(MONO, rate, 16_000),
     }
     for name, call in calls.items():
-        with pytest.raises(kind, match=f"{name.strip()} must be an integer from 1,000 to 768,000"):
+        with pytest.raises(kind, match=f"{name.strip()} must be an integer from 1,000 to 384,000"):
             call()
 
 
@@ -271,7 +290,7 @@ def test_without_soundfile(monkeypatch):
 
 
 # --- sampling rates -------------------------------------------------------------------------------
-RATES = [8_000, 11_025, 22_050, 32_000, 44_100, 48_000, 96_000, 44_101]
+RATES = [8_000, 11_025, 22_050, 32_000, 44_100, 48_000, 96_000, 44_110]
 
 
 @pytest.mark.parametrize("rate", RATES)
@@ -403,16 +422,16 @@ def test_windows_of_a_long_sound():
     for length, count in ((1, 1), (32_000, 1), (32_001, 2), (64_000, 2)):
         assert len(made.windows(np.zeros(length))) == count
     for wrong in (-1, 2, 99, float("nan")):
-        with pytest.raises(ValueError, match="between 0 and the window's 2, got"):
+        with pytest.raises(ValueError, match="from 0 to under 2, got"):
             made.windows(x, wrong)
 
 
 @pytest.mark.parametrize(
     "x, message",
     [
-        ([], "the list is empty"),
+        ([], "the batch is empty"),
         (STEREO, r"must be \(batch, samples\), got \(400, 2\)"),
-        (np.zeros((0, 400)), r"got \(0, 400\)"),
+        (np.zeros((0, 400)), "the batch is empty"),
         (np.zeros((2, 0)), r"got \(2, 0\)"),
         (np.zeros((2, 3, 400)), r"got shape \(2, 3, 400\)"),
         ([MONO, np.asarray([np.nan])], "got nan at sample 0"),
@@ -496,7 +515,7 @@ def test_published_settings(tmp_path):
         ({"fmin": 20, "dither_seed": 1}, "does not know 'dither_seed', 'fmin'; it knows chunk_len"),
         ({"feature_extractor_type": "Wav2Vec2FeatureExtractor"}, "must be 'WhisperFeatureExtract"),
         ({"padding_side": "left"}, "padding_side must be 'right', got 'left'"),
-        ({"dither": 0.1}, "dither must be 0.0, got 0.1"),
+        ({"dither": 0.1}, "dither must be 0, got 0.1"),
         ({"n_samples": 5}, "n_samples does not follow from the other settings"),
         ({"nb_max_frames": "3000 frames"}, "nb_max_frames does not follow"),
         ({"mel_filters": [[1.0], [2.0, 3.0]]}, "mel_filters does not follow"),

@@ -47,7 +47,7 @@ PHASES = 64  # output samples of a period that one matrix makes
 
 TOP = 8000  # Hz, where Whisper's highest band ends at any rate
 FRAMES = 500  # transformed at once: they stay in a core's cache
-LIMITS = {"bands": 1024, "seconds": 3600, "n_fft": 8192, "rate": RATES[1]}
+LIMITS = {"bands": 1024, "rate": 96_000, "seconds": 600, "n_fft": 8192, "frames": 100_000}
 FILE, NESTED = "preprocessor_config.json", "processor_config.json"
 NAMES = {  # transformers' -> ours
     "feature_size": "bands",
@@ -296,6 +296,8 @@ class WhisperFeatures(Presettable, Configurable):
     padding_value: float = 0.0
 
     def setup(self):
+        self.samples = self.seconds * self.rate
+        self.frames = self.samples // self.hop
         for name, most in LIMITS.items():
             if getattr(self, name) > most:
                 raise ValueError(f"{name} must be at most {most:,}, got {getattr(self, name):,}.")
@@ -304,8 +306,6 @@ class WhisperFeatures(Presettable, Configurable):
                 f"rate must be at least {2 * TOP:,} Hz, the bands reach to {TOP:,} Hz; got "
                 f"{self.rate:,}. read_audio and resample bring sound to it."
             )
-        self.samples = self.seconds * self.rate
-        self.frames = self.samples // self.hop
         if not self.hop <= self.n_fft <= self.samples:
             raise ValueError(
                 f"expected hop <= n_fft <= seconds * rate, got {self.hop:,}, {self.n_fft:,} and "

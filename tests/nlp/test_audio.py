@@ -453,6 +453,7 @@ def test_what_is_no_batch(x, message):
         ({"rate": 8_000}, "rate must be at least 16,000 Hz, .* got 8,000"),
         ({"rate": 10**9}, "rate must be at most"),
         ({"hop": 0}, "hop must be a positive integer"),
+        ({"hop": 1}, "frames must be at most 100,000, got 480,000"),
         ({"hop": 401}, "expected hop <= n_fft"),
         ({"n_fft": 10**9}, "n_fft must be at most"),
         ({"padding_value": float("nan")}, "padding_value must lie between"),

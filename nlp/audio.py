@@ -306,10 +306,10 @@ class WhisperFeatures(Presettable, Configurable):
                 f"rate must be at least {2 * TOP:,} Hz, the bands reach to {TOP:,} Hz; got "
                 f"{self.rate:,}. read_audio and resample bring sound to it."
             )
-        if not self.hop <= self.n_fft <= self.samples:
+        if self.n_fft % 2 or not self.hop <= self.n_fft <= self.samples:
             raise ValueError(
-                f"expected hop <= n_fft <= seconds * rate, got {self.hop:,}, {self.n_fft:,} and "
-                f"{self.samples:,}."
+                f"expected an even n_fft, hop <= n_fft <= seconds * rate, got n_fft={self.n_fft:,} "
+                f"with {self.hop:,} and {self.samples:,}."
             )
         pad = self.padding_value
         if isinstance(pad, bool) or not isinstance(pad, (int, float)) or not abs(pad) <= 1:

@@ -1,6 +1,7 @@
 """Text models: tokenizers, preprocessors, tasks, and one file for each architecture family."""
 
-from . import datasets, preprocessing, tasks, tokenizers
+from . import audio, datasets, preprocessing, tasks, tokenizers
+from .audio import WhisperFeatures, read_audio
 from .bert import BertBackbone, BertClassifier, BertMaskedLM, BertTextEmbedder, BertTokenizer
 from .preprocessing import (
     MaskedLMPreprocessor,
@@ -25,9 +26,12 @@ __all__ = [
     "TextEmbedder",
     "TextEmbedderPreprocessor",
     "Tokenizer",
+    "WhisperFeatures",
     "WordPieceTokenizer",
+    "audio",
     "datasets",
     "preprocessing",
+    "read_audio",
     "tasks",
     "tokenizers",
     "train_word_piece",

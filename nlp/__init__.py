@@ -2,6 +2,8 @@
 
 from . import datasets, preprocessing, tasks, tokenizers
 from .bert import BertBackbone, BertClassifier, BertMaskedLM, BertTextEmbedder, BertTokenizer
+from .decoder import *  # noqa: F403  (made of a table)
+from .generation import CausalLM
 from .preprocessing import (
     MaskedLMPreprocessor,
     TextClassifierPreprocessor,

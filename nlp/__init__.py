@@ -1,6 +1,6 @@
 """Text models: tokenizers, preprocessors, tasks, and one file for each architecture family."""
 
-from . import datasets, preprocessing, tasks, tokenizers
+from . import datasets, preprocessing, samplers, tasks, tokenizers
 from .bert import BertBackbone, BertClassifier, BertMaskedLM, BertTextEmbedder, BertTokenizer
 from .decoder import *  # noqa: F403  (made of a table)
 from .generation import CausalLM
@@ -30,6 +30,7 @@ __all__ = [
     "WordPieceTokenizer",
     "datasets",
     "preprocessing",
+    "samplers",
     "tasks",
     "tokenizers",
     "train_word_piece",

@@ -100,6 +100,10 @@ def _windows(config):
     return {"sliding_window": config["sliding_window"], "local_layers": local}
 
 
+def _gemma(config):
+    return {"activation": config.get("hidden_activation") or config.get("hidden_act", TANH)}
+
+
 def _gemma2(config):
     return {
         **_windows(config),
@@ -109,6 +113,7 @@ def _gemma2(config):
     }
 
 
+TANH = "gelu_pytorch_tanh"
 GEMMA = dict(norm_offset=1.0, scale_embeddings=True)
 KINDS = [
     Kind("Llama", "llama", {"attention_bias": "attention_bias", "mlp_bias": "mlp_bias"}),
@@ -122,7 +127,7 @@ KINDS = [
         read=_windows,
         paper="arXiv:2505.09388",
     ),
-    Kind("Gemma", "gemma", {"activation": "hidden_activation"}, GEMMA, paper="arXiv:2403.08295"),
+    Kind("Gemma", "gemma", fixed=GEMMA, read=_gemma, paper="arXiv:2403.08295"),
     Kind(
         "Gemma2",
         "gemma2",

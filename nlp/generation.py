@@ -48,6 +48,11 @@ class CausalLM(Task):
     def call(self, inputs, training=None):
         return self.logits(self.backbone(inputs, training=training))
 
+    def reference_config(self):
+        tokenizer = getattr(self.preprocessor, "tokenizer", None)
+        names = ("bos_token_id", "eos_token_id", "pad_token_id")
+        return {**super().reference_config(), **{n: getattr(tokenizer, n, None) for n in names}}
+
     def generate(self, prompts, max_length=None, sampler="greedy", stop_token_ids=None, seed=None):
         """Token ids that continue each prompt.
 

@@ -130,7 +130,7 @@ SCALINGS = {
 
 def rotation(positions, angles, factor, dtype):
     """(cos, sin) of positions, each (batch, time, 1, width): halves of a head are the pairs."""
-    turns = ops.cast(positions, "float32")[..., None] * angles
+    turns = ops.cast(positions, "float32")[..., None] * ops.convert_to_tensor(angles)
     cos, sin = ops.cos(turns) * factor, ops.sin(turns) * factor
     both = ops.concatenate([cos, cos], -1), ops.concatenate([-sin, sin], -1)
     return tuple(ops.cast(x, dtype)[:, :, None] for x in both)

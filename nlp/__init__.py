@@ -1,8 +1,10 @@
 """Text models: tokenizers, preprocessors, tasks, and one file for each architecture family."""
 
-from . import audio, datasets, preprocessing, tasks, tokenizers
+from . import audio, datasets, decoder, preprocessing, samplers, tasks, tokenizers
 from .audio import WhisperFeatures, read_audio
 from .bert import BertBackbone, BertClassifier, BertMaskedLM, BertTextEmbedder, BertTokenizer
+from .decoder import *  # noqa: F403  (made of a table)
+from .generation import CausalLM
 from .preprocessing import (
     MaskedLMPreprocessor,
     TextClassifierPreprocessor,
@@ -18,6 +20,7 @@ __all__ = [
     "BertMaskedLM",
     "BertTextEmbedder",
     "BertTokenizer",
+    "CausalLM",
     "MaskedLM",
     "MaskedLMPreprocessor",
     "Task",
@@ -32,7 +35,9 @@ __all__ = [
     "datasets",
     "preprocessing",
     "read_audio",
+    "samplers",
     "tasks",
     "tokenizers",
     "train_word_piece",
 ]
+__all__ += decoder.__all__

@@ -1,14 +1,13 @@
 """BERT: a bidirectional transformer encoder of text. Devlin et al. 2018, arXiv:1810.04805."""
 
-from functools import partial
-
-from khub import initializers, ops
+from khub import ops
 from khub.fields import PositiveInt, Rate
-from khub.layers import Dense, Dropout, Embedding, Layer, LayerNormalization
+from khub.layers import Dropout, Embedding, Layer
 
 from ..presets import Family, register
 from .tasks import Backbone, MaskedLM, TextClassifier, TextEmbedder
 from .tokenizers import WordPieceTokenizer
+from .transformer import ACTIVATIONS, dense, norm, normal
 
 
 def sizes(vocabulary, layers, heads, width):
@@ -38,16 +37,6 @@ VARIANTS = {  # vocabulary, layers, heads, width
     "bert_micro_en_uncased": sizes(8_192, 2, 2, 128),
 }
 
-ACTIVATIONS = {  # the reference's hidden_act
-    "gelu": partial(ops.gelu, approximate=False),
-    "gelu_new": partial(ops.gelu, approximate=True),
-    "gelu_pytorch_tanh": partial(ops.gelu, approximate=True),
-    "relu": ops.relu,
-    "silu": ops.silu,
-    "swish": ops.silu,
-    "tanh": ops.tanh,
-}
-
 WEIGHTS = [
     ("embeddings.word_embeddings", "embeddings.word"),
     ("embeddings.position_embeddings", "embeddings.position"),
@@ -61,23 +50,6 @@ WEIGHTS = [
     ("encoder.layer.{i}.output.LayerNorm", "blocks.{i}.norm"),
     ("pooler.dense", "pooler"),
 ]
-
-
-def normal():
-    return initializers.TruncatedNormal(stddev=0.02)
-
-
-def dense(layer, inputs, units, **options):
-    """A built Dense of `layer`, with BERT's initial values and the layer's dtype."""
-    made = Dense(units, kernel_initializer=normal(), dtype=layer.dtype_policy, **options)
-    made.build((None, inputs))
-    return made
-
-
-def norm(layer, width, epsilon):
-    made = LayerNormalization(epsilon=epsilon, dtype=layer.dtype_policy)
-    made.build((None, width))
-    return made
 
 
 class BertEmbeddings(Layer):

@@ -66,6 +66,7 @@ class Slot:
     name: str
     axes: tuple[int, ...] | None
     in_backbone: bool
+    sizes: tuple[int, ...] | None = None  # of the parts of a joined tensor; None: they are equal
 
     def is_below(self, module):
         """Whether the variable belongs to a module of the backbone, given by its khub path."""
@@ -131,7 +132,9 @@ def _slot(path, variable, layer, owner, inner, in_backbone):
             leaf, axes = layouts[cls.__name__][last]
             names = rename(module, owner.weight_map)
             name = names and JOIN.join(f"{name}.{leaf}" for name in names)
-            return name and Slot(path, variable, name, axes, in_backbone)
+            return name and Slot(
+                path, variable, name, axes, in_backbone, layer.__dict__.get("parts")
+            )
     names = rename(inner, owner.weight_map)
     return names and Slot(path, variable, JOIN.join(names), None, in_backbone)
 
@@ -171,8 +174,10 @@ def tensors(model, dtype=None):
     found = slots(model)
     headless = all(slot.in_backbone for slot in found)
     prefix = "" if headless else _prefix(model)
-    named = {_prefixed(prefix if s.in_backbone else "", s.name): s.tensor(dtype) for s in found}
-    found = {n: tensor for joined, whole in named.items() for n, tensor in _parts(joined, whole)}
+    named = {_prefixed(prefix if s.in_backbone else "", s.name): s for s in found}
+    found = {
+        n: tensor for joined, s in named.items() for n, tensor in _parts(joined, s, s.tensor(dtype))
+    }
     counts = [name for name in found if name.endswith(MEAN)]
     return found | {f"{n.removesuffix(MEAN)}{COUNT}": as_tensor(np.int64(0)) for n in counts}
 
@@ -186,15 +191,15 @@ def _prefixed(prefix, name):
     return JOIN.join(prefix + part for part in name.split(JOIN))
 
 
-def _parts(joined, whole):
-    """Yield (name, `Tensor`) of each of the equal parts that a joined tensor is kept in."""
+def _parts(joined, slot, whole):
+    """Yield (name, `Tensor`) of each of the parts that a joined tensor is kept in."""
     names = joined.split(JOIN)
     if len(names) == 1:
         yield joined, whole
         return
-    size = whole.shape[0] // len(names)
-    for i, name in enumerate(names):
-        rows = slice(i * size, (i + 1) * size)
+    start = 0
+    for name, size in zip(names, slot.sizes or [whole.shape[0] // len(names)] * len(names)):
+        rows = slice(start, start := start + size)
         yield name, Tensor((size, *whole.shape[1:]), whole.dtype, lambda r=rows: whole.read()[r])
 
 

@@ -6,6 +6,7 @@ from .bert import BertBackbone, BertClassifier, BertMaskedLM, BertTextEmbedder, 
 from .decoder import *  # noqa: F403  (made of a table)
 from .generation import CausalLM
 from .preprocessing import (
+    CausalLMPreprocessor,
     MaskedLMPreprocessor,
     TextClassifierPreprocessor,
     TextEmbedderPreprocessor,
@@ -21,6 +22,7 @@ __all__ = [
     "BertTextEmbedder",
     "BertTokenizer",
     "CausalLM",
+    "CausalLMPreprocessor",
     "MaskedLM",
     "MaskedLMPreprocessor",
     "Task",

@@ -10,11 +10,13 @@ import khub
 from khub import losses, ops
 from khub.backend import active
 
+from .preprocessing import CausalLMPreprocessor
 from .samplers import get_sampler
 from .tasks import Backbone, Task, adamw
 from .transformer import EAGER
 
 LENGTH_STEP = 64  # the cache has a multiple of it, so that few lengths are compiled
+STOP_CHUNK = 16  # tokens that are made before stop texts are looked for
 PREFILL = 512  # the most positions of a prompt that are computed at once
 
 
@@ -28,13 +30,15 @@ def bucket(length):
 
 
 class CausalLM(Task):
-    """A language model.  generate(prompts) -> texts
+    """A language model.  generate(prompts) continues texts; fit(x=list[str]) learns them.
 
     call: {"token_ids", "padding_mask"} -> logits (batch, time, vocabulary_size)
     """
 
     backbone: Backbone
     preprocessor: object = None
+
+    preprocessor_class = CausalLMPreprocessor
 
     def compile(self, optimizer="auto", loss="auto", *, weighted_metrics="auto", **options):
         """As `Model.compile`; "auto" is AdamW at 2e-5, cross-entropy of logits, accuracy."""
@@ -53,97 +57,252 @@ class CausalLM(Task):
         names = ("bos_token_id", "eos_token_id", "pad_token_id")
         return {**super().reference_config(), **{n: getattr(tokenizer, n, None) for n in names}}
 
-    def generate(self, prompts, max_length=None, sampler="greedy", stop_token_ids=None, seed=None):
-        """Token ids that continue each prompt.
+    def generate(
+        self,
+        prompts,
+        max_length=None,
+        sampler="greedy",
+        stop="auto",
+        seed=None,
+        repetition_penalty=1.0,
+        strip_prompt=False,
+    ):
+        """Continue prompts: a text, a list of texts, or a list of lists of token ids.
 
-        prompts: a list of lists of token ids   max_length: of prompt and answer   stop_token_ids:
-        a row ends with one of them   -> a list of lists of ids, prompts included
+        max_length: of prompt and answer in tokens, None: what the model has positions for
+        sampler: a name or a `Sampler`   stop: texts or token ids that end an answer, "auto": the
+        tokenizer's end   seed: of random samplers, an int or one for each prompt
+        repetition_penalty: divides the scores of tokens that were there.  arXiv:1909.05858
+        Returns what was given, continued; the answers alone with strip_prompt. Raises ValueError
+        for an empty prompt of ids and one that leaves no room.
         """
+        run = _Run(self, prompts, max_length, sampler, stop, seed, repetition_penalty)
+        for _ in run.chunks(STOP_CHUNK if run.stop_texts else None):
+            pass
+        return run.results(strip_prompt)
+
+    def stream(self, prompts, *args, strip_prompt=False, **options):
+        """Yield the pieces of what `generate` returns as they come: texts of one text, lists else.
+
+        Pieces are as long as it takes to be sure of them: no half characters, no part of a stop.
+        """
+        run, sent = _Run(self, prompts, *args, **options), None
+        for last in run.chunks(1):
+            whole = run.results(strip_prompt, settled=not last)
+            sent = sent or [x[:0] for x in (run.listed(whole))]
+            pieces = [x[len(y) :] for x, y in zip(run.listed(whole), sent)]
+            sent = run.listed(whole)
+            if any(map(len, pieces)):
+                yield pieces[0] if run.single else pieces
+
+    def _engine(self, *key):
+        engines = self.__dict__.setdefault("_engines", {})
+        if key not in engines:
+            engines[key] = Engine(self, *key)
+        return engines[key]
+
+
+class _Run:
+    """One call of generate: its prompts as ids, the engine's state, the answers so far."""
+
+    def __init__(
+        self,
+        model,
+        prompts,
+        max_length=None,
+        sampler="greedy",
+        stop="auto",
+        seed=None,
+        repetition_penalty=1.0,
+    ):
+        self.single = isinstance(prompts, str)
+        prompts = [prompts] if self.single else list(prompts)
+        self.texts = bool(prompts) and all(isinstance(x, (str, bytes)) for x in prompts)
+        self.tokenizer = getattr(model.preprocessor, "tokenizer", None)
+        if self.texts:
+            prompts = model.require_preprocessor().prompts(prompts)
+        stops = self._stops(stop)
         lengths = [len(row) for row in prompts]
         if not lengths or min(lengths) == 0:
             raise ValueError("generate() needs at least one token in every prompt.")
-        limit = self.backbone.max_sequence_length
+        limit = model.backbone.max_sequence_length
         total = limit if max_length is None else max_length
         if not max(lengths) < total <= limit:
             raise ValueError(
                 f"A prompt has {max(lengths)} tokens and max_length is {total}; expected prompts "
                 f"shorter than max_length, and that at most {limit}."
             )
+        vocabulary = model.backbone.vocabulary_size
+        if wrong := [i for row in prompts for i in row if not 0 <= i < vocabulary]:
+            raise ValueError(
+                f"Token ids must lie in 0 .. {vocabulary - 1}; got {str(wrong[:5])[1:-1]}."
+            )
+        sampler, self.prompts = get_sampler(sampler), prompts
+        self.count = total - max(lengths)
+        noise = sampler.noise(len(prompts), self.count, seed)
+        self.engine = model._engine(sampler, float(repetition_penalty))
         padded = bucket(max(lengths))
-        count = total - max(lengths)
         token_ids = np.zeros((len(prompts), padded), "int32")
         for row, ids in zip(token_ids, prompts):
             row[padded - len(ids) :] = ids
         starts = np.array([padded - n for n in lengths], "int32")
-        stops = np.array(sorted(set(stop_token_ids or ())), "int32")
-        sampler = get_sampler(sampler)
-        noise = sampler.noise(len(prompts), count, seed)
-        length = padded + count
-        length = length if EAGER else -(-length // LENGTH_STEP) * LENGTH_STEP
-        with active.no_gradient():
-            new, done = self._engine(sampler)(token_ids, starts, stops, noise, length, count)
-        new, done = ops.convert_to_numpy(new), ops.convert_to_numpy(done)
-        return [[*ids, *row[:n].tolist()] for ids, row, n in zip(prompts, new, done)]
+        self.given = token_ids, starts, np.array(stops, "int32"), noise
+        self.new, self.done = np.zeros((len(prompts), 0), "int32"), [0] * len(prompts)
+        self.ended = [False] * len(prompts)
 
-    def _engine(self, sampler):
-        engines = self.__dict__.setdefault("_engines", {})
-        if sampler not in engines:
-            engines[sampler] = Engine(self, sampler)
-        return engines[sampler]
+    def _stops(self, stop):
+        """Set the stop texts, and return the ids that end an answer."""
+        self.stop_texts = []
+        if isinstance(stop, str) and stop == "auto":
+            end = getattr(self.tokenizer, "eos_token_id", None)
+            return [] if end is None else [end]
+        given = [stop] if isinstance(stop, (str, int)) else list(stop or ())
+        self.stop_texts = [x for x in given if isinstance(x, str)]
+        if self.stop_texts and self.tokenizer is None:
+            raise ValueError("stop has texts, and without a tokenizer only token ids can stop.")
+        if "" in self.stop_texts:
+            raise ValueError("stop has an empty text, which would end every answer at once.")
+        return [int(x) for x in given if not isinstance(x, str)]
+
+    def chunks(self, size=None):
+        """Make `size` tokens at a time, None: all at once; yield whether these were the last."""
+        with active.no_gradient():
+            token_ids, starts, stops, noise = self.given
+            state, step = self.engine.start(token_ids, starts, stops, noise), size or self.count
+            for until in range(step, self.count + step, step):
+                state = self.engine.advance(state, min(until, self.count))
+                self.new, self.done = (ops.convert_to_numpy(state[k]) for k in ("tokens", "done"))
+                ended = ops.convert_to_numpy(state["ended"]) | [
+                    self._stopped(row) for row in range(len(self.prompts))
+                ]
+                last = until >= self.count or bool(ended.all())
+                yield last
+                if last:
+                    return
+
+    def _answer(self, row):
+        return self.new[row, : self.done[row]].tolist()
+
+    def _stopped(self, row):
+        return any(x in self._text(row) for x in self.stop_texts)
+
+    def _text(self, row):
+        return self.tokenizer.detokenize(self._answer(row)) if self.stop_texts else ""
+
+    def results(self, strip_prompt, settled=False):
+        """What generate returns; `settled`: only what no later token can change."""
+        rows = []
+        for row, prompt in enumerate(self.prompts):
+            ids = ([] if strip_prompt else list(prompt)) + self._answer(row)
+            rows.append(self._cut(ids, settled) if self.texts else ids)
+        return rows[0] if self.single else rows
+
+    def _cut(self, ids, settled):
+        text = self.tokenizer.detokenize(ids, skip_special_tokens=True)
+        for stop in self.stop_texts:
+            text = text.partition(stop)[0]
+        if settled:
+            text = text.rstrip("\ufffd")
+            longest = max([len(x) for x in self.stop_texts], default=1) - 1
+            text = text[: len(text) - longest] if longest else text
+        return text
+
+    def listed(self, whole):
+        return [whole] if self.single else whole
 
 
 class Engine:
-    """The compiled functions of one model and sampler: prefill, and the loop over new tokens."""
+    """The compiled functions of one model, sampler and penalty: prefill, the loop over tokens."""
 
-    def __init__(self, model, sampler):
-        self.model, self.sampler = model, sampler
-        self.prefill = khub.jit(self._prefill)
+    def __init__(self, model, sampler, penalty):
+        self.model, self.sampler, self.penalty = model, sampler, penalty
+        self.prefill = khub.jit(self._scores)
+        self.first = khub.jit(self._first)
         self.loop = khub.jit(self._loop)
 
-    def __call__(self, token_ids, starts, stops, noise, length, count):
-        """(new tokens (batch, count), how many of them count)"""
+    def start(self, token_ids, starts, stops, noise):
+        """The state after the prompts, with the first new token."""
         batch, time = token_ids.shape
+        length = time + noise.shape[1]
+        length = length if EAGER else -(-length // LENGTH_STEP) * LENGTH_STEP
         cache = self.model.backbone.new_cache(batch, length)
+        mask = np.arange(time) >= starts[:, None]
         starts = ops.convert_to_tensor(starts) if starts.any() or not EAGER else None
         for at in range(0, time, PREFILL):
             part = ops.convert_to_tensor(token_ids[:, at : at + PREFILL])
-            at = at if EAGER else ops.convert_to_tensor(at, "int32")
-            logits, cache = self.prefill(part, cache, at, starts)
-        count, time = (n if EAGER else ops.convert_to_tensor(n, "int32") for n in (count, time))
-        return self.loop(logits, cache, time, starts, ops.convert_to_tensor(stops), noise, count)
+            logits, cache = self.prefill(part, cache, self._number(at), starts)
+        state = {"time": self._number(time), "starts": starts, "stops": stops, "noise": noise}
+        if self.penalty != 1.0:
+            seen = np.zeros((batch, self.model.backbone.vocabulary_size), bool)
+            for row, ids, real in zip(seen, token_ids, mask):
+                row[ids[real]] = True
+            state["seen"] = seen
+        state = {
+            k: v if v is None or k == "time" else ops.convert_to_tensor(v) for k, v in state.items()
+        }
+        state["cache"] = cache
+        return self.first(state, logits)
 
-    def _next(self, token_ids, cache, at, starts):
+    def advance(self, state, until):
+        """The state when `until` tokens are there, or all rows have ended."""
+        return self.loop(state, self._number(until))
+
+    @staticmethod
+    def _number(n):
+        return n if EAGER else ops.convert_to_tensor(n, "int32")
+
+    def _scores(self, token_ids, cache, at, starts):
         x, cache = self.model.backbone.run(token_ids, cache, at, starts=starts)
         return ops.cast(self.model.logits(x[:, -1]), "float32"), cache
 
-    _prefill = _next
-
-    def _loop(self, logits, cache, time, starts, stops, noise, count):
-        batch, room = ops.shape(logits)[0], noise.shape[1]
-        columns = ops.arange(room)[None]
-
-        def put(i, logits, tokens, done, ended):
-            token = self.sampler(logits, noise, i)
-            tokens = ops.where(columns == i, token[:, None], tokens)
-            done = done + ops.cast(ops.logical_not(ended), "int32")
-            if stops.shape[0]:
-                ended = ops.logical_or(ended, ops.any(token[:, None] == stops[None], -1))
-            return token, tokens, done, ended
-
-        def more(i, token, tokens, done, ended, cache):
-            going = ops.logical_not(ops.all(ended))
-            return i < count and bool(going) if EAGER else ops.logical_and(i < count, going)
-
-        def step(i, token, tokens, done, ended, cache):
-            logits, cache = self._next(token[:, None], cache, time + i - 1, starts)
-            return i + 1, *put(i, logits, tokens, done, ended), cache
-
+    def _first(self, state, logits):
+        batch, room = state["noise"].shape
         none = ops.zeros((batch,), "int32")
-        first = put(0, logits, ops.zeros((batch, room), "int32"), none, none != 0)
-        if not EAGER:
-            state = ops.while_loop(more, step, (ops.ones((), "int32"), *first, cache))
-        else:  # positions stay numbers
-            state = (1, *first, cache)
-            while more(*state):
-                state = step(*state)
-        return state[2], state[3]
+        made = {"i": 0, "tokens": ops.zeros((batch, room), "int32"), "done": none}
+        state = self._put({**state, **made, "ended": none != 0}, logits)
+        return {**state, "i": self._number(1)}
+
+    def _put(self, state, logits):
+        """Choose token number i from scores, and note it."""
+        i, ended, stops = state["i"], state["ended"], state["stops"]
+        if self.penalty != 1.0:
+            lower = ops.where(logits > 0, logits / self.penalty, logits * self.penalty)
+            logits = ops.where(state["seen"], lower, logits)
+        token = self.sampler(logits, state["noise"], i)
+        columns = ops.arange(state["tokens"].shape[1])[None]
+        new = {
+            "token": token,
+            "tokens": ops.where(columns == i, token[:, None], state["tokens"]),
+            "done": state["done"] + ops.cast(ops.logical_not(ended), "int32"),
+        }
+        if self.penalty != 1.0:
+            here = ops.arange(logits.shape[-1])[None] == token[:, None]
+            new["seen"] = ops.logical_or(state["seen"], here)
+        if stops.shape[0]:
+            new["ended"] = ops.logical_or(ended, ops.any(token[:, None] == stops[None], -1))
+        return {**state, **new}
+
+    def _loop(self, state, until):
+        changing = ("i", "token", "tokens", "done", "ended", "cache", "seen")
+        fixed = {k: v for k, v in state.items() if k not in changing}
+        state = {k: v for k, v in state.items() if k in changing}
+
+        def more(state):
+            going = ops.logical_not(ops.all(state["ended"]))
+            if EAGER:
+                return state["i"] < until and bool(going)
+            return ops.logical_and(state["i"] < until, going)
+
+        def step(state):
+            at = fixed["time"] + state["i"] - 1
+            token = state["token"][:, None]
+            logits, cache = self._scores(token, state["cache"], at, fixed["starts"])
+            made = self._put({**fixed, **state, "cache": cache}, logits)
+            return {**{k: made[k] for k in state}, "i": state["i"] + 1}
+
+        if EAGER:  # positions stay numbers
+            while more(state):
+                state = step(state)
+        else:
+            state = ops.while_loop(more, lambda x: (step(x),), (state,))[0]
+        return {**fixed, **state}

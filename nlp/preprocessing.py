@@ -9,6 +9,7 @@ import itertools
 
 import numpy as np
 
+from khub import tree
 from khub.fields import Configurable, PositiveInt, Rate
 from khub.training.data import is_raw_texts
 
@@ -239,3 +240,54 @@ def pack(x, y, sample_weight):
     if sample_weight is not None:
         return x, y, sample_weight
     return x if y is None else (x, y)
+
+
+class CausalLMPreprocessor(Presettable, Configurable):
+    """Texts to token ids that predict the next one.
+
+    (x, y, sample_weight): x {"token_ids": int32 (batch, sequence_length), "padding_mask": bool}, y
+    the ids one place on, sample_weight 1 where y is a real token
+    """
+
+    tokenizer: object
+    sequence_length: PositiveInt = 1024
+    add_start_token: bool = True
+    add_end_token: bool = True
+
+    def __call__(self, x, y=None, sample_weight=None):
+        if y is not None or sample_weight is not None:
+            raise ValueError("A language model makes its labels itself: give texts alone, no y.")
+        single = isinstance(x, (str, bytes))
+        length = self.sequence_length + 1
+        token_ids = np.full((1 if single else len(x), length), self._pad(), "int32")
+        real = np.zeros(token_ids.shape, bool)
+        end = self._special("eos", self.add_end_token)
+        for row, mask, ids in zip(token_ids, real, self.prompts([x] if single else x)):
+            ids = [*ids, *end][:length]
+            row[: len(ids)], mask[: len(ids)] = ids, True
+        whole = (
+            {"token_ids": token_ids[:, :-1], "padding_mask": real[:, :-1]},
+            token_ids[:, 1:],
+            real[:, 1:].astype("float32"),
+        )
+        return tree.map_structure(lambda part: part[0], whole) if single else whole
+
+    def prompts(self, texts):
+        """Lists of token ids, with the start token."""
+        start = self._special("bos", self.add_start_token)
+        return [[*start, *ids] for ids in self.tokenizer.tokenize(check_texts(texts))]
+
+    def _special(self, name, wanted):
+        token = getattr(self.tokenizer, f"{name}_token_id", None)
+        return [token] if wanted and token is not None else []
+
+    def _pad(self):
+        found = (getattr(self.tokenizer, f"{x}_token_id", None) for x in ("pad", "eos", "unk"))
+        return next((x for x in found if x is not None), 0)
+
+    def preset_config(self):
+        """What config.json keeps."""
+        return {name: getattr(self, name) for name, *_ in self._fields if name != "tokenizer"}
+
+    def save(self, folder):
+        self.tokenizer.save(folder)

@@ -142,7 +142,7 @@ def test_stop_tokens_and_samplers(tmp_path):
     answers = model.generate(prompts, max_length=30)
     stop = answers[0][3 + 4]  # the fifth new token of the first row
     first = answers[0].index(stop, 3)
-    stopped = model.generate(prompts, max_length=30, stop_token_ids=[stop])
+    stopped = model.generate(prompts, max_length=30, stop=[stop])
     assert stopped[0] == answers[0][: first + 1]
     seeds, sampler = [11, 12, 13], nlp.samplers.RandomSampler(0.7, top_k=40, top_p=0.9)
     together = model.generate(prompts, 20, sampler=sampler, seed=seeds)

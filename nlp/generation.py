@@ -4,6 +4,9 @@ A model gives `new_cache(batch, length)`, `run(token_ids, cache, at, starts)` an
 of different lengths are padded in front, so that all rows write the same position of the cache.
 """
 
+import os
+from functools import partial
+
 import numpy as np
 
 import khub
@@ -15,6 +18,7 @@ from .samplers import get_sampler
 from .tasks import Backbone, Task, adamw
 from .transformer import EAGER
 
+UNKNOWN = "\ufffd"  # what stands for bytes that are no character yet
 LENGTH_STEP = 64  # the cache has a multiple of it, so that few lengths are compiled
 STOP_CHUNK = 16  # tokens that are made before stop texts are looked for
 PREFILL = 512  # the most positions of a prompt that are computed at once
@@ -86,12 +90,12 @@ class CausalLM(Task):
 
         Pieces are as long as it takes to be sure of them: no half characters, no part of a stop.
         """
-        run, sent = _Run(self, prompts, *args, **options), None
+        run = _Run(self, prompts, *args, **options)
+        sent = None
         for last in run.chunks(1):
-            whole = run.results(strip_prompt, settled=not last)
-            sent = sent or [x[:0] for x in (run.listed(whole))]
-            pieces = [x[len(y) :] for x, y in zip(run.listed(whole), sent)]
-            sent = run.listed(whole)
+            whole = run.listed(run.results(strip_prompt, settled=not last))
+            pieces = [x if sent is None else x[len(y) :] for x, y in zip(whole, sent or whole)]
+            sent = whole
             if any(map(len, pieces)):
                 yield pieces[0] if run.single else pieces
 
@@ -122,14 +126,14 @@ class _Run:
         if self.texts:
             prompts = model.require_preprocessor().prompts(prompts)
         stops = self._stops(stop)
-        lengths = [len(row) for row in prompts]
-        if not lengths or min(lengths) == 0:
+        lengths = np.array([len(row) for row in prompts], "int32")
+        if not lengths.size or lengths.min() == 0:
             raise ValueError("generate() needs at least one token in every prompt.")
         limit = model.backbone.max_sequence_length
         total = limit if max_length is None else max_length
-        if not max(lengths) < total <= limit:
+        if not lengths.max() < total <= limit:
             raise ValueError(
-                f"A prompt has {max(lengths)} tokens and max_length is {total}; expected prompts "
+                f"A prompt has {lengths.max()} tokens and max_length is {total}; expected prompts "
                 f"shorter than max_length, and that at most {limit}."
             )
         vocabulary = model.backbone.vocabulary_size
@@ -138,17 +142,15 @@ class _Run:
                 f"Token ids must lie in 0 .. {vocabulary - 1}; got {str(wrong[:5])[1:-1]}."
             )
         sampler, self.prompts = get_sampler(sampler), prompts
-        self.count = total - max(lengths)
-        noise = sampler.noise(len(prompts), self.count, seed)
         self.engine = model._engine(sampler, float(repetition_penalty))
-        padded = bucket(max(lengths))
+        most = total - lengths  # of new tokens, whatever the other prompts are
+        self.count, padded = int(most.max()), bucket(int(lengths.max()))
         token_ids = np.zeros((len(prompts), padded), "int32")
         for row, ids in zip(token_ids, prompts):
             row[padded - len(ids) :] = ids
-        starts = np.array([padded - n for n in lengths], "int32")
-        self.given = token_ids, starts, np.array(stops, "int32"), noise
+        noise = sampler.noise(len(prompts), self.count, seed)
+        self.given = token_ids, padded - lengths, np.array(stops, "int32"), noise, most
         self.new, self.done = np.zeros((len(prompts), 0), "int32"), [0] * len(prompts)
-        self.ended = [False] * len(prompts)
 
     def _stops(self, stop):
         """Set the stop texts, and return the ids that end an answer."""
@@ -167,47 +169,58 @@ class _Run:
     def chunks(self, size=None):
         """Make `size` tokens at a time, None: all at once; yield whether these were the last."""
         with active.no_gradient():
-            token_ids, starts, stops, noise = self.given
-            state, step = self.engine.start(token_ids, starts, stops, noise), size or self.count
-            for until in range(step, self.count + step, step):
+            state = self.engine.start(*self.given)
+        step = size or self.count
+        for until in range(step, self.count + step, step):
+            with active.no_gradient():  # not while the caller has the tokens
                 state = self.engine.advance(state, min(until, self.count))
                 self.new, self.done = (ops.convert_to_numpy(state[k]) for k in ("tokens", "done"))
-                ended = ops.convert_to_numpy(state["ended"]) | [
-                    self._stopped(row) for row in range(len(self.prompts))
-                ]
-                last = until >= self.count or bool(ended.all())
-                yield last
-                if last:
-                    return
-
-    def _answer(self, row):
-        return self.new[row, : self.done[row]].tolist()
+                ended = ops.convert_to_numpy(state["ended"])
+            over = [end or self._stopped(row) for row, end in enumerate(ended)]
+            last = until >= self.count or all(over)
+            yield last
+            if last:
+                return
 
     def _stopped(self, row):
-        return any(x in self._text(row) for x in self.stop_texts)
+        ids = self.new[row, : self.done[row]].tolist()
+        return len(self._answer(row)) < len(ids) or self._holds_stop(ids)
 
-    def _text(self, row):
-        return self.tokenizer.detokenize(self._answer(row)) if self.stop_texts else ""
+    def _holds_stop(self, ids):
+        text = self.tokenizer.detokenize(ids) if self.stop_texts else ""
+        return any(stop in text for stop in self.stop_texts)
+
+    def _answer(self, row):
+        """The new tokens of a row, up to that which completes a stop text."""
+        ids = self.new[row, : self.done[row]].tolist()
+        if not self._holds_stop(ids):
+            return ids
+        return ids[: 1 + next(n for n in range(len(ids)) if self._holds_stop(ids[: n + 1]))]
 
     def results(self, strip_prompt, settled=False):
         """What generate returns; `settled`: only what no later token can change."""
-        rows = []
-        for row, prompt in enumerate(self.prompts):
-            ids = ([] if strip_prompt else list(prompt)) + self._answer(row)
-            rows.append(self._cut(ids, settled) if self.texts else ids)
+        make = self._text if self.texts else self._ids
+        rows = [make(row, strip_prompt, settled) for row in range(len(self.prompts))]
         return rows[0] if self.single else rows
 
-    def _cut(self, ids, settled):
-        text = self.tokenizer.detokenize(ids, skip_special_tokens=True)
-        for stop in self.stop_texts:
-            text = text.partition(stop)[0]
-        if settled:
-            text = text.rstrip("\ufffd")
-            longest = max([len(x) for x in self.stop_texts], default=1) - 1
-            text = text[: len(text) - longest] if longest else text
-        return text
+    def _ids(self, row, strip_prompt, settled):
+        return [*([] if strip_prompt else self.prompts[row]), *self._answer(row)]
+
+    def _text(self, row, strip_prompt, settled):
+        """The text of prompt and answer at once: the spaces between tokens depend on both."""
+        decode = partial(self.tokenizer.detokenize, skip_special_tokens=True)
+        prompt = decode(self.prompts[row])
+        text = decode(self._ids(row, False, settled))
+        start = len(os.path.commonprefix([prompt, text]))
+        ends = [text.find(stop, start) for stop in self.stop_texts]
+        text = text[: min((end for end in ends if end >= 0), default=len(text))]
+        if settled:  # a part of a character or of a stop text may become another
+            text = text.rstrip(UNKNOWN)
+            text = text[: len(text) - max((len(stop) - 1 for stop in self.stop_texts), default=0)]
+        return text[start:] if strip_prompt else text
 
     def listed(self, whole):
+        """A list of what belongs to each prompt."""
         return [whole] if self.single else whole
 
 
@@ -220,7 +233,7 @@ class Engine:
         self.first = khub.jit(self._first)
         self.loop = khub.jit(self._loop)
 
-    def start(self, token_ids, starts, stops, noise):
+    def start(self, token_ids, starts, stops, noise, most):
         """The state after the prompts, with the first new token."""
         batch, time = token_ids.shape
         length = time + noise.shape[1]
@@ -231,7 +244,8 @@ class Engine:
         for at in range(0, time, PREFILL):
             part = ops.convert_to_tensor(token_ids[:, at : at + PREFILL])
             logits, cache = self.prefill(part, cache, self._number(at), starts)
-        state = {"time": self._number(time), "starts": starts, "stops": stops, "noise": noise}
+        state = {"time": self._number(time), "starts": starts}
+        state |= {"stops": stops, "noise": noise, "most": most}
         if self.penalty != 1.0:
             seen = np.zeros((batch, self.model.backbone.vocabulary_size), bool)
             for row, ids, real in zip(seen, token_ids, mask):
@@ -270,16 +284,15 @@ class Engine:
             logits = ops.where(state["seen"], lower, logits)
         token = self.sampler(logits, state["noise"], i)
         columns = ops.arange(state["tokens"].shape[1])[None]
-        new = {
-            "token": token,
-            "tokens": ops.where(columns == i, token[:, None], state["tokens"]),
-            "done": state["done"] + ops.cast(ops.logical_not(ended), "int32"),
-        }
+        done = state["done"] + ops.cast(ops.logical_not(ended), "int32")
+        ended = ops.logical_or(ended, done >= state["most"])
+        if stops.shape[0]:
+            ended = ops.logical_or(ended, ops.any(token[:, None] == stops[None], -1))
+        tokens = ops.where(columns == i, token[:, None], state["tokens"])
+        new = {"token": token, "tokens": tokens, "done": done, "ended": ended}
         if self.penalty != 1.0:
             here = ops.arange(logits.shape[-1])[None] == token[:, None]
             new["seen"] = ops.logical_or(state["seen"], here)
-        if stops.shape[0]:
-            new["ended"] = ops.logical_or(ended, ops.any(token[:, None] == stops[None], -1))
         return {**state, **new}
 
     def _loop(self, state, until):

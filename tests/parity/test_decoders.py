@@ -113,15 +113,34 @@ def test_greedy_generation(name, tmp_path):
     prompts = [np.random.default_rng(n).integers(1, 71, n).tolist() for n in (9, 4)]
     found = model.generate(prompts, max_length=9 + 64)
     for prompt, answer in zip(prompts, found):
-        with torch.no_grad():
-            expected = reference.generate(
-                torch.tensor([prompt]),
-                attention_mask=torch.ones((1, len(prompt)), dtype=torch.long),
-                max_new_tokens=64,
-                do_sample=False,
-                eos_token_id=None,
-            )
-        assert answer == expected[0].tolist()
+        assert answer == greedy(reference, prompt, 73 - len(prompt))
+
+
+def greedy(reference, prompt, count, **options):
+    with torch.no_grad():
+        return reference.generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones((1, len(prompt)), dtype=torch.long),
+            max_new_tokens=count,
+            do_sample=False,
+            eos_token_id=None,
+            **options,
+        )[0].tolist()
+
+
+def test_repetition_penalty(tmp_path):
+    reference = theirs("qwen2")
+    model, prompt = ours("qwen2", tmp_path, reference), [3, 5, 7, 5]
+    found = model.generate([prompt], 44, repetition_penalty=1.3)[0]
+    assert found == greedy(reference, prompt, 40, repetition_penalty=1.3)
+    assert found != model.generate([prompt], 44)[0]
+
+
+def test_ids_come_as_they_are_made(tmp_path):
+    model, prompts = ours("llama", tmp_path, theirs("llama")), [[5, 6, 7], [8, 9]]
+    pieces = list(model.stream(prompts, 12))
+    assert [sum(rows, []) for rows in zip(*pieces)] == model.generate(prompts, 12)
+    assert len(pieces) > 5
 
 
 def test_a_prompt_in_parts_and_a_window(tmp_path, monkeypatch):
@@ -146,13 +165,9 @@ def test_stop_tokens_and_samplers(tmp_path):
     assert stopped[0] == answers[0][: first + 1]
     seeds, sampler = [11, 12, 13], nlp.samplers.RandomSampler(0.7, top_k=40, top_p=0.9)
     together = model.generate(prompts, 20, sampler=sampler, seed=seeds)
-    alone = [
-        model.generate([x], len(x) + 16, sampler=sampler, seed=[s])[0]
-        for x, s in zip(prompts, seeds)
-    ]
-    assert [row[:20] for row in together] == [
-        row[: len(whole)] for row, whole in zip(alone, together)
-    ]
+    for prompt, one, row in zip(prompts, seeds, together):
+        assert model.generate([prompt], 20, sampler=sampler, seed=[one]) == [row]
+        assert len(row) == 20
     assert model.generate(prompts, 20, sampler=sampler, seed=[1, 2, 3]) != together
 
 

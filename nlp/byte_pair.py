@@ -33,7 +33,7 @@ class BytePairTokenizer(Tokenizer):
         vocabulary,
         merges,
         add_prefix_space=False,
-        trim_offsets=True,
+        trim_offsets=False,
         split=None,
         special_tokens=None,
         added_tokens=(),
@@ -51,7 +51,8 @@ class BytePairTokenizer(Tokenizer):
         self._cut(backend, lib, add_prefix_space, split)
         backend.decoder = lib.decoders.ByteLevel()
         super().__init__(backend, special_tokens, added_tokens)
-        self._set_wrap(trim_offsets)
+        spaces = lib.processors.ByteLevel(add_prefix_space, trim_offsets=True)
+        self._set_wrap(spaces if trim_offsets else None)
 
     def _cut(self, backend, lib, add_prefix_space, split):
         cut = lib.pre_tokenizers
@@ -111,6 +112,9 @@ class RobertaTokenizer(BytePairTokenizer):
     }
     wrap = ("cls_token $A sep_token", "cls_token $A sep_token sep_token $B sep_token")
 
+    def __init__(self, vocabulary, merges, trim_offsets=True, **options):
+        super().__init__(vocabulary, merges, trim_offsets=trim_offsets, **options)
+
 
 class CLIPTokenizer(BytePairTokenizer):
     """CLIP's BPE: lower case, spaces dropped, "</w>" on a word's end. arXiv:2103.00020."""
@@ -126,12 +130,12 @@ class CLIPTokenizer(BytePairTokenizer):
     wrap = ("bos_token $A eos_token", "bos_token $A eos_token eos_token $B eos_token")
     words = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 
-    def __init__(self, vocabulary, merges, trim_offsets=False, **options):
-        super().__init__(vocabulary, merges, trim_offsets=trim_offsets, **options)
+    def __init__(self, vocabulary, merges, **options):
+        super().__init__(vocabulary, merges, **options)
         lib = engine()
-        # A word's end becomes a space; the text's own end has none.
-        ends = [lib.decoders.Replace(self.word_end, " "), lib.decoders.Strip(" ", 0, 1)]
-        self.backend.decoder = lib.decoders.Sequence([lib.decoders.ByteLevel(), *ends])
+        back, around = lib.decoders, lib.Regex(r"^\s+|\s+$")
+        ends = [back.Replace(self.word_end, " "), back.Replace(around, "")]
+        self.backend.decoder = back.Sequence([back.ByteLevel(), *ends])
 
     def _cut(self, backend, lib, add_prefix_space, split):
         normal, cut = lib.normalizers, lib.pre_tokenizers

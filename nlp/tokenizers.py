@@ -98,10 +98,10 @@ class Tokenizer(Presettable):
                     f"vocabulary and the tokens before it comes {index}; the files disagree."
                 )
 
-    def _set_wrap(self, trim_spaces=None):
+    def _set_wrap(self, trim=None):
         """Make what surrounds texts, out of `wrap` and the special tokens that are there.
 
-        trim_spaces: of a byte-level tokenizer, whether offsets leave out the space before a word
+        trim: a post-processor that comes first, or None
         """
         lib, used = engine(), {}
 
@@ -117,9 +117,8 @@ class Tokenizer(Presettable):
 
         single, pair = (list(fill(template)) for template in self.wrap)
         template = lib.processors.TemplateProcessing(single, pair, list(used.items()))
-        if trim_spaces is not None:
-            bytes_first = lib.processors.ByteLevel(trim_offsets=trim_spaces)
-            template = lib.processors.Sequence([bytes_first, template])
+        if trim is not None:
+            template = lib.processors.Sequence([trim, template])
         self.backend.post_processor = template
 
     def __call__(self, texts):
@@ -162,9 +161,11 @@ class Tokenizer(Presettable):
                 return self.backend.encode(first, *second, add_special_tokens=add_special_tokens)
             encode = getattr(self.backend, batch_method)
             return encode(inputs, add_special_tokens=add_special_tokens)
-        except TypeError:  # which says not what was wrong with which text
-            check_unicode(inputs)
+        except (KeyboardInterrupt, SystemExit):
             raise
+        except BaseException as error:  # TypeError, and a BaseException where Rust panics
+            check_unicode(inputs)
+            raise ValueError(f"{self} cannot read this text: {error}") from error
 
     # --- ids to text ------------------------------------------------------------------------------
     def detokenize(self, ids, skip_special_tokens=False):
@@ -173,8 +174,11 @@ class Tokenizer(Presettable):
             ids = ids.tolist()
         if len(ids) and isinstance(ids[0], (list, tuple, np.ndarray)):
             rows = [self._check_ids(row) for row in ids]
-            return self.backend.decode_batch(rows, skip_special_tokens=skip_special_tokens)
-        return self.backend.decode(self._check_ids(ids), skip_special_tokens=skip_special_tokens)
+            with refused(f"What {self} was read from"):
+                return self.backend.decode_batch(rows, skip_special_tokens=skip_special_tokens)
+        ids = self._check_ids(ids)
+        with refused(f"What {self} was read from"):
+            return self.backend.decode(ids, skip_special_tokens=skip_special_tokens)
 
     def _check_ids(self, ids):
         ids = np.asarray(ids)

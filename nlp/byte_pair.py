@@ -43,7 +43,7 @@ class BytePairTokenizer(Tokenizer):
         with refused(f"A vocabulary of {len(vocabulary):,} tokens with its merges"):
             model = lib.models.BPE(
                 vocabulary,
-                merge_pairs(merges, vocabulary),
+                merge_pairs(merges),
                 end_of_word_suffix=self.word_end,
                 unk_token=special_tokens.get("unk_token") if self.word_end else None,
             )
@@ -133,7 +133,7 @@ class CLIPTokenizer(BytePairTokenizer):
     def __init__(self, vocabulary, merges, **options):
         super().__init__(vocabulary, merges, **options)
         lib = engine()
-        back, around = lib.decoders, lib.Regex(r"^\s+|\s+$")
+        back, around = lib.decoders, lib.Regex(r"\A\s+|\s+\z")
         ends = [back.Replace(self.word_end, " "), back.Replace(around, "")]
         self.backend.decoder = back.Sequence([back.ByteLevel(), *ends])
 

@@ -1,7 +1,5 @@
 """SentencePiece: pieces of raw text, spaces included. Kudo, Richardson 2018, arXiv:1808.06226."""
 
-from pathlib import Path
-
 from .token_files import (
     CONTROL,
     NORMAL,
@@ -34,7 +32,7 @@ class SentencePieceTokenizer(Tokenizer):
         lib = engine()
         where = "These bytes" if isinstance(model, bytes) else str(model)
         model = parse_sentence_piece(
-            model if isinstance(model, bytes) else read_bytes(Path(model)), where
+            model if isinstance(model, bytes) else read_bytes(model), where
         )
         named = {
             f"{n}_token": model.pieces[i][0]
@@ -74,9 +72,9 @@ class SentencePieceTokenizer(Tokenizer):
         if model.remove_extra_spaces:
             steps += [normal.Replace(lib.Regex(pattern), to) for pattern, to in SPACES]
         backend.normalizer = normal.Sequence(steps) if steps else None
-        self._spaces(
-            backend, lib, "first" if model.dummy_prefix else "never", whole=crosses_spaces(model)
-        )
+        # "first" would ask where the text began before its leading spaces were taken off.
+        prefix = "always" if model.dummy_prefix else "never"
+        self._spaces(backend, lib, prefix, whole=crosses_spaces(model))
 
     def _spaces(self, backend, lib, prefix, whole):
         """Write spaces as SPACE, and back.  whole: pieces may reach over spaces"""
@@ -101,7 +99,7 @@ class SentencePieceTokenizer(Tokenizer):
         return {}
 
 
-SPACES = [(r"^ +| +$", ""), (" {2,}", " ")]
+SPACES = [(r"\A +| +\z", ""), (" {2,}", " ")]
 
 
 def crosses_spaces(model):

@@ -158,7 +158,7 @@ class WhisperTokenizer(BytePairTokenizer):
 
 
 class ByteTokenizer(BytePairTokenizer):
-    """The UTF-8 bytes of a text.  Special and added tokens have the first ids, as in ByT5.
+    """The UTF-8 bytes of a text.  Special tokens have the first ids, added ones the last (ByT5).
 
     lowercase, normalization_form ("NFC", "NFD", "NFKC", "NFKD"): what happens to the text before.
     Xue et al. 2021 (ByT5), arXiv:2105.13626.
@@ -171,9 +171,9 @@ class ByteTokenizer(BytePairTokenizer):
         self, lowercase=True, normalization_form=None, special_tokens=None, added_tokens=()
     ):
         special_tokens = special_tokens or {}
-        first = list(dict.fromkeys([*special_tokens.values(), *added_tokens]))
+        first = list(dict.fromkeys(special_tokens.values()))
         vocabulary = {token: index for index, token in enumerate([*first, *byte_characters()])}
-        super().__init__(vocabulary, [], special_tokens=special_tokens, added_tokens=first)
+        super().__init__(vocabulary, [], special_tokens=special_tokens, added_tokens=added_tokens)
         lib = engine()
         self.backend.pre_tokenizer = lib.pre_tokenizers.ByteLevel(False, use_regex=False)
         steps = (

@@ -190,12 +190,14 @@ def sandbox():
 
         def call(self, context, function, *args, **kwargs):
             spend(1)
-            name, owner = getattr(function, "__name__", ""), getattr(function, "__self__", None)
-            if isinstance(owner, (str, bytes, int)):
+            if isinstance(getattr(function, "__self__", None), (str, bytes, int)):
                 check_arguments(*args, *kwargs.values())
-                if name.startswith("format"):
-                    check_format(owner)
             return measured(super().call(context, function, *args, **kwargs))
+
+        def wrap_str_format(self, value):  # is asked for every attribute that is read
+            if (made := super().wrap_str_format(value)) is not None:
+                check_format(value.__self__)
+            return made
 
     class Generation(ext.Extension):
         """{% generation %}: what the assistant says, for training; it is written as it is."""

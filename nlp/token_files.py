@@ -190,12 +190,15 @@ def read_chat_template(folder, config):
         if not all(isinstance(e, dict) and isinstance(e.get("name"), str) for e in found):
             raise ValueError(f"{folder}: chat_template must list records of name and template.")
         found = {each["name"]: each.get("template") for each in found}
+    files = {p.stem: p for p in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
     if (path := folder / "chat_template.jinja").is_file():
-        found = (
-            {**found, "default": read_text(path)} if isinstance(found, dict) else read_text(path)
-        )
-    texts = found.values() if isinstance(found, dict) else [found]
-    if not all(isinstance(text, str) for text in texts if text is not None or len(texts) > 1):
+        files = {"default": path, **files}
+    if files:
+        named = found if isinstance(found, dict) else {"default": found} if found else {}
+        found = {**named, **{name: read_text(path) for name, path in files.items()}}
+        found = found["default"] if list(found) == ["default"] else found
+    texts = found.values() if isinstance(found, dict) else [found or ""]
+    if not all(isinstance(text, str) for text in texts):
         raise ValueError(f"{folder}: chat_template must be text, got {found!r:.80}.")
     return found
 

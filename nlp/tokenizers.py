@@ -219,7 +219,9 @@ class Tokenizer(Presettable):
         (tools, ...)   The template runs in a sandbox, see `chat`; `pip install khub[chat]`.
         """
         source = chat.choose(self.chat_template, template, variables, type(self).__name__)
-        names = {**self.special_tokens, **variables, "add_generation_prompt": add_generation_prompt}
+        absent = {"tools": None, "documents": None}
+        names = absent | self.special_tokens | variables
+        names["add_generation_prompt"] = add_generation_prompt
         return chat.render(source, messages=messages, **names)
 
     # --- files ------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import numpy as np
 from ..presets.tensors import write_json
 from .byte_pair import check_form
 from .token_files import read_json, read_special_tokens
-from .tokenizers import Tokenizer, check_texts, check_unicode
+from .tokenizers import Tokenizer, check_pairs, check_texts, check_unicode
 
 CODE_POINTS = 0x110000
 
@@ -50,10 +50,9 @@ class UnicodeCodepointTokenizer(Tokenizer):
     def encode(self, texts, pair=None, add_special_tokens=True):
         if isinstance(texts, (str, bytes)):
             return self.encode([texts], None if pair is None else [pair], add_special_tokens)[0]
-        segments = [check_texts(texts)] + ([] if pair is None else [check_texts(pair)])
-        for each in segments:
-            check_unicode(each)
-        return [self._ids(*parts, special=add_special_tokens) for parts in zip(*segments)]
+        found = [(t,) for t in check_texts(texts)] if pair is None else check_pairs(texts, pair)
+        check_unicode(found)
+        return [self._ids(*each, special=add_special_tokens) for each in found]
 
     def _ids(self, *texts, special):
         texts, ids = dict(zip(("$A", "$B"), texts)), []

@@ -134,37 +134,29 @@ class Tokenizer(Presettable):
 
     def encode(self, texts, pair=None, add_special_tokens=True):
         """Ids of a text (and a second one).  str -> list[int]; list[str] -> list[list[int]]"""
+        if isinstance(texts, (str, bytes)):
+            return self.encode([texts], None if pair is None else [pair], add_special_tokens)[0]
         found = self._encodings(texts, pair, add_special_tokens, "encode_batch_fast")
-        return [each.ids for each in found] if isinstance(found, list) else found.ids
+        return [each.ids for each in found]
 
     def offsets(self, texts, pair=None, add_special_tokens=False):
         """Ids and where in its text each token stands.  str -> (ids, [(start, end), ...])
 
         Positions are characters, end exclusive, (0, 0) for a special token that was added.
         """
+        if isinstance(texts, (str, bytes)):
+            return self.offsets([texts], None if pair is None else [pair], add_special_tokens)[0]
         found = self._encodings(texts, pair, add_special_tokens, "encode_batch")
-        if isinstance(found, list):
-            return [(each.ids, each.offsets) for each in found]
-        return found.ids, found.offsets
+        return [(each.ids, each.offsets) for each in found]
 
-    def _encodings(self, texts, pair, add_special_tokens, batch_method):
-        single = isinstance(texts, (str, bytes))
-        inputs = check_texts([texts] if single else texts)
-        if pair is not None:
-            pairs = check_texts([pair] if single else pair)
-            if len(pairs) != len(inputs):
-                raise ValueError(f"Got {len(inputs)} texts and {len(pairs)} to pair with them.")
-            inputs = list(zip(inputs, pairs))
+    def _encodings(self, texts, pair, add_special_tokens, method):
+        texts = check_texts(texts) if pair is None else check_pairs(texts, pair)
         try:
-            if single:
-                first, *second = inputs if pair is None else inputs[0]
-                return self.backend.encode(first, *second, add_special_tokens=add_special_tokens)
-            encode = getattr(self.backend, batch_method)
-            return encode(inputs, add_special_tokens=add_special_tokens)
+            return getattr(self.backend, method)(texts, add_special_tokens=add_special_tokens)
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # TypeError, and a BaseException where Rust panics
-            check_unicode(inputs)
+            check_unicode(texts)
             raise ValueError(f"{self} cannot read this text: {error}") from error
 
     # --- ids to text ------------------------------------------------------------------------------
@@ -430,6 +422,14 @@ def check_texts(texts):
                 f"({text!r:.80}). Token ids go to a model with preprocessor=None."
             )
     return found
+
+
+def check_pairs(texts, others):
+    """[(text, other), ...] of two lists that are equally long."""
+    texts, others = check_texts(texts), check_texts(others)
+    if len(texts) != len(others):
+        raise ValueError(f"Got {len(texts)} texts and {len(others)} to pair with them.")
+    return list(zip(texts, others))
 
 
 def check_unicode(texts):

@@ -94,8 +94,8 @@ class Tokenizer(Presettable):
             self.backend.add_tokens([engine().AddedToken(content, **flags)])
             if expected not in (None, index := self.backend.token_to_id(content)):
                 raise ValueError(
-                    f"The added token {content!r} claims the id {expected}, but after the "
-                    f"vocabulary and the tokens before it comes {index}; the files disagree."
+                    f"The added token {content!r} claims the id {expected}, but its place, after "
+                    f"the vocabulary and the tokens before it, is {index}; the files disagree."
                 )
 
     def _set_wrap(self, trim=None):

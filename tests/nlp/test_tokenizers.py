@@ -289,7 +289,7 @@ DAMAGED = {
     ),
     "added tokens that leave a gap": (
         corrupt("added_tokens.json", b'{"<new>": 19}'),
-        "added token '<new>' claims the id 19, but .* comes 18",
+        "added token '<new>' claims the id 19, but .* is 18",
     ),
     "tokenizer.json is no JSON": (
         lambda f: (f / "tokenizer.json").write_text("{"),

@@ -78,7 +78,7 @@ def main():
     print(f"{'tokenizer':12}{'khub ms':>10}{'native ms':>11}{'ratio':>7}")
     for cell in options.cells.split(",") if options.cells else CELLS:
         result = judge(run(contenders(cell), 1, options.turns))
-        table[cell] = describe("numpy") | result
+        table[cell] = describe("tokenizers") | result
         khub, native = (t * 1e3 for t in result["median_seconds"].values())
         passed = result["reaches_target"]
         verdict = "pass" if passed else "FAIL"

@@ -104,10 +104,10 @@ def counted(tree):
     def through(name, node, line):
         return nodes.Filter(node, name, [], [], None, None, lineno=line)
 
-    for node in list(tree.find_all((nodes.For, nodes.AssignBlock, nodes.Assign))):
+    for node in list(tree.find_all((nodes.For, nodes.Assign))):
         if isinstance(node, nodes.For):
             node.iter = through("counted", node.iter, node.lineno)
-        elif isinstance(node, nodes.Assign):
+        else:
             node.node = through("measured", node.node, node.lineno)
     for node in list(tree.find_all((nodes.Output, nodes.Concat))):
         node.nodes = [through("written", each, node.lineno) for each in node.nodes]

@@ -15,6 +15,7 @@ from .token_files import (
 from .tokenizers import Tokenizer, described, engine
 
 SPACE = "▁"
+EXTRA_LIMIT = 10_000  # sentinels; T5 has 100
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -115,6 +116,8 @@ class T5Tokenizer(SentencePieceTokenizer):
     wrap = ("$A eos_token", "$A eos_token $B eos_token")
 
     def __init__(self, model, extra_ids=100, special_tokens=None, added_tokens=()):
+        if type(extra_ids) is not int or not 0 <= extra_ids <= EXTRA_LIMIT:
+            raise ValueError(f"extra_ids must be 0 .. {EXTRA_LIMIT:,}, got {extra_ids!r}.")
         sentinels = [f"<extra_id_{i}>" for i in reversed(range(extra_ids))]
         given = {token if isinstance(token, str) else token["content"] for token in added_tokens}
         added_tokens = [*(s for s in sentinels if s not in given), *added_tokens]

@@ -228,7 +228,7 @@ class Tokenizer(Presettable):
         folder = Path(handle) if isinstance(handle, (str, Path)) and Path(handle).is_dir() else None
         folder = folder or download(handle, weights=False)
         model_type = read_json(folder / "config.json", missing_ok=True).get("model_type")
-        known = {name for each in family.families().values() for name in each.model_types}
+        known = [name for each in family.families().values() for name in each.model_types]
         return super().from_preset(handle) if model_type in known else cls.load(folder)
 
     @classmethod

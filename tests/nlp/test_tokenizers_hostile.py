@@ -295,3 +295,22 @@ def test_a_folder_without_a_tokenizer(tmp_path):
         nlp.Tokenizer.load(tmp_path)
     with pytest.raises(FileNotFoundError, match="neither tokenizer.json nor spiece.model nor"):
         nlp.T5Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("count", [10**12, -1, 1.5, "100", [100]])
+def test_sentinels_beyond_all_measure(count, tmp_path):
+    (tmp_path / "spiece.model").write_bytes(GOOD + piece("<pad>", kind=3))
+    config = {"tokenizer_class": "T5Tokenizer", "extra_ids": count}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="extra_ids must be 0 .. 10,000, got"):
+        nlp.Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("model_type", ["llama", ["bert"], {}, None])
+def test_a_family_that_khub_does_not_know_has_a_tokenizer_all_the_same(model_type, tmp_path):
+    made = nlp.LlamaTokenizer(GOOD)
+    made.save_to_preset(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    for cls in (nlp.Tokenizer, nlp.LlamaTokenizer):
+        opened = cls.from_preset(tmp_path)
+        assert type(opened) is nlp.LlamaTokenizer and opened.encode("a a") == made.encode("a a")

@@ -1,10 +1,7 @@
 """Every kind of tokenizer on the host: texts there and back, files, threads, training."""
 
 import json
-import os
 import pickle
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -153,7 +150,7 @@ def test_what_is_saved_is_opened_again(kind, tmp_path):
 
 
 @pytest.mark.parametrize("text", ["the quick brown fox's 12 jumps, " * 32_768, "x" * 2**20])
-@pytest.mark.parametrize("name", ["bytes", "CLIP", "T5", "BPE with bytes", "code points"])
+@pytest.mark.parametrize("name", ["GPT-2", "T5", "BPE with bytes"])
 def test_a_megabyte_is_no_hurdle(kinds, name, text):
     start = time.process_time()
     assert kinds[name][0](text)
@@ -281,30 +278,6 @@ def test_older_files_of_sentence_pieces_and_ranks(kinds, tmp_path):
 
 
 # --- training -------------------------------------------------------------------------------------
-TRAIN = """
-import hashlib
-from khub import nlp
-texts = nlp.datasets.reviews()[0][0][:600]
-for tokenizer in (nlp.train_byte_pair(texts, 400), nlp.train_sentence_piece(texts, 300)):
-    print(hashlib.sha256(tokenizer.backend.to_str().encode()).hexdigest())
-"""
-
-
-def test_training_is_deterministic():
-    environments = [{"PYTHONHASHSEED": "1"}, {"PYTHONHASHSEED": "2", "RAYON_NUM_THREADS": "1"}]
-    found = [
-        subprocess.run(
-            [sys.executable, "-c", TRAIN],
-            env={**os.environ, **more},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for more in environments
-    ]
-    assert found[0] == found[1] and len(found[0].split()) == 2
-
-
 def test_trained_vocabularies(kinds):
     special = {"eos_token": "</s>", "pad_token": "<pad>"}
     made = nlp.train_byte_pair(iter(TEXTS), 400, special_tokens=special)

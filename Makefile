@@ -30,6 +30,7 @@ bench: $(VENV)/test.stamp  ## compare speed with native loops and with Keras
 	$(RUN) -m benchmarks.layers --all
 	$(RUN) -m benchmarks.augmentation --all
 	$(RUN) -m benchmarks.applications --all
+	$(RUN) -m benchmarks.nlp
 
 lint: $(VENV)/test.stamp  ## ruff only
 	$(RUN) -m ruff check .

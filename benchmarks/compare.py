@@ -23,7 +23,12 @@ from .cells import CELLS, IMPORTS, NOT_IN_KERAS
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks/results"
-PACKAGES = {"torch": ["torch"], "jax": ["jax", "jaxlib"], "tensorflow": ["tensorflow-cpu"]}
+PACKAGES = {
+    "torch": ["torch"],
+    "jax": ["jax", "jaxlib"],
+    "tensorflow": ["tensorflow-cpu"],
+    "tokenizers": ["tokenizers"],  # of benchmarks.nlp, which needs no framework
+}
 ONE_THREAD = {  # every contender of every cell alike: the machines are shared
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",

@@ -3,6 +3,15 @@
 from . import audio, datasets, decoder, preprocessing, samplers, tasks, tokenizers
 from .audio import WhisperFeatures, read_audio
 from .bert import BertBackbone, BertClassifier, BertMaskedLM, BertTextEmbedder, BertTokenizer
+from .byte_pair import (
+    BytePairTokenizer,
+    ByteTokenizer,
+    CLIPTokenizer,
+    GPT2Tokenizer,
+    RobertaTokenizer,
+    WhisperTokenizer,
+)
+from .codepoints import UnicodeCodepointTokenizer
 from .decoder import *  # noqa: F403  (made of a table)
 from .generation import CausalLM
 from .preprocessing import (
@@ -11,10 +20,18 @@ from .preprocessing import (
     TextClassifierPreprocessor,
     TextEmbedderPreprocessor,
 )
+from .sentence_piece import (
+    AlbertTokenizer,
+    LlamaTokenizer,
+    SentencePieceTokenizer,
+    T5Tokenizer,
+)
 from .tasks import Backbone, MaskedLM, Task, TextClassifier, TextEmbedder
-from .tokenizers import Tokenizer, WordPieceTokenizer, train_word_piece
+from .tokenizers import Tokenizer, WordPieceTokenizer
+from .vocabularies import train_byte_pair, train_sentence_piece, train_word_piece
 
 __all__ = [
+    "AlbertTokenizer",
     "Backbone",
     "BertBackbone",
     "BertClassifier",
@@ -23,8 +40,16 @@ __all__ = [
     "BertTokenizer",
     "CausalLM",
     "CausalLMPreprocessor",
+    "BytePairTokenizer",
+    "ByteTokenizer",
+    "CLIPTokenizer",
+    "GPT2Tokenizer",
+    "LlamaTokenizer",
     "MaskedLM",
     "MaskedLMPreprocessor",
+    "RobertaTokenizer",
+    "SentencePieceTokenizer",
+    "T5Tokenizer",
     "Task",
     "TextClassifier",
     "TextClassifierPreprocessor",
@@ -32,6 +57,8 @@ __all__ = [
     "TextEmbedderPreprocessor",
     "Tokenizer",
     "WhisperFeatures",
+    "UnicodeCodepointTokenizer",
+    "WhisperTokenizer",
     "WordPieceTokenizer",
     "audio",
     "datasets",
@@ -40,6 +67,8 @@ __all__ = [
     "samplers",
     "tasks",
     "tokenizers",
+    "train_byte_pair",
+    "train_sentence_piece",
     "train_word_piece",
 ]
 __all__ += decoder.__all__

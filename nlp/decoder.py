@@ -399,16 +399,23 @@ class DecoderCausalLM(CausalLM):
         return scores
 
 
+class DecoderTokenizer(Tokenizer):
+    """The tokenizer of a decoder: the architectures say nothing of it, the files do."""
+
+    @classmethod
+    def load(cls, folder):
+        """Read a folder's tokenizer as the class that it is of."""
+        return Tokenizer.load(folder)
+
+
 def _family(kind):
-    """Make and register an architecture's classes: LlamaBackbone, LlamaTokenizer, LlamaCausalLM."""
+    """Make and register an architecture's classes: LlamaBackbone, LlamaCausalLM, ..."""
     paper = f" {kind.paper}" if kind.paper else ""
     replaced = {name for _, name in kind.weights}
     weights = [*(pair for pair in WEIGHTS if pair[1] not in replaced), *kind.weights]
     text = f"{kind.name}'s decoder; see `DecoderBackbone`.{paper}"
     members = {"__doc__": text, "__module__": __name__, "kind": kind, "weight_map": weights}
     backbone = type(f"{kind.name}Backbone", (DecoderBackbone,), members)
-    members = {"__doc__": f"{kind.name}'s tokenizer.", "__module__": __name__}
-    tokenizer = type(f"{kind.name}Tokenizer", (Tokenizer,), members)
     members = {"__doc__": f"{kind.name} as a language model.", "__module__": __name__}
     task = type(f"{kind.name}CausalLM", (DecoderCausalLM,), members)
     register(
@@ -416,7 +423,7 @@ def _family(kind):
             name=kind.model_type,
             model_types=(kind.model_type,),
             backbone=backbone,
-            tokenizer=tokenizer,
+            tokenizer=DecoderTokenizer,
             tasks={"CausalLM": task},
             architectures={
                 "CausalLM": f"{kind.name}ForCausalLM",
@@ -424,10 +431,10 @@ def _family(kind):
             },
         )
     )
-    return {made.__name__: made for made in (backbone, tokenizer, task)}
+    return {made.__name__: made for made in (backbone, task)}
 
 
-__all__ = ["DecoderBackbone", "DecoderCausalLM"]
+__all__ = ["DecoderBackbone", "DecoderCausalLM", "DecoderTokenizer"]
 for _kind in KINDS:
     _made = _family(_kind)
     globals().update(_made)

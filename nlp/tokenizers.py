@@ -3,23 +3,33 @@
 import functools
 import json
 import os
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
-from ..presets import Presettable
-from ..presets.tensors import parse_json, write_json, write_text
+from ..presets import Presettable, family
+from ..presets.download import download
+from ..presets.tensors import write_json, write_text
+from . import chat
+from .token_files import (
+    FLAGS,
+    check_normalizers,
+    parts,
+    read_added_tokens,
+    read_chat_template,
+    read_json,
+    read_special_tokens,
+    refused,
+    vocabulary_dict,
+)
 
-SPECIAL_TOKENS = {
+SPECIAL_TOKENS = {  # BERT's
     "pad_token": "[PAD]",
     "unk_token": "[UNK]",
     "cls_token": "[CLS]",
     "sep_token": "[SEP]",
     "mask_token": "[MASK]",
 }
-ALPHABET_LIMIT = 1000  # characters; rarer ones become unknown
-MAX_FILE_BYTES = 256 * 2**20  # the largest public tokenizer.json is 34 MB
 
 
 @functools.cache
@@ -40,28 +50,76 @@ class Tokenizer(Presettable):
     """Text to ids and back. Thread-safe, picklable, the same ids as the reference's fast tokenizer.
 
     backend: a `tokenizers.Tokenizer`; special_tokens: {"pad_token": "[PAD]", ...}, each of which
-    becomes an id attribute (`pad_token_id`, ...).
+    becomes an id attribute (`pad_token_id`, ...; None for those that are not there); added_tokens:
+    tokens beyond the vocabulary, as text or as records of tokenizer_config.json.
     """
 
     model_type = None  # the kind of model in tokenizer.json, e.g. "WordPiece"
+    byte_level = None  # whether the text is cut as UTF-8 bytes; None where it does not matter
+    files = ()  # patterns of what `load_slow` reads
     reference_class = "PreTrainedTokenizerFast"  # the class that transformers opens the folder with
+    special_tokens = {}  # the family's; an instance has its own
+    # What surrounds a text, and a pair of texts, by the names of special tokens; ":1": segment 1.
+    wrap = ("$A", "$A $B:1")
+    bos_token_id = eos_token_id = unk_token_id = sep_token_id = None
+    pad_token_id = cls_token_id = mask_token_id = None
+    chat_template = None  # text, or {name: text}
 
-    def __init__(self, backend, special_tokens):
+    def __init__(self, backend, special_tokens, added_tokens=()):
         self.backend = backend
         self.backend.no_truncation()
         self.backend.no_padding()
         self.special_tokens = dict(special_tokens)
+        self._add(added_tokens)
         ids = {name: backend.token_to_id(token) for name, token in self.special_tokens.items()}
         missing = [self.special_tokens[name] for name, index in ids.items() if index is None]
         if missing:
             raise ValueError(
                 f"The vocabulary ({self.vocabulary_size():,} tokens) lacks the special tokens "
                 f"{', '.join(missing)}. Add them to it, or name those it has with special_tokens="
-                f"{{...}} (expected keys: {', '.join(SPECIAL_TOKENS)})."
+                f"{{...}} (expected keys: {', '.join(self.special_tokens)})."
             )
-        backend.add_special_tokens(list(self.special_tokens.values()))
+        known = {token.content for token in backend.get_added_tokens_decoder().values()}
+        backend.add_special_tokens([t for t in self.special_tokens.values() if t not in known])
         for name, index in ids.items():
             setattr(self, f"{name}_id", index)
+
+    def _add(self, tokens):
+        for token in tokens:
+            record = token if isinstance(token, dict) else {"content": token, "special": True}
+            content, special = record["content"], record.get("special", False)
+            flags = {name: record[name] for name in FLAGS if name in record}
+            flags = {"normalized": not special, **flags}
+            expected = record.get("id", self.backend.token_to_id(content))
+            self.backend.add_tokens([engine().AddedToken(content, **flags)])
+            if expected not in (None, index := self.backend.token_to_id(content)):
+                raise ValueError(
+                    f"The added token {content!r} claims the id {expected}, but its place, after "
+                    f"the vocabulary and the tokens before it, is {index}; the files disagree."
+                )
+
+    def _set_wrap(self, trim=None):
+        """Make what surrounds texts, out of `wrap` and the special tokens that are there.
+
+        trim: a post-processor that comes first, or None
+        """
+        lib, used = engine(), {}
+
+        def fill(template):
+            for part in template.split():
+                name, _, segment = part.partition(":")
+                token = self.special_tokens.get(name, name)
+                if token.startswith("$") and name == token:
+                    yield f"{token}:{segment or 0}"
+                elif (index := self.backend.token_to_id(token)) is not None:
+                    used[token] = index
+                    yield f"{token}:{segment or 0}"
+
+        single, pair = (list(fill(template)) for template in self.wrap)
+        template = lib.processors.TemplateProcessing(single, pair, list(used.items()))
+        if trim is not None:
+            template = lib.processors.Sequence([trim, template])
+        self.backend.post_processor = template
 
     def __call__(self, texts):
         return self.tokenize(texts)
@@ -69,23 +127,60 @@ class Tokenizer(Presettable):
     def __repr__(self):
         return f"{type(self).__name__}({self.vocabulary_size():,} tokens)"
 
+    # --- text to ids ------------------------------------------------------------------------------
     def tokenize(self, texts):
         """Ids without [CLS]/[SEP].  str -> list[int]; list[str] -> list[list[int]]"""
-        if isinstance(texts, str):
-            return self.backend.encode(texts, add_special_tokens=False).ids
-        texts = check_texts(texts)
-        encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
-        return [encoding.ids for encoding in encodings]
+        return self.encode(texts, add_special_tokens=False)
 
+    def encode(self, texts, pair=None, add_special_tokens=True):
+        """Ids of a text (and a second one).  str -> list[int]; list[str] -> list[list[int]]"""
+        if isinstance(texts, (str, bytes)):
+            return self.encode([texts], None if pair is None else [pair], add_special_tokens)[0]
+        found = self._encodings(texts, pair, add_special_tokens, "encode_batch_fast")
+        return [each.ids for each in found]
+
+    def offsets(self, texts, pair=None, add_special_tokens=False):
+        """Ids and where in its text each token stands.  str -> (ids, [(start, end), ...])
+
+        Positions are characters, end exclusive, (0, 0) for a special token that was added.
+        """
+        if isinstance(texts, (str, bytes)):
+            return self.offsets([texts], None if pair is None else [pair], add_special_tokens)[0]
+        found = self._encodings(texts, pair, add_special_tokens, "encode_batch")
+        return [(each.ids, each.offsets) for each in found]
+
+    def _encodings(self, texts, pair, add_special_tokens, method):
+        texts = check_texts(texts) if pair is None else check_pairs(texts, pair)
+        try:
+            return getattr(self.backend, method)(texts, add_special_tokens=add_special_tokens)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # TypeError, and a BaseException where Rust panics
+            check_unicode(texts)
+            raise ValueError(f"{self} cannot read this text: {error}") from error
+
+    # --- ids to text ------------------------------------------------------------------------------
     def detokenize(self, ids, skip_special_tokens=False):
         """Text of ids.  (n,) -> str; (batch, n) or list of lists -> list[str]"""
         if isinstance(ids, np.ndarray):
             ids = ids.tolist()
         if len(ids) and isinstance(ids[0], (list, tuple, np.ndarray)):
-            rows = [np.asarray(row, "int64").tolist() for row in ids]
-            return self.backend.decode_batch(rows, skip_special_tokens=skip_special_tokens)
-        return self.backend.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
+            rows = [self._check_ids(row) for row in ids]
+            with refused(f"What {self} was read from"):
+                return self.backend.decode_batch(rows, skip_special_tokens=skip_special_tokens)
+        ids = self._check_ids(ids)
+        with refused(f"What {self} was read from"):
+            return self.backend.decode(ids, skip_special_tokens=skip_special_tokens)
 
+    def _check_ids(self, ids):
+        ids = np.asarray(ids)
+        if ids.size and (ids.ndim != 1 or ids.dtype.kind not in "iu"):
+            raise TypeError(f"Token ids must be whole numbers in rows; got {ids.tolist()!r:.80}.")
+        if ids.size:
+            self.id_to_token(int(ids.min())), self.id_to_token(int(ids.max()))
+        return ids.astype("int64").tolist()
+
+    # --- the vocabulary ---------------------------------------------------------------------------
     def vocabulary_size(self):
         return self.backend.get_vocab_size()
 
@@ -95,7 +190,7 @@ class Tokenizer(Presettable):
         return sorted(vocabulary, key=vocabulary.get)
 
     def id_to_token(self, index):
-        token = self.backend.id_to_token(int(index)) if index >= 0 else None
+        token = self.backend.id_to_token(int(index)) if 0 <= index < 2**32 else None
         if token is None:
             raise ValueError(
                 f"No token has the id {index}; ids are 0 .. {self.vocabulary_size() - 1}."
@@ -107,27 +202,87 @@ class Tokenizer(Presettable):
         index = self.backend.token_to_id(token)
         return self.unk_token_id if index is None else index
 
+    def apply_chat_template(
+        self, messages, add_generation_prompt=False, template=None, **variables
+    ):
+        """The text that a chat model reads.  messages: [{"role": "user", "content": "..."}, ...]
+
+        template: the name of one of several, or a template's text; variables: what it takes besides
+        (tools, ...)   The template runs in a sandbox, see `chat`; `pip install khub[chat]`.
+        """
+        source = chat.choose(self.chat_template, template, variables, type(self).__name__)
+        absent = {"tools": None, "documents": None}
+        names = absent | self.special_tokens | variables
+        names["add_generation_prompt"] = add_generation_prompt
+        return chat.render(source, messages=messages, **names)
+
+    # --- files ------------------------------------------------------------------------------------
+    @classmethod
+    def from_preset(cls, handle, **overrides):
+        """Return a tokenizer of a preset; of any folder with a tokenizer's files, too.
+
+        A family that this version does not know is no hindrance: see `load`.
+        """
+        if overrides or family.of_class(cls) is not None:
+            return super().from_preset(handle, **overrides)
+        folder = Path(handle) if isinstance(handle, (str, Path)) and Path(handle).is_dir() else None
+        folder = folder or download(handle, weights=False)
+        model_type = read_json(folder / "config.json", missing_ok=True).get("model_type")
+        known = [name for each in family.families().values() for name in each.model_types]
+        ask = cls is Tokenizer and model_type in known
+        return super().from_preset(handle) if ask else cls.load(folder)
+
     @classmethod
     def load(cls, folder):
-        """Read tokenizer.json, or the family's own files, from a folder."""
+        """Read a folder's tokenizer.json or older files; `Tokenizer` itself finds the class."""
         folder = Path(folder)
         config = read_json(folder / "tokenizer_config.json", missing_ok=True)
-        special = special_tokens_of(folder, config)
         path = folder / "tokenizer.json"
-        if not path.is_file():
-            return cls.load_slow(folder, config, special)
-        model = read_json(path).get("model")
+        content = read_json(path) if path.is_file() else None
+        if cls is Tokenizer:
+            cls = cls.suited(folder, config, content)
+        special = read_special_tokens(folder, config, cls.special_tokens)
+        if content is None:
+            tokenizer = cls.load_slow(folder, config, special)
+        else:
+            if not cls.reads(content):
+                model = content.get("model")
+                kind = model.get("type") if isinstance(model, dict) else None
+                raise ValueError(
+                    f"{path} holds a {kind} tokenizer; {cls.__name__} reads {cls.model_type}"
+                    f"{' of bytes' if cls.byte_level else ''}. "
+                    "Load it with the tokenizer class of its own family."
+                )
+            check_normalizers(content, path)
+            with refused(path):
+                backend = engine().Tokenizer.from_file(str(path))
+            tokenizer = cls.from_backend(backend, special)
+        if (template := read_chat_template(folder, config)) is not None:
+            tokenizer.chat_template = template
+        return tokenizer
+
+    @classmethod
+    def suited(cls, folder, config, content):
+        """The class for a folder: the one that it names, else the first that reads what it has."""
+        name = str(config.get("tokenizer_class")).removesuffix("Fast")
+        classes = list(subclasses(cls))
+        classes.sort(key=lambda each: vars(each).get("reference_class") != name)  # stable
+        for each in classes:
+            if content is None and any(any(folder.glob(pattern)) for pattern in each.files):
+                return each
+            if content is not None and each.model_type and each.reads(content):
+                return each
+        return cls
+
+    @classmethod
+    def reads(cls, content):
+        """Whether the content of a tokenizer.json is of this class' kind."""
+        model = content.get("model")
         kind = model.get("type") if isinstance(model, dict) else None
-        if cls.model_type not in (None, kind):
-            raise ValueError(
-                f"{path} holds a {kind} tokenizer; {cls.__name__} reads {cls.model_type}. "
-                "Load it with the tokenizer class of its own family."
-            )
-        try:
-            backend = engine().Tokenizer.from_file(str(path))
-        except Exception as error:  # the package raises bare Exception for every malformed file
-            raise ValueError(f"{path} is not a valid tokenizer file: {error}") from error
-        return cls.from_backend(backend, special)
+        cut = [*parts(content.get("pre_tokenizer")), *parts(content.get("decoder"))]
+        in_bytes = any(part.get("type") == "ByteLevel" for part in cut)
+        kinds = (cls.model_type or kind or "").split(" or ")
+        return (kind in kinds or cls.model_type is None) and cls.byte_level in (None, in_bytes)
 
     @classmethod
     def from_backend(cls, backend, special_tokens):
@@ -137,12 +292,30 @@ class Tokenizer(Presettable):
         return tokenizer
 
     @classmethod
+    def find(cls, folder, *patterns):
+        """The first file of a folder that matches one of the patterns."""
+        for pattern in patterns or cls.files:
+            if found := sorted(path for path in folder.glob(pattern) if path.is_file()):
+                return found[0]
+        names = " nor ".join(["tokenizer.json", *(patterns or cls.files)])
+        raise FileNotFoundError(f"{folder} has neither {names}; {cls.__name__} needs one.")
+
+    @classmethod
     def load_slow(cls, folder, config, special_tokens):
+        """Read the family's own files, where there is no tokenizer.json."""
         raise FileNotFoundError(f"{folder} has no tokenizer.json; {cls.__name__} needs it.")
 
     def reference_config(self):
         """Content of tokenizer_config.json."""
-        return {"tokenizer_class": self.reference_class, **self.special_tokens}
+        config = {"tokenizer_class": self.reference_class, **self.special_tokens}
+        if isinstance(self.chat_template, dict):
+            named = self.chat_template.items()
+            return config | {"chat_template": [{"name": n, "template": t} for n, t in named]}
+        return (
+            config
+            if self.chat_template is None
+            else {**config, "chat_template": self.chat_template}
+        )
 
     def save(self, folder):
         """Write the files that transformers' AutoTokenizer (and `load`) reads."""
@@ -161,7 +334,10 @@ class WordPieceTokenizer(Tokenizer):
     """
 
     model_type = "WordPiece"
+    files = ("vocab.txt",)
     reference_class = "BertTokenizer"
+    special_tokens = SPECIAL_TOKENS
+    wrap = ("cls_token $A sep_token", "cls_token $A sep_token $B:1 sep_token:1")
 
     def __init__(
         self,
@@ -170,6 +346,7 @@ class WordPieceTokenizer(Tokenizer):
         strip_accents=None,
         split_on_cjk=True,
         special_tokens=SPECIAL_TOKENS,
+        added_tokens=(),
     ):
         lib = engine()
         special_tokens = {**SPECIAL_TOKENS, **special_tokens}
@@ -188,40 +365,23 @@ class WordPieceTokenizer(Tokenizer):
         )
         backend.pre_tokenizer = lib.pre_tokenizers.BertPreTokenizer()
         backend.decoder = lib.decoders.WordPiece(prefix="##")
-        super().__init__(backend, special_tokens)
-        cls_token, sep_token = special_tokens["cls_token"], special_tokens["sep_token"]
-        backend.post_processor = lib.processors.TemplateProcessing(
-            single=f"{cls_token}:0 $A:0 {sep_token}:0",
-            pair=f"{cls_token}:0 $A:0 {sep_token}:0 $B:1 {sep_token}:1",
-            special_tokens=[(cls_token, self.cls_token_id), (sep_token, self.sep_token_id)],
-        )
+        super().__init__(backend, special_tokens, added_tokens)
+        self._set_wrap()
 
     @classmethod
     def load_slow(cls, folder, config, special_tokens):
-        path = folder / "vocab.txt"
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"{folder} has neither tokenizer.json nor vocab.txt; {cls.__name__} needs one."
-            )
-        tokenizer = cls(
-            path,
+        return cls(
+            cls.find(folder),
             lowercase=config.get("do_lower_case", True),
             strip_accents=config.get("strip_accents"),
             split_on_cjk=config.get("tokenize_chinese_chars", True),
             special_tokens=special_tokens,
+            added_tokens=read_added_tokens(folder, config, special_tokens),
         )
-        added = read_json(folder / "added_tokens.json", missing_ok=True)
-        unknown = [token for token in added if tokenizer.backend.token_to_id(token) is None]
-        if unknown:
-            raise ValueError(
-                f"{folder} adds {', '.join(unknown[:5])} to its vocab.txt, which only a "
-                "tokenizer.json says how to split; save one with transformers' AutoTokenizer."
-            )
-        return tokenizer
 
     def reference_config(self):
         # A foreign tokenizer.json may lack these; then transformers' defaults hold.
-        normalizer = json.loads(self.backend.to_str())["normalizer"] or {}
+        normalizer = described(self.backend.normalizer)
         return {
             **super().reference_config(),
             "do_lower_case": normalizer.get("lowercase", True),
@@ -234,106 +394,53 @@ class WordPieceTokenizer(Tokenizer):
         write_text(Path(folder) / "vocab.txt", "".join(t + "\n" for t in self.get_vocabulary()))
 
 
-def train_word_piece(texts, vocabulary_size, lowercase=True, min_frequency=2):
-    """Learn a WordPieceTokenizer of at most `vocabulary_size` tokens from an iterable of texts.
-
-    The same texts give the same vocabulary. Raises ValueError when the characters alone need more.
-    """
-    lib, texts = engine(), list(texts)
-    blank = WordPieceTokenizer(list(SPECIAL_TOKENS.values()), lowercase=lowercase)
-    alphabet, inside = characters(blank.backend, texts)
-    # Characters are numbered here: the trainer numbers "##x" in the order of a hash table that
-    # differs from process to process, and the numbers decide between pairs of equal frequency.
-    first = [*SPECIAL_TOKENS.values(), *(f"##{c}" for c in inside)]
-    if vocabulary_size < len(first) + len(alphabet):
-        raise ValueError(
-            f"vocabulary_size={vocabulary_size} is less than the {len(first) + len(alphabet)} "
-            "tokens that the special tokens and the characters of the texts need."
-        )
-    trainer = lib.trainers.WordPieceTrainer(
-        vocab_size=vocabulary_size,
-        min_frequency=min_frequency,
-        special_tokens=first,
-        initial_alphabet=alphabet,
-        limit_alphabet=len(alphabet),
-        show_progress=False,
-    )
-    blank.backend.train_from_iterator(texts, trainer=trainer)
-    return WordPieceTokenizer(blank.backend.get_vocab(), lowercase=lowercase)
+def described(component):
+    """What tokenizer.json says of a normalizer, pre-tokenizer or post-processor."""
+    return json.loads(component.__getstate__()) if component else {}
 
 
-def characters(backend, texts):
-    """The commonest characters of texts, and those of them that occur inside words; sorted."""
-    words = Counter()
-    for text in texts:
-        text = backend.normalizer.normalize_str(text)
-        words.update(word for word, _ in backend.pre_tokenizer.pre_tokenize_str(text))
-    counts = Counter()
-    for word, count in words.items():
-        for character in word:
-            counts[character] += count
-    kept = sorted(sorted(counts), key=lambda c: -counts[c])[:ALPHABET_LIMIT]
-    return sorted(kept), sorted({c for word in words for c in word[1:]}.intersection(kept))
-
-
-def vocabulary_dict(vocabulary):
-    """{token: id} of a list, a dict or a vocab.txt."""
-    if isinstance(vocabulary, dict):
-        if sorted(vocabulary.values()) != list(range(len(vocabulary))):
-            raise ValueError(
-                f"The ids of a vocabulary must be 0 .. {len(vocabulary) - 1}, each once."
-            )
-        return vocabulary
-    if isinstance(vocabulary, (str, Path)):
-        lines = read_text(Path(vocabulary)).split("\n")
-        vocabulary = lines[:-1] if lines[-1] == "" else lines
-    ids = {token: index for index, token in enumerate(vocabulary)}
-    if len(ids) < len(vocabulary):  # of a token that is there twice the last counts, as elsewhere
-        ids |= {f"[twice {i}]": i for i, token in enumerate(vocabulary) if ids[token] != i}
-    return ids
-
-
-def special_tokens_of(folder, config):
-    """Special tokens named in the folder's files, over BERT's; strings or records."""
-    named = {**read_json(folder / "special_tokens_map.json", missing_ok=True), **config}
-    found = {}
-    for name, default in SPECIAL_TOKENS.items():
-        token = named.get(name) or default
-        found[name] = token.get("content") if isinstance(token, dict) else token
-        if not isinstance(found[name], str):
-            raise ValueError(
-                f"{folder}: {name} must be a token (or a record with its content), got {token!r}."
-            )
-    return found
+def subclasses(cls):
+    """All classes below a class, those nearest to it first."""
+    for each in cls.__subclasses__():
+        yield each
+        yield from subclasses(each)
 
 
 def check_texts(texts):
     """list[str] of a list, tuple or array of strings (or UTF-8 bytes)."""
     if isinstance(texts, np.ndarray):
         texts = texts.tolist()
-    texts = [t.decode("utf-8") if isinstance(t, bytes) else t for t in texts]
-    for index, text in enumerate(texts):
-        if not isinstance(text, str):
+    found = list(texts)
+    for index, text in enumerate(found):
+        if isinstance(text, bytes):
+            try:
+                found[index] = text.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise ValueError(f"Item {index} of the texts is not UTF-8: {error}.") from error
+        elif not isinstance(text, str):
             raise TypeError(
                 f"Expected texts as a list of str; item {index} is {type(text).__name__} "
                 f"({text!r:.80}). Token ids go to a model with preprocessor=None."
             )
-    return texts
+    return found
 
 
-def read_text(path):
-    size = path.stat().st_size
-    if size > MAX_FILE_BYTES:
-        raise ValueError(
-            f"{path} has {size:,} bytes; a tokenizer file has at most {MAX_FILE_BYTES:,}."
-        )
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {error}") from error
+def check_pairs(texts, others):
+    """[(text, other), ...] of two lists that are equally long."""
+    texts, others = check_texts(texts), check_texts(others)
+    if len(texts) != len(others):
+        raise ValueError(f"Got {len(texts)} texts and {len(others)} to pair with them.")
+    return list(zip(texts, others))
 
 
-def read_json(path, missing_ok=False):
-    if missing_ok and not path.is_file():
-        return {}
-    return parse_json(read_text(path), str(path))
+def check_unicode(texts):
+    """Raise ValueError for the text that has half of a surrogate pair: it is no Unicode."""
+    for index, text in enumerate(texts):
+        for each in text if isinstance(text, tuple) else (text,):
+            try:
+                each.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(
+                    f"Item {index} of the texts has a lone surrogate at character {error.start}, "
+                    "which no UTF-8 has; replace it: text.encode('utf-8', 'replace').decode()."
+                ) from error

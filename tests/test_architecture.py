@@ -21,7 +21,17 @@ DOMAINS = ["khub.applications", "khub.nlp", "khub.cv"]
 
 # Slow to import, or needed by few: inside the function that uses them.
 HEAVY = {"h5py", "PIL", "rich", "tokenizers", "sentencepiece", "huggingface_hub", "safetensors"}
-OPTIONAL = {"scipy", "pandas", "sklearn", "matplotlib", "soundfile", "onnx", "starlette", "uvicorn"}
+OPTIONAL = {
+    "jinja2",
+    "scipy",
+    "pandas",
+    "sklearn",
+    "matplotlib",
+    "soundfile",
+    "onnx",
+    "starlette",
+    "uvicorn",
+}
 IMPORTED_AS = {"ml-dtypes": "ml_dtypes", "pillow": "PIL", "huggingface-hub": "huggingface_hub"}
 
 # Modules that turn bytes into code or objects of any class (promise 7), and who may use them.

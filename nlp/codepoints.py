@@ -1,0 +1,118 @@
+"""A tokenizer without a vocabulary: the code points of a text, as CANINE reads them."""
+
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+
+from ..presets.tensors import write_json
+from .byte_pair import check_form
+from .token_files import read_json, read_special_tokens
+from .tokenizers import Tokenizer, check_pairs, check_texts, check_unicode
+
+CODE_POINTS = 0x110000
+
+
+class UnicodeCodepointTokenizer(Tokenizer):
+    """Every character is its Unicode code point.
+
+    lowercase, normalization_form ("NFC", "NFD", "NFKC", "NFKD"): what happens to the text before;
+    vocabulary_size: larger code points count as the last one. special_tokens: {"cls_token":
+    "\\ue000", ...}, a character each.   Clark et al. 2021 (CANINE), arXiv:2103.06874.
+    """
+
+    reference_class = "CanineTokenizer"
+    wrap = ("cls_token $A sep_token", "cls_token $A sep_token $B sep_token")
+
+    def __init__(
+        self,
+        lowercase=True,
+        normalization_form=None,
+        vocabulary_size=CODE_POINTS,
+        special_tokens=None,
+    ):
+        self.lowercase, self.size = lowercase, vocabulary_size
+        self.form = check_form(normalization_form) if normalization_form else None
+        if type(vocabulary_size) is not int or not 0 < vocabulary_size <= CODE_POINTS:
+            raise ValueError(
+                f"vocabulary_size must be 1 .. {CODE_POINTS}, got {vocabulary_size!r}."
+            )
+        self.special_tokens = dict(special_tokens or {})
+        for name, token in self.special_tokens.items():
+            if len(token) != 1 or ord(token) >= vocabulary_size:
+                raise ValueError(f"{name} must be one character of the vocabulary, got {token!r}.")
+            setattr(self, f"{name}_id", ord(token))
+
+    def _prepare(self, text):
+        text = text.lower() if self.lowercase else text
+        return unicodedata.normalize(self.form, text) if self.form else text
+
+    def encode(self, texts, pair=None, add_special_tokens=True):
+        if isinstance(texts, (str, bytes)):
+            return self.encode([texts], None if pair is None else [pair], add_special_tokens)[0]
+        found = [(t,) for t in check_texts(texts)] if pair is None else check_pairs(texts, pair)
+        check_unicode(found)
+        return [self._ids(*each, special=add_special_tokens) for each in found]
+
+    def _ids(self, *texts, special):
+        texts, ids = dict(zip(("$A", "$B"), texts)), []
+        for part in self.wrap[len(texts) - 1].split():
+            if part in texts:
+                text = self._prepare(texts[part])
+                codes = np.frombuffer(text.encode("utf-32-le"), "<u4")
+                ids += np.minimum(codes, self.size - 1).tolist()
+            elif special and part in self.special_tokens:
+                ids.append(ord(self.special_tokens[part]))
+        return ids
+
+    def offsets(self, texts, pair=None, add_special_tokens=False):
+        """Only of texts that stay as they are: lowercase=False, no normalization, no pair."""
+        if self.lowercase or self.form or pair is not None or add_special_tokens:
+            raise ValueError(
+                "offsets needs lowercase=False, normalization_form=None, no pair and no special "
+                "tokens: otherwise characters of the text and tokens do not correspond."
+            )
+        if isinstance(texts, (str, bytes)):
+            return self.offsets([texts])[0]
+        rows = self.encode(texts, add_special_tokens=False)
+        return [(ids, [(i, i + 1) for i in range(len(ids))]) for ids in rows]
+
+    def detokenize(self, ids, skip_special_tokens=False):
+        if len(ids) and isinstance(ids[0], (list, tuple, np.ndarray)):
+            return [self.detokenize(row, skip_special_tokens) for row in ids]
+        special = {ord(token) for token in self.special_tokens.values() if skip_special_tokens}
+        codes = [code for code in self._check_ids(ids) if code not in special]
+        return np.array(codes, "<u4").tobytes().decode("utf-32-le", "replace")
+
+    def vocabulary_size(self):
+        return self.size
+
+    def get_vocabulary(self):
+        return [chr(code) for code in range(self.size)]
+
+    def id_to_token(self, index):
+        if not 0 <= index < self.size:
+            raise ValueError(f"No token has the id {index}; ids are 0 .. {self.size - 1}.")
+        return chr(int(index))
+
+    def token_to_id(self, token):
+        return min(ord(token), self.size - 1)
+
+    @classmethod
+    def load(cls, folder):
+        folder = Path(folder)
+        config = read_json(folder / "tokenizer_config.json")
+        own = {name: config[name] for name in OPTIONS if name in config}
+        return cls(**own, special_tokens=read_special_tokens(folder, config, {}))
+
+    def reference_config(self):
+        own = dict(zip(OPTIONS, (self.lowercase, self.form, self.size)))
+        return {**super().reference_config(), **own}
+
+    def save(self, folder):
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "tokenizer_config.json", self.reference_config())
+
+
+OPTIONS = ("lowercase", "normalization_form", "vocabulary_size")

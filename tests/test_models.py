@@ -641,3 +641,14 @@ def test_an_activation_changes_nothing_that_is_used_elsewhere(activation, shared
         exact = khub.grad(lambda x: ops.sum(apply.activation(norm(x) if norm.built else x)))(given)
         if shared not in ("output", "twice"):
             close(gradient, exact)
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="hooks are torch's")
+def test_what_a_hook_kept_is_not_written_over():
+    inputs = Input((4, 4, 3))
+    norm = layers.BatchNormalization()
+    model, kept = Model(inputs, layers.Activation("relu")(norm(inputs))), []
+    handle = norm.register_forward_hook(lambda module, given, y: kept.append(y))
+    y = model.predict(X(2, 4, 4, 3), verbose=0)
+    handle.remove()
+    assert numpy(kept[0]).min() < 0 and y.min() == 0

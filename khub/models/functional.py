@@ -79,13 +79,16 @@ def _is_fresh(symbol):
     return symbol.node is not None and type(symbol.node.function) in _FRESH
 
 
-def _overwriting(layer):
-    """The step of an activation whose input nobody needs after it: its place is the result's."""
+def _overwriting(layer, source):
+    """The step of an activation whose input nobody needs after it: its place is the result's.
+
+    source: the layer that makes the input; a hook may have kept it
+    """
     in_place = _IN_PLACE.get(layer.activation)
 
     def step(x):
-        plain = layer._quick and not MASKS and x.dtype is layer._native_dtype
-        return in_place(x) if plain else layer(x)
+        plain = layer._quick and not source._hooked and not MASKS
+        return in_place(x) if plain and x.dtype is layer._native_dtype else layer(x)
 
     return layer if in_place is None else step
 
@@ -135,7 +138,7 @@ class _Program:
             if plain and type(function) is layers.Activation:
                 (given,) = node.parents
                 if _is_fresh(given) and needed[id(given)] == i:
-                    function = _overwriting(function)
+                    function = _overwriting(function, given.node.function)
             targets = []
             for x in flat:
                 if not free:

@@ -19,7 +19,7 @@ from .tasks import Backbone, Task, adamw
 from .transformer import EAGER
 
 UNKNOWN = "\ufffd"  # what stands for bytes that are no character yet
-LENGTH_STEP = 64  # the cache has a multiple of it, so that few lengths are compiled
+LENGTH_STEP = 64  # answers have room for a multiple of it, so that few lengths are compiled
 STOP_CHUNK = 16  # tokens that are made before stop texts are looked for
 PREFILL = 512  # the most positions of a prompt that are computed at once
 
@@ -236,9 +236,9 @@ class Engine:
     def start(self, token_ids, starts, stops, noise, most):
         """The state after the prompts, with the first new token."""
         batch, time = token_ids.shape
-        length = time + noise.shape[1]
-        length = length if EAGER else -(-length // LENGTH_STEP) * LENGTH_STEP
-        cache = self.model.backbone.new_cache(batch, length)
+        if not EAGER:
+            noise = np.pad(noise, [(0, 0), (0, -noise.shape[1] % LENGTH_STEP)])
+        cache = self.model.backbone.new_cache(batch, time + noise.shape[1])
         mask = np.arange(time) >= starts[:, None]
         starts = ops.convert_to_tensor(starts) if starts.any() or not EAGER else None
         for at in range(0, time, PREFILL):

@@ -19,6 +19,7 @@ SMALL_FILES = [  # everything of a preset but its weights
     "config.json",
     "generation_config.json",
     "preprocessor_config.json",
+    "processor_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "tokenizer.model",

@@ -270,9 +270,8 @@ class Engine:
         return ops.cast(self.model.logits(x[:, -1]), "float32"), cache
 
     def _first(self, state, logits):
-        batch, room = state["noise"].shape
-        none = ops.zeros((batch,), "int32")
-        made = {"i": 0, "tokens": ops.zeros((batch, room), "int32"), "done": none}
+        none, tokens = ops.zeros_like(state["most"]), ops.zeros_like(state["noise"], dtype="int32")
+        made = {"i": 0, "tokens": tokens, "done": none}
         state = self._put({**state, **made, "ended": none != 0}, logits)
         return {**state, "i": self._number(1)}
 
@@ -283,11 +282,10 @@ class Engine:
             lower = ops.where(logits > 0, logits / self.penalty, logits * self.penalty)
             logits = ops.where(state["seen"], lower, logits)
         token = self.sampler(logits, state["noise"], i)
-        columns = ops.arange(state["tokens"].shape[1])[None]
+        columns = ops.arange(ops.shape(state["tokens"])[1])[None]
         done = state["done"] + ops.cast(ops.logical_not(ended), "int32")
         ended = ops.logical_or(ended, done >= state["most"])
-        if stops.shape[0]:
-            ended = ops.logical_or(ended, ops.any(token[:, None] == stops[None], -1))
+        ended = ops.logical_or(ended, ops.any(token[:, None] == stops[None], -1))
         tokens = ops.where(columns == i, token[:, None], state["tokens"])
         new = {"token": token, "tokens": tokens, "done": done, "ended": ended}
         if self.penalty != 1.0:

@@ -228,8 +228,8 @@ class Tokenizer(Presettable):
         folder = Path(handle) if isinstance(handle, (str, Path)) and Path(handle).is_dir() else None
         folder = folder or download(handle, weights=False)
         model_type = read_json(folder / "config.json", missing_ok=True).get("model_type")
-        known = {name: each for each in family.families().values() for name in each.model_types}
-        own = known[model_type].tokenizer if model_type in known else None
+        known = [each for each in family.families().values() if model_type in each.model_types]
+        own = known[0].tokenizer if known else None
         ask = own is not None and issubclass(own, cls)  # the family says which of its files to read
         return super().from_preset(handle) if ask else cls.load(folder)
 

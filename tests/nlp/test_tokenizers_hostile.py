@@ -306,7 +306,7 @@ def test_sentinels_beyond_all_measure(count, tmp_path):
         nlp.Tokenizer.load(tmp_path)
 
 
-@pytest.mark.parametrize("model_type", ["llama", ["bert"], {}, None])
+@pytest.mark.parametrize("model_type", ["rwkv", "llama", ["bert"], {}, None])
 def test_a_family_that_khub_does_not_know_has_a_tokenizer_all_the_same(model_type, tmp_path):
     made = nlp.LlamaTokenizer(GOOD)
     made.save_to_preset(tmp_path)

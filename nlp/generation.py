@@ -176,15 +176,14 @@ class _Run:
                 state = self.engine.advance(state, min(until, self.count))
                 self.new, self.done = (ops.convert_to_numpy(state[k]) for k in ("tokens", "done"))
                 ended = ops.convert_to_numpy(state["ended"])
-            over = [end or self._stopped(row) for row, end in enumerate(ended)]
+            over = [end or self._holds_stop(self._made(row)) for row, end in enumerate(ended)]
             last = until >= self.count or all(over)
             yield last
             if last:
                 return
 
-    def _stopped(self, row):
-        ids = self.new[row, : self.done[row]].tolist()
-        return len(self._answer(row)) < len(ids) or self._holds_stop(ids)
+    def _made(self, row):
+        return self.new[row, : self.done[row]].tolist()
 
     def _holds_stop(self, ids):
         text = self.tokenizer.detokenize(ids) if self.stop_texts else ""
@@ -192,7 +191,7 @@ class _Run:
 
     def _answer(self, row):
         """The new tokens of a row, up to that which completes a stop text."""
-        ids = self.new[row, : self.done[row]].tolist()
+        ids = self._made(row)
         if not self._holds_stop(ids):
             return ids
         return ids[: 1 + next(n for n in range(len(ids)) if self._holds_stop(ids[: n + 1]))]
@@ -239,7 +238,7 @@ class Engine:
         if not EAGER:
             noise = np.pad(noise, [(0, 0), (0, -noise.shape[1] % LENGTH_STEP)])
         cache = self.model.backbone.new_cache(batch, time + noise.shape[1])
-        mask = np.arange(time) >= starts[:, None]
+        real = np.arange(time) >= starts[:, None]
         starts = ops.convert_to_tensor(starts) if starts.any() or not EAGER else None
         for at in range(0, time, PREFILL):
             part = ops.convert_to_tensor(token_ids[:, at : at + PREFILL])
@@ -248,8 +247,8 @@ class Engine:
         state |= {"stops": stops, "noise": noise, "most": most}
         if self.penalty != 1.0:
             seen = np.zeros((batch, self.model.backbone.vocabulary_size), bool)
-            for row, ids, real in zip(seen, token_ids, mask):
-                row[ids[real]] = True
+            for row, ids, there in zip(seen, token_ids, real):
+                row[ids[there]] = True
             state["seen"] = seen
         state = {
             k: v if v is None or k == "time" else ops.convert_to_tensor(v) for k, v in state.items()

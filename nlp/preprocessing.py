@@ -17,7 +17,19 @@ from ..presets import Presettable
 from .tokenizers import check_texts
 
 
-class BertPreprocessor(Presettable, Configurable):
+class TextPreprocessor(Presettable, Configurable):
+    """What has a tokenizer, and is saved with it."""
+
+    def save(self, folder):
+        """Write the tokenizer's files."""
+        self.tokenizer.save(folder)
+
+    def preset_config(self):
+        """What config.json keeps: all fields but the tokenizer, which has files of its own."""
+        return {name: getattr(self, name) for name, *_ in self._fields if name != "tokenizer"}
+
+
+class BertPreprocessor(TextPreprocessor):
     """[CLS] first [SEP] (second [SEP]), cut and padded to one length.
 
     -> {"token_ids": int32 (batch, sequence_length), "segment_ids": the same, "padding_mask": bool}
@@ -67,14 +79,6 @@ class BertPreprocessor(Presettable, Configurable):
             sizes[row] = len(ids)
         padding_mask = np.arange(length) < sizes[:, None]
         return {"token_ids": token_ids, "segment_ids": segment_ids, "padding_mask": padding_mask}
-
-    def save(self, folder):
-        """Write the tokenizer's files."""
-        self.tokenizer.save(folder)
-
-    def preset_config(self):
-        """What config.json keeps: all fields but the tokenizer, which has files of its own."""
-        return {name: getattr(self, name) for name, *_ in self._fields if name != "tokenizer"}
 
 
 class TextClassifierPreprocessor(BertPreprocessor):
@@ -242,7 +246,7 @@ def pack(x, y, sample_weight):
     return x if y is None else (x, y)
 
 
-class CausalLMPreprocessor(Presettable, Configurable):
+class CausalLMPreprocessor(TextPreprocessor):
     """Texts to token ids that predict the next one.
 
     (x, y, sample_weight): x {"token_ids": int32 (batch, sequence_length), "padding_mask": bool}, y
@@ -284,10 +288,3 @@ class CausalLMPreprocessor(Presettable, Configurable):
     def _pad(self):
         found = (getattr(self.tokenizer, f"{x}_token_id", None) for x in ("pad", "eos", "unk"))
         return next((x for x in found if x is not None), 0)
-
-    def preset_config(self):
-        """What config.json keeps."""
-        return {name: getattr(self, name) for name, *_ in self._fields if name != "tokenizer"}
-
-    def save(self, folder):
-        self.tokenizer.save(folder)

@@ -10,7 +10,7 @@ import numpy as np
 
 from khub import initializers, ops
 from khub.backend import active
-from khub.fields import PositiveInt, Rate
+from khub.fields import PositiveInt
 from khub.layers import Dense, Layer, LayerNormalization, RMSNormalization
 
 ACTIVATIONS = {  # the references' hidden_act
@@ -173,7 +173,6 @@ class CausalAttention(Layer):
     norm_offset: float = 0.0
     scale: float = None
     soft_cap: float = None
-    dropout: Rate = 0.0
 
     def build(self, shape=None):
         parts = tuple(n * self.head_width for n in (self.heads, self.key_heads, self.key_heads))

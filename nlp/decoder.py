@@ -162,7 +162,7 @@ class DecoderBlock(Layer):
         self.attention, self.feed_forward = attention, feed_forward
         self.attention_norm, self.norm = norms[:2]
         self.after_attention_norm, self.after_norm = norms[2:] or (None, None)
-        self.built = True
+        self.build(None)
 
     def call(self, x, turned=None, visible=None, cache=None, at=0):
         y, cache = self.attention(self.attention_norm(x), turned, visible, cache, at)

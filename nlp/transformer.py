@@ -187,7 +187,7 @@ class CausalAttention(Layer):
         query, key = both[:, :, : self.heads], both[:, :, self.heads :]
         causal = visible is None and cache is None
         if cache is not None:
-            key, value = cache = [overwrite(c, at, n) for c, n in zip(cache, (key, value))]
+            key, value = cache = overwrite(cache[0], at, key), overwrite(cache[1], at, value)
             if EAGER:  # what lies behind needs no mask, and no work
                 key, value = key[:, : at + time], value[:, : at + time]
                 causal = visible is None and time > 1

@@ -8,8 +8,11 @@ what lies below the module too; the longest one wins:
 In a reference name `{i-1}` stands for an index that khub counts from 1 and the reference from 0.
 
 A tuple of reference names are modules whose tensors khub keeps as one, joined along their first
-axis: (("query", "key", "value"), "attention.qkv"). The rename ("", "") keeps the name of everything
-that no other covers, ("", "head") that of everything below `head`.
+axis: (("query", "key", "value"), "attention.qkv"). Where khub stacks the kernels of several layers,
+`{e}` stands for each of them: ("experts.{e}.down", "experts.down").
+
+The rename ("", "") keeps the name of everything that no other covers, ("", "head") that of
+everything below `head`.
 
 The last name and the layout of a tensor are a rule of the layer class (`LAYOUTS`). A variable
 without a rule is named in full on both sides.
@@ -34,6 +37,7 @@ NORM = {"gamma": ("weight", None), "beta": ("bias", None)}
 BIAS = {"bias": ("bias", None)}
 LAYOUTS = {
     "Dense": {"kernel": ("weight", (1, 0)), **BIAS},
+    "ExpertDense": {"kernel": ("weight", (0, 2, 1))},
     "Embedding": {"embeddings": ("weight", None)},
     "LayerNormalization": NORM,
     "GroupNormalization": NORM,
@@ -67,6 +71,7 @@ class Slot:
     axes: tuple[int, ...] | None
     in_backbone: bool
     sizes: tuple[int, ...] | None = None  # of the parts of a joined tensor; None: they are equal
+    stack: int | None = None  # how many layers' tensors are stacked along a first axis
 
     def is_below(self, module):
         """Whether the variable belongs to a module of the backbone, given by its khub path."""
@@ -130,11 +135,13 @@ def _slot(path, variable, layer, owner, inner, in_backbone):
     for cls in type(layer).__mro__:
         if last in layouts.get(cls.__name__, {}):
             leaf, axes = layouts[cls.__name__][last]
+            sizes, stack = (layer.__dict__.get(name) for name in ("parts", "stack"))
             names = rename(module, owner.weight_map)
+            if names and stack:
+                names = [name.replace("{e}", str(e)) for e in range(stack) for name in names]
+                sizes = sizes and tuple(sizes) * stack
             name = names and JOIN.join(f"{name}.{leaf}" for name in names)
-            return name and Slot(
-                path, variable, name, axes, in_backbone, layer.__dict__.get("parts")
-            )
+            return name and Slot(path, variable, name, axes, in_backbone, sizes, stack)
     names = rename(inner, owner.weight_map)
     return names and Slot(path, variable, JOIN.join(names), None, in_backbone)
 
@@ -194,6 +201,8 @@ def _prefixed(prefix, name):
 def _parts(joined, slot, whole):
     """Yield (name, `Tensor`) of each of the parts that a joined tensor is kept in."""
     names = joined.split(JOIN)
+    if slot.stack:
+        whole = _reshaped(whole, whole.shape[0] * whole.shape[1], *whole.shape[2:])
     if len(names) == 1:
         yield joined, whole
         return
@@ -201,6 +210,10 @@ def _parts(joined, slot, whole):
     for name, size in zip(names, slot.sizes or [whole.shape[0] // len(names)] * len(names)):
         rows = slice(start, start := start + size)
         yield name, Tensor((size, *whole.shape[1:]), whole.dtype, lambda r=rows: whole.read()[r])
+
+
+def _reshaped(tensor, *shape):
+    return Tensor(shape, tensor.dtype, lambda: tensor.read().reshape(shape))
 
 
 class _Joined:
@@ -224,6 +237,8 @@ class _Joined:
 
     def tensor(self, name):
         slot, found = self._slots.get(name), self._whole(name)
+        if slot is not None and slot.stack and not sum(found.shape[:1]) % slot.stack:
+            found = _reshaped(found, slot.stack, found.shape[0] // slot.stack, *found.shape[1:])
         if self._fit is None or slot is None or found.shape == slot.shape:
             return found
         return self._fit(slot, found)

@@ -27,6 +27,14 @@ LLAMA3 = dict(
     high_freq_factor=4.0,
     original_max_position_embeddings=64,
 )
+LONG = dict(
+    rope_type="longrope",
+    rope_theta=100.0,
+    short_factor=[1.0, 1.1, 1.3, 1.5],
+    long_factor=[1.0, 2.0, 4.0, 8.0],
+    original_max_position_embeddings=128,
+)
+MOE = dict(moe_intermediate_size=20, num_experts_per_tok=3)
 YARN = dict(rope_type="yarn", rope_theta=100.0, factor=4.0, original_max_position_embeddings=64)
 MODELS = {  # name -> (kind, transformers' class, arguments)
     "llama": ("Llama", "Llama", {}),
@@ -65,8 +73,63 @@ MODELS = {  # name -> (kind, transformers' class, arguments)
     ),
     "phi3": ("Phi3", "Phi3", {}),
     "phi3, a part turns": ("Phi3", "Phi3", dict(partial_rotary_factor=0.5)),
+    "phi3, long": (
+        "Phi3",
+        "Phi3",
+        dict(rope_parameters=LONG, original_max_position_embeddings=128),
+    ),
+    "dynamic positions": (
+        "Llama",
+        "Llama",
+        dict(
+            rope_parameters=dict(rope_type="dynamic", rope_theta=100.0, factor=2.0),
+            max_position_embeddings=64,
+        ),
+    ),
+    "mixtral": ("Mixtral", "Mixtral", dict(num_local_experts=5, sliding_window=16)),
+    "qwen2 moe": (
+        "Qwen2Moe",
+        "Qwen2Moe",
+        dict(MOE, num_experts=7, shared_expert_intermediate_size=24, mlp_only_layers=[1]),
+    ),
+    "qwen2 moe, every second": (
+        "Qwen2Moe",
+        "Qwen2Moe",
+        dict(
+            MOE,
+            num_experts=4,
+            shared_expert_intermediate_size=24,
+            decoder_sparse_step=2,
+            norm_topk_prob=True,
+            qkv_bias=False,
+        ),
+    ),
+    "qwen3 moe": ("Qwen3Moe", "Qwen3Moe", dict(MOE, num_experts=9, norm_topk_prob=True)),
+    "gpt2": ("GPT2", "GPT2", dict(n_inner=None)),
+    "gpt2, untied, relu": (
+        "GPT2",
+        "GPT2",
+        dict(n_inner=52, tie_word_embeddings=False, activation_function="relu"),
+    ),
+    "opt": ("OPT", "OPT", dict(ffn_dim=88, init_std=0.2)),
+    "opt, norms last, projections": (
+        "OPT",
+        "OPT",
+        dict(ffn_dim=88, init_std=0.2, do_layer_norm_before=False, word_embed_proj_dim=20),
+    ),
+    "opt, no biases": ("OPT", "OPT", dict(ffn_dim=88, init_std=0.2, enable_bias=False)),
+    "gpt neox": ("GPTNeoX", "GPTNeoX", dict(num_attention_heads=3)),
+    "gpt neox, in turn": (
+        "GPTNeoX",
+        "GPTNeoX",
+        dict(use_parallel_residual=False, attention_bias=False, tie_word_embeddings=True),
+    ),
 }
-KIND_ROWS = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "phi3")
+GREEDY = (
+    *("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "phi3", "phi3, long"),
+    *("mixtral", "qwen2 moe", "qwen3 moe", "gpt2", "opt", "opt, norms last, projections"),
+    "gpt neox",
+)
 
 
 def theirs(name):
@@ -74,7 +137,13 @@ def theirs(name):
     config = getattr(transformers, "Gemma3TextConfig" if kind == "Gemma3" else f"{kind}Config")
     torch.manual_seed(0)
     options = {**BASE, **options}
-    return getattr(transformers, f"{kind}ForCausalLM")(config(**options)).eval()
+    head = "GPT2LMHeadModel" if kind == "GPT2" else f"{kind}ForCausalLM"
+    model = getattr(transformers, head)(config(**options)).eval()
+    with torch.no_grad():
+        for value in model.parameters():
+            if value.ndim == 1:  # that no bias is 0 and no scale 1
+                value += torch.randn_like(value) / 10
+    return model
 
 
 def ours(name, folder, reference):
@@ -106,7 +175,7 @@ def test_logits_and_the_way_back(name, tmp_path):
     np.testing.assert_array_equal(logits(again, token_ids), logits(reference, token_ids))
 
 
-@pytest.mark.parametrize("name", KIND_ROWS)
+@pytest.mark.parametrize("name", GREEDY)
 def test_greedy_generation(name, tmp_path):
     reference = theirs(name)
     model = ours(name, tmp_path, reference)

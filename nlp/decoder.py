@@ -467,7 +467,9 @@ class DecoderBackbone(Backbone):
         if self.scale_embeddings:
             x = x * ops.cast(self.hidden_dim**0.5, ops.dtype(x))
         x = x if self.project_in is None else self.project_in(x)
-        length = time if cache is None else ops.minimum(cache.room, self.max_sequence_length)
+        length = time if cache is None else cache.longest
+        if length is None:
+            length = ops.minimum(cache.room, self.max_sequence_length)
         if positions is not None:
             length = ops.max(positions) + 1 if cache is None else length
         elif self.position_embeddings is not None and mask is not None:

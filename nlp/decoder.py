@@ -479,6 +479,12 @@ class DecoderBackbone(Backbone):
             if cache is not None and cache.starts is not None:
                 positions = ops.maximum(positions - cache.starts[:, None], 0)
         if self.position_embeddings is not None:
+            most = self.max_sequence_length
+            if cache is None and isinstance(time, int) and time > most:
+                raise ValueError(
+                    f"Got {time} tokens; this model has positions for {most}. Use a preprocessor "
+                    "with a shorter sequence_length."
+                )
             x = x + self.position_embeddings(positions + self.position_offset)
         name = ops.dtype(x)
         turned = [rotation(positions, *turns, name, length) for turns in self._turns] or [None]

@@ -89,6 +89,29 @@ def test_greedy_generation(name, tmp_path):
     check_greedy(tmp_path, *MODELS[name])
 
 
+def test_older_configs():
+    """Those of the Hub: no layer_types, positions in names of their own, tied without saying so."""
+    sizes = dict(vocab_size=71, hidden_size=24, num_hidden_layers=12, intermediate_size=40)
+    config = dict(sizes, num_attention_heads=2, sliding_window=16, rope_theta=500)
+    found = nlp.Gemma2Backbone.config_from_reference(config)
+    assert found["local_layers"] == (0, 2, 4, 6, 8, 10) and found["tie_embeddings"]
+    found = nlp.Gemma3Backbone.config_from_reference({**config, "rope_local_base_freq": 100})
+    assert found["local_layers"] == (0, 1, 2, 3, 4, 6, 7, 8, 9, 10)
+    assert (found["rope_max_wavelength"], found["rope_local_wavelength"]) == (500, 100)
+    config["max_window_layers"] = 10
+    assert nlp.Qwen2Backbone.config_from_reference(config)["sliding_window"] is None
+    config["use_sliding_window"] = True
+    assert nlp.Qwen2Backbone.config_from_reference(config)["local_layers"] == (10, 11)
+
+
+def test_an_activation_that_khub_has_not(tmp_path):
+    theirs("Llama").save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(path.read_text().replace('"silu"', '"laplace"'))
+    with pytest.raises(ValueError, match="activation must be one of .*; got 'laplace'"):
+        nlp.CausalLM.from_preset(str(tmp_path), preprocessor=None)
+
+
 def test_repetition_penalty(tmp_path):
     reference = theirs("Qwen2")
     model, prompt = ours(tmp_path, reference), [3, 5, 7, 5]

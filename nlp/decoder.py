@@ -63,7 +63,7 @@ WEIGHTS = [
     ("layers.{i}.mlp.down_proj", "blocks.{i}.feed_forward.down"),
     ("norm", "norm"),
 ]
-AROUND = [  # Gemma 2 and 3 normalize before and after
+FOUR = [  # Gemma 2 and 3 normalize before and after
     ("layers.{i}.post_attention_layernorm", "blocks.{i}.after_attention_norm"),
     ("layers.{i}.pre_feedforward_layernorm", "blocks.{i}.norm"),
     ("layers.{i}.post_feedforward_layernorm", "blocks.{i}.after_norm"),
@@ -86,14 +86,16 @@ def _experts(inner, gate, up, down):
 
 
 MIXTRAL = _experts("block_sparse_moe", "w1", "w3", "w2")
-QWEN_MOE = _experts("mlp", "gate_proj", "up_proj", "down_proj")
-SHARED = [
-    ("layers.{i}.mlp.shared_expert_gate", "blocks.{i}.feed_forward.shared_gate"),
+QWEN3_EXPERTS = _experts("mlp", "gate_proj", "up_proj", "down_proj")
+_SHARED = "layers.{i}.mlp.shared_expert"
+QWEN2_EXPERTS = [
+    *QWEN3_EXPERTS,
+    (f"{_SHARED}_gate", "blocks.{i}.feed_forward.shared_gate"),
     (
-        ("layers.{i}.mlp.shared_expert.gate_proj", "layers.{i}.mlp.shared_expert.up_proj"),
+        (f"{_SHARED}.gate_proj", f"{_SHARED}.up_proj"),
         "blocks.{i}.feed_forward.shared_expert.gate_up",
     ),
-    ("layers.{i}.mlp.shared_expert.down_proj", "blocks.{i}.feed_forward.shared_expert.down"),
+    (f"{_SHARED}.down_proj", "blocks.{i}.feed_forward.shared_expert.down"),
 ]
 
 
@@ -110,16 +112,16 @@ class Kind:
 
     name: str
     model_type: str
+    paper: str
     names: dict = field(default_factory=dict)
     fixed: dict = field(default_factory=dict)
     weights: list = field(default_factory=list)
     read: object = None
-    paper: str = ""
     write: object = None
     defaults: dict = field(default_factory=dict)
     only: dict = field(default_factory=dict)
     head: str = "lm_head"
-    task: str = None
+    task: str = "{}ForCausalLM"
     tokenizer: type = None
     members: dict = field(default_factory=dict)
 
@@ -170,105 +172,71 @@ def _qwen_moe(config):
     }
 
 
-def _qwen_moe_layers(backbone):
+def _write_qwen_moe(backbone):
     plain = [i for i in range(backbone.num_layers) if i not in backbone.expert_layers]
     return {**_switch(backbone), "decoder_sparse_step": 1, "mlp_only_layers": plain}
 
 
-def _phi3(backbone):
+def _write_phi3(backbone):
     name = "original_max_position_embeddings"  # transformers prefers it here
     return {name: backbone.rope_scaling[name]} if backbone.rope_scaling else {}
 
 
 TANH = "gelu_pytorch_tanh"
 TIED = {"tie_word_embeddings": True}
-UNSWITCHED = {"use_sliding_window": False}
+BIAS = {"attention_bias": "attention_bias"}
 GEMMA = dict(norm_offset=1.0, scale_embeddings=True)
-EXPERTS = {"num_experts": "num_experts", "experts_per_token": "num_experts_per_tok"}
+AROUND = dict(GEMMA, norm_places="around")
+SHARED = {"shared_expert_dim": "shared_expert_intermediate_size", "qkv_bias": "qkv_bias"}
+HIDDEN = {"activation": "hidden_activation"}
+EXPERTS = {"num_experts": "num_local_experts", "experts_per_token": "num_experts_per_tok"}
+QWEN = dict(read=_windows, write=_switch, defaults={"use_sliding_window": False})
+QWEN_MOE = dict(read=_qwen_moe, write=_write_qwen_moe)
 QWEN_EXPERTS = {
     **EXPERTS,
+    "num_experts": "num_experts",
     "expert_dim": "moe_intermediate_size",
     "normalize_experts": "norm_topk_prob",
 }
 KINDS = [
-    Kind("Llama", "llama", {"attention_bias": "attention_bias", "mlp_bias": "mlp_bias"}),
-    Kind("Mistral", "mistral", read=_windows, paper="arXiv:2310.06825"),
-    Kind(
-        "Mixtral",
-        "mixtral",
-        {**EXPERTS, "num_experts": "num_local_experts"},
-        weights=MIXTRAL,
-        read=_windows,
-        paper="arXiv:2401.04088",
-        defaults={"num_local_experts": 8, "num_experts_per_tok": 2},
-    ),
-    Kind(
-        "Qwen2",
-        "qwen2",
-        fixed=dict(qkv_bias=True),
-        read=_windows,
-        paper="arXiv:2407.10671",
-        write=_switch,
-        defaults=UNSWITCHED,
-    ),
+    Kind("Llama", "llama", "arXiv:2302.13971", {**BIAS, "mlp_bias": "mlp_bias"}),
+    Kind("Mistral", "mistral", "arXiv:2310.06825", read=_windows),
+    Kind("Mixtral", "mixtral", "arXiv:2401.04088", EXPERTS, weights=MIXTRAL, read=_windows),
+    Kind("Qwen2", "qwen2", "arXiv:2407.10671", fixed=dict(qkv_bias=True), **QWEN),
     Kind(
         "Qwen2Moe",
         "qwen2_moe",
-        {
-            **QWEN_EXPERTS,
-            "shared_expert_dim": "shared_expert_intermediate_size",
-            "qkv_bias": "qkv_bias",
-        },
-        weights=[*QWEN_MOE, *SHARED],
-        read=_qwen_moe,
-        paper="arXiv:2407.10671",
-        write=_qwen_moe_layers,
-        defaults={**UNSWITCHED, "qkv_bias": True, "norm_topk_prob": False},
+        "arXiv:2407.10671",
+        {**QWEN_EXPERTS, **SHARED},
+        weights=QWEN2_EXPERTS,
+        defaults={"use_sliding_window": False, "qkv_bias": True, "norm_topk_prob": False},
+        **QWEN_MOE,
     ),
-    Kind(
-        "Qwen3",
-        "qwen3",
-        {"attention_bias": "attention_bias"},
-        dict(query_key_norm=True),
-        read=_windows,
-        paper="arXiv:2505.09388",
-        write=_switch,
-        defaults=UNSWITCHED,
-    ),
+    Kind("Qwen3", "qwen3", "arXiv:2505.09388", BIAS, dict(query_key_norm=True), **QWEN),
     Kind(
         "Qwen3Moe",
         "qwen3_moe",
-        {**QWEN_EXPERTS, "attention_bias": "attention_bias"},
-        dict(query_key_norm=True),
-        QWEN_MOE,
-        _qwen_moe,
         "arXiv:2505.09388",
-        _qwen_moe_layers,
-        {**UNSWITCHED, "norm_topk_prob": False},
+        {**QWEN_EXPERTS, **BIAS},
+        dict(query_key_norm=True),
+        QWEN3_EXPERTS,
+        defaults={"use_sliding_window": False, "norm_topk_prob": False},
+        **QWEN_MOE,
     ),
-    Kind("Gemma", "gemma", fixed=GEMMA, read=_gemma, paper="arXiv:2403.08295", defaults=TIED),
-    Kind(
-        "Gemma2",
-        "gemma2",
-        {"activation": "hidden_activation"},
-        dict(GEMMA, norm_places="around"),
-        AROUND,
-        _gemma2,
-        "arXiv:2408.00118",
-        defaults=TIED,
-    ),
+    Kind("Gemma", "gemma", "arXiv:2403.08295", fixed=GEMMA, read=_gemma, defaults=TIED),
+    Kind("Gemma2", "gemma2", "arXiv:2408.00118", HIDDEN, AROUND, FOUR, _gemma2, defaults=TIED),
     Kind(
         "Gemma3",
         "gemma3_text",
-        {"activation": "hidden_activation"},
-        dict(GEMMA, norm_places="around", query_key_norm=True),
-        AROUND,
-        partial(_gemma2, every=6),
         "arXiv:2503.19786",
+        HIDDEN,
+        dict(AROUND, query_key_norm=True),
+        FOUR,
+        partial(_gemma2, every=6),
         defaults=TIED,
         only={"use_bidirectional_attention": False},
     ),
-    Kind("Phi3", "phi3", weights=FUSED, read=_windows, paper="arXiv:2404.14219", write=_phi3),
+    Kind("Phi3", "phi3", "arXiv:2404.14219", weights=FUSED, read=_windows, write=_write_phi3),
 ]
 
 
@@ -626,12 +594,16 @@ class DecoderTokenizer(Tokenizer):
         return Tokenizer.load(folder)
 
 
-def family(kind, module=__name__):
-    """Make and register an architecture's classes: {"LlamaBackbone": ..., "LlamaCausalLM": ...}"""
-    paper = f" {kind.paper}" if kind.paper else ""
+def families(kinds, module):
+    """The classes of a table: {"LlamaBackbone": ..., "LlamaCausalLM": ...}"""
+    return {made.__name__: made for kind in kinds for made in _family(kind, module)}
+
+
+def _family(kind, module):
+    """Make and register an architecture's classes."""
     replaced = {name for _, name in kind.weights}
     weights = [*(pair for pair in WEIGHTS if pair[1] not in replaced), *kind.weights]
-    text = f"{kind.name}'s decoder; see `DecoderBackbone`.{paper}"
+    text = f"{kind.name}'s decoder; see `DecoderBackbone`. {kind.paper}"
     members = {"__doc__": text, "__module__": module, "kind": kind, "weight_map": weights}
     backbone = type(f"{kind.name}Backbone", (DecoderBackbone,), {**members, **kind.members})
     members = {"__doc__": f"{kind.name} as a language model.", "__module__": module}
@@ -645,16 +617,14 @@ def family(kind, module=__name__):
             tokenizer=kind.tokenizer or DecoderTokenizer,
             tasks={"CausalLM": task},
             architectures={
-                "CausalLM": kind.task or f"{kind.name}ForCausalLM",
+                "CausalLM": kind.task.format(kind.name),
                 "Backbone": f"{kind.name}Model",
             },
         )
     )
-    return {made.__name__: made for made in (backbone, task)}
+    return backbone, task
 
 
-__all__ = ["DecoderBackbone", "DecoderCausalLM", "DecoderTokenizer"]
-for _kind in KINDS:
-    _made = family(_kind)
-    globals().update(_made)
-    __all__ += list(_made)
+_made = families(KINDS, __name__)
+globals().update(_made)
+__all__ = ["DecoderBackbone", "DecoderCausalLM", "DecoderTokenizer", *_made]

@@ -6,12 +6,48 @@ No dropout is applied while they learn.
 
 from ..presets.weights import LAYOUTS
 from .byte_pair import GPT2Tokenizer
-from .decoder import Kind, family
+from .decoder import Kind, families
 
 OLD = dict(norm_kind="layer", feed_forward_kind="plain", mlp_bias=True)
 LEARNED = dict(OLD, position_kind="learned")
 NONE = {"num_key_value_heads": None, "head_dim": None}
 CONV1D = {**LAYOUTS, "Dense": {**LAYOUTS["Dense"], "kernel": ("weight", None)}}
+
+GPT2_NAMES = {
+    **NONE,
+    "num_layers": "n_layer",
+    "num_query_heads": "n_head",
+    "hidden_dim": "n_embd",
+    "intermediate_dim": "n_inner",
+    "max_sequence_length": "n_positions",
+    "layer_norm_epsilon": "layer_norm_epsilon",
+    "activation": "activation_function",
+}
+GPT2_ONLY = {
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "add_cross_attention": False,
+}
+OPT_NAMES = {
+    **NONE,
+    "intermediate_dim": "ffn_dim",
+    "layer_norm_epsilon": None,
+    "activation": "activation_function",
+    "attention_bias": "enable_bias",
+}
+NEOX_NAMES = {
+    **NONE,
+    "layer_norm_epsilon": "layer_norm_eps",
+    "attention_bias": "attention_bias",
+    "parallel": "use_parallel_residual",
+}
+NEOX_DEFAULTS = {
+    "attention_bias": True,
+    "use_parallel_residual": True,
+    "layer_norm_eps": 1e-5,
+    "hidden_act": "gelu",
+    "rotary_pct": 0.25,
+}
 
 GPT2 = [
     ("wte", "embeddings"),
@@ -79,52 +115,33 @@ def _write_neox(backbone):  # transformers before 5
     return {"rotary_pct": backbone.rope_share, "rotary_emb_base": backbone.rope_max_wavelength}
 
 
+def _masks(at):  # that old files keep
+    return f"{at}.bias", f"{at}.masked_bias"
+
+
 KINDS = [
     Kind(
         "GPT2",
         "gpt2",
-        {
-            **NONE,
-            "num_layers": "n_layer",
-            "num_query_heads": "n_head",
-            "hidden_dim": "n_embd",
-            "intermediate_dim": "n_inner",
-            "max_sequence_length": "n_positions",
-            "layer_norm_epsilon": "layer_norm_epsilon",
-            "activation": "activation_function",
-        },
+        "Radford et al. 2019",
+        GPT2_NAMES,
         dict(LEARNED, attention_bias=True),
         GPT2,
         _gpt2,
-        "Radford et al. 2019",
         defaults={"tie_word_embeddings": True, "layer_norm_epsilon": 1e-5},
-        only={
-            "scale_attn_weights": True,
-            "scale_attn_by_inverse_layer_idx": False,
-            "add_cross_attention": False,
-        },
+        only=GPT2_ONLY,
         task="GPT2LMHeadModel",
         tokenizer=GPT2Tokenizer,
-        members=dict(
-            reference_prefix="transformer",
-            ignored=("h.*.attn.bias", "h.*.attn.masked_bias"),
-            layouts=CONV1D,
-        ),
+        members=dict(reference_prefix="transformer", ignored=_masks("h.*.attn"), layouts=CONV1D),
     ),
     Kind(
         "OPT",
         "opt",
-        {
-            **NONE,
-            "intermediate_dim": "ffn_dim",
-            "layer_norm_epsilon": None,
-            "activation": "activation_function",
-            "attention_bias": "enable_bias",
-        },
+        "arXiv:2205.01068",
+        OPT_NAMES,
         dict(LEARNED, layer_norm_epsilon=1e-5, position_offset=2),
         OPT,
         _opt,
-        "arXiv:2205.01068",
         _write_opt,
         {"tie_word_embeddings": True, "activation_function": "relu", "enable_bias": True},
         {"layer_norm_elementwise_affine": True},
@@ -132,37 +149,19 @@ KINDS = [
     Kind(
         "GPTNeoX",
         "gpt_neox",
-        {
-            **NONE,
-            "layer_norm_epsilon": "layer_norm_eps",
-            "attention_bias": "attention_bias",
-            "parallel": "use_parallel_residual",
-        },
+        "arXiv:2204.06745",
+        NEOX_NAMES,
         dict(OLD, qkv_by_head=True),
         NEOX,
-        paper="arXiv:2204.06745",
         write=_write_neox,
-        defaults={
-            "attention_bias": True,
-            "use_parallel_residual": True,
-            "layer_norm_eps": 1e-5,
-            "hidden_act": "gelu",
-            "rotary_pct": 0.25,
-        },
+        defaults=NEOX_DEFAULTS,
         head="embed_out",
         members=dict(
             reference_prefix="gpt_neox",
-            ignored=(
-                "layers.*.attention.bias",
-                "layers.*.attention.masked_bias",
-                "layers.*.attention.rotary_emb.inv_freq",
-            ),
+            ignored=(*_masks("layers.*.attention"), "layers.*.attention.rotary_emb.inv_freq"),
         ),
     ),
 ]
-
-__all__ = []
-for _kind in KINDS:
-    _made = family(_kind, __name__)
-    globals().update(_made)
-    __all__ += list(_made)
+_made = families(KINDS, __name__)
+globals().update(_made)
+__all__ = list(_made)

@@ -237,6 +237,15 @@ KINDS = [
         only={"use_bidirectional_attention": False},
     ),
     Kind("Phi3", "phi3", "arXiv:2404.14219", weights=FUSED, read=_windows, write=_write_phi3),
+    Kind(
+        "StableLm",
+        "stablelm",
+        "arXiv:2402.17834",
+        {"layer_norm_epsilon": "layer_norm_eps", "qkv_bias": "use_qkv_bias"},
+        dict(norm_kind="layer"),
+        defaults={"partial_rotary_factor": 0.25, "layer_norm_eps": 1e-5},
+        only={"qk_layernorm": False, "use_parallel_residual": False},
+    ),
 ]
 
 

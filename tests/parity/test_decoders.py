@@ -65,6 +65,7 @@ MODELS = {  # name -> (kind, arguments of transformers' configuration)
         "Phi3",
         dict(rope_parameters=LONG, original_max_position_embeddings=128),
     ),
+    "stablelm": ("StableLm", dict(use_qkv_bias=True, partial_rotary_factor=0.5)),
     "dynamic positions": (
         "Llama",
         dict(

@@ -21,7 +21,7 @@ without a rule is named in full on both sides.
 import difflib
 import logging
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cache
 
@@ -84,6 +84,13 @@ class Slot:
             return self.variable.shape
         return tuple(self.variable.shape[i] for i in np.argsort(self.axes))
 
+    def layer(self, number):
+        """One of the layers whose tensors are stacked."""
+        axes = None if self.axes is None else tuple(axis - 1 for axis in self.axes[1:])
+        sizes = self.sizes and self.sizes[: len(self.sizes) // self.stack]
+        row = _Row(self.variable, number)
+        return replace(self, variable=row, axes=axes, sizes=sizes, stack=None)
+
     def tensor(self, dtype=None):
         """Return the value as a `Tensor` in the reference's layout, in `dtype` if it is a float."""
         own = numpy_dtype(self.variable.dtype)
@@ -95,6 +102,27 @@ class Slot:
             return value.astype(dtype, copy=False)
 
         return Tensor(self.shape, dtype, read)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A row of a variable, as a variable that is read."""
+
+    variable: object
+    number: int
+
+    @property
+    def shape(self):
+        return self.variable.shape[1:]
+
+    @property
+    def dtype(self):
+        return self.variable.dtype
+
+    def numpy(self):
+        from khub import ops
+
+        return ops.convert_to_numpy(self.variable.value[self.number])
 
 
 def numpy_dtype(name):
@@ -182,9 +210,7 @@ def tensors(model, dtype=None):
     headless = all(slot.in_backbone for slot in found)
     prefix = "" if headless else _prefix(model)
     named = {_prefixed(prefix if s.in_backbone else "", s.name): s for s in found}
-    found = {
-        n: tensor for joined, s in named.items() for n, tensor in _parts(joined, s, s.tensor(dtype))
-    }
+    found = {n: tensor for joined, s in named.items() for n, tensor in _parts(joined, s, dtype)}
     counts = [name for name in found if name.endswith(MEAN)]
     return found | {f"{n.removesuffix(MEAN)}{COUNT}": as_tensor(np.int64(0)) for n in counts}
 
@@ -198,11 +224,16 @@ def _prefixed(prefix, name):
     return JOIN.join(prefix + part for part in name.split(JOIN))
 
 
-def _parts(joined, slot, whole):
+def _parts(joined, slot, dtype):
     """Yield (name, `Tensor`) of each of the parts that a joined tensor is kept in."""
     names = joined.split(JOIN)
     if slot.stack:
-        whole = _reshaped(whole, whole.shape[0] * whole.shape[1], *whole.shape[2:])
+        count = len(names) // slot.stack
+        for number in range(slot.stack):
+            own = JOIN.join(names[number * count : (number + 1) * count])
+            yield from _parts(own, slot.layer(number), dtype)
+        return
+    whole = slot.tensor(dtype)
     if len(names) == 1:
         yield joined, whole
         return
@@ -210,10 +241,6 @@ def _parts(joined, slot, whole):
     for name, size in zip(names, slot.sizes or [whole.shape[0] // len(names)] * len(names)):
         rows = slice(start, start := start + size)
         yield name, Tensor((size, *whole.shape[1:]), whole.dtype, lambda r=rows: whole.read()[r])
-
-
-def _reshaped(tensor, *shape):
-    return Tensor(shape, tensor.dtype, lambda: tensor.read().reshape(shape))
 
 
 class _Joined:
@@ -238,7 +265,8 @@ class _Joined:
     def tensor(self, name):
         slot, found = self._slots.get(name), self._whole(name)
         if slot is not None and slot.stack and not sum(found.shape[:1]) % slot.stack:
-            found = _reshaped(found, slot.stack, found.shape[0] // slot.stack, *found.shape[1:])
+            shape = slot.stack, found.shape[0] // slot.stack, *found.shape[1:]
+            return Tensor(shape, found.dtype, lambda: found.read().reshape(shape))
         if self._fit is None or slot is None or found.shape == slot.shape:
             return found
         return self._fit(slot, found)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from parity.decoder_checks import ours, theirs
 
+import khub
 from khub import ops
 from khub.nlp.samplers import Beam, Contrastive, Speculative
 
@@ -107,22 +108,23 @@ def test_contrastive(pair):
 def test_the_cache_by_hand(pair):
     """Parts of any length give what the whole does, also anew after a rewind, and padded rows."""
     backbone = pair[1].backbone
+    run = khub.jit(backbone.run)
     token_ids = np.random.default_rng(0).integers(1, 71, (2, 9)).astype("int32")
     ids = ops.convert_to_tensor(token_ids)
-    whole = ops.convert_to_numpy(backbone.run(ids)[0])
+    whole = ops.convert_to_numpy(run(ids)[0])
     cache, parts = backbone.new_cache(2, 12), []
     for at, end in ((0, 4), (4, 5), (5, 9)):
-        hidden, cache = backbone.run(ids[:, at:end], cache)
+        hidden, cache = run(ids[:, at:end], cache)
         parts.append(ops.convert_to_numpy(hidden))
     assert int(cache.length) == 9 and cache.room == 12
     np.testing.assert_allclose(np.concatenate(parts, 1), whole, atol=1e-4)
-    other, cache = backbone.run(ids[:, :2], cache.rewind(ops.shape(ids)[1] - 4))
-    hidden, _ = backbone.run(ids[:, 5:], cache.rewind(5))
+    other, cache = run(ids[:, :2], cache.rewind(ops.shape(ids)[1] - 4))
+    hidden, _ = run(ids[:, 5:], cache.rewind(5))
     np.testing.assert_allclose(ops.convert_to_numpy(hidden), whole[:, 5:], atol=1e-4)
     assert np.abs(ops.convert_to_numpy(other) - whole[:, 5:7]).max() > 0.01
     starts = np.array([0, 3], "int32")
-    hidden, _ = backbone.run(ids, backbone.new_cache(2, 9, ops.convert_to_tensor(starts)))
-    alone = backbone.run(ids[1:, 3:])[0]
+    hidden, _ = run(ids, backbone.new_cache(2, 9, ops.convert_to_tensor(starts)))
+    alone = run(ids[1:, 3:])[0]
     np.testing.assert_allclose(
         ops.convert_to_numpy(hidden)[1, 3:], ops.convert_to_numpy(alone)[0], atol=1e-4
     )

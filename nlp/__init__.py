@@ -1,6 +1,6 @@
 """Text models: tokenizers, preprocessors, tasks, and one file for each architecture family."""
 
-from . import audio, datasets, decoder, preprocessing, samplers, tasks, tokenizers
+from . import audio, datasets, decoder, gpt2, preprocessing, samplers, tasks, tokenizers
 from .audio import WhisperFeatures, read_audio
 from .bert import BertBackbone, BertClassifier, BertMaskedLM, BertTextEmbedder, BertTokenizer
 from .byte_pair import (
@@ -14,6 +14,7 @@ from .byte_pair import (
 from .codepoints import UnicodeCodepointTokenizer
 from .decoder import *  # noqa: F403  (made of a table)
 from .generation import CausalLM
+from .gpt2 import *  # noqa: F403  (made of a table)
 from .preprocessing import (
     CausalLMPreprocessor,
     MaskedLMPreprocessor,
@@ -71,4 +72,4 @@ __all__ = [
     "train_sentence_piece",
     "train_word_piece",
 ]
-__all__ += decoder.__all__
+__all__ += decoder.__all__ + gpt2.__all__

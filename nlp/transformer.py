@@ -78,6 +78,7 @@ def frequencies(width, wavelength, scaling=None):
     """Angles a position of a head's pairs, float32 (width / 2,), and the factor of cos and sin.
 
     scaling: {"rope_type": "linear" | "llama3" | "yarn", "factor": ...} as in a config.json
+    Where the angles depend on a text's length they are a function of it.
     """
     angles = 1.0 / wavelength ** (np.arange(0, width, 2, dtype="float64") / width)
     scaling = scaling or {}
@@ -87,7 +88,7 @@ def frequencies(width, wavelength, scaling=None):
             f"rope_type must be one of {', '.join(SCALINGS)}; got {kind!r} in rope_scaling."
         )
     angles, factor = SCALINGS[kind](angles, scaling, width, wavelength)
-    return angles.astype("float32"), factor
+    return angles if callable(angles) else angles.astype("float32"), factor
 
 
 def _linear(angles, scaling, width, wavelength):
@@ -120,16 +121,51 @@ def _yarn(angles, scaling, width, wavelength):
     return angles / factor * (1 - share) + angles * share, sharper
 
 
+def _longrope(angles, scaling, width, wavelength):
+    """Each pair slower by a factor of its own, others in long texts. Ding et al., 2402.13753."""
+    factor, original = scaling["factor"], scaling["original_max_position_embeddings"]
+    short, long = (
+        (angles / np.asarray(scaling[name], "float64")).astype("float32")
+        for name in ("short_factor", "long_factor")
+    )
+    sharper = scaling.get("attention_factor") or (
+        math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    )
+    return lambda length: ops.where(length > original, long, short), sharper
+
+
+def _dynamic(angles, scaling, width, wavelength):
+    """A longer wavelength for longer texts, such that the slowest pair is interpolated.
+
+    u/emozilla 2023; Peng et al., arXiv:2309.00071, section 3.
+    """
+    factor, original = scaling["factor"], scaling["original_max_position_embeddings"]
+    angles = angles.astype("float32")
+    power = (-np.arange(0, width, 2) / (width - 2)).astype("float32")
+
+    def longer(length):
+        share = ops.maximum(ops.cast(length, "float32") / original, 1.0)
+        return ops.multiply(angles, ops.power(factor * share - (factor - 1), power))
+
+    return longer, 1.0
+
+
 SCALINGS = {
     "default": lambda angles, *_: (angles, 1.0),
+    "dynamic": _dynamic,
     "linear": _linear,
     "llama3": _llama3,
+    "longrope": _longrope,
     "yarn": _yarn,
 }
 
 
-def rotation(positions, angles, factor, dtype):
-    """(cos, sin) of positions, each (batch, time, 1, width): halves of a head are the pairs."""
+def rotation(positions, angles, factor, dtype, length=None):
+    """(cos, sin) of positions, each (batch, time, 1, width): halves of a head are the pairs.
+
+    length: of the text that they are in
+    """
+    angles = angles(length) if callable(angles) else angles
     turns = ops.cast(positions, "float32")[..., None] * ops.convert_to_tensor(angles)
     cos, sin = ops.cos(turns) * factor, ops.sin(turns) * factor
     both = ops.concatenate([cos, cos], -1), ops.concatenate([-sin, sin], -1)
@@ -152,6 +188,7 @@ class CausalAttention(Layer):
     call(x, turned, visible, cache, at) -> (y, cache).  x: (batch, time, width); turned: cos and sin
     of the positions, or None; visible: bool (batch or 1, 1, time, source), None: all before;
     cache: keys and values (batch, source, key_heads, head_width) that are written from `at` on.
+    by_head: query, key and value of a head lie side by side, not those of all heads
     """
 
     width: PositiveInt
@@ -164,6 +201,7 @@ class CausalAttention(Layer):
     norm_offset: float = 0.0
     scale: float = None
     soft_cap: float = None
+    by_head: bool = False
 
     def build(self, shape=None):
         parts = tuple(n * self.head_width for n in (self.heads, self.key_heads, self.key_heads))
@@ -177,7 +215,11 @@ class CausalAttention(Layer):
     def call(self, x, turned=None, visible=None, cache=None, at=0):
         batch, time, _ = ops.shape(x)
         rows = self.heads + self.key_heads
-        parts = ops.reshape(self.qkv(x), (batch, time, rows + self.key_heads, self.head_width))
+        parts = self.qkv(x)
+        if self.by_head:
+            parts = ops.reshape(parts, (batch, time, self.heads, 3, self.head_width))
+            parts = ops.swapaxes(parts, 2, 3)
+        parts = ops.reshape(parts, (batch, time, rows + self.key_heads, self.head_width))
         both, value = parts[:, :, :rows], parts[:, :, rows:]
         if self.norm_epsilon is not None:
             query, key = both[:, :, : self.heads], both[:, :, self.heads :]
@@ -221,3 +263,19 @@ class GatedFeedForward(Layer):
         both = self.gate_up(x)
         gate, up = both[..., : self.hidden], both[..., self.hidden :]
         return self.down(ACTIVATIONS[self.activation](gate) * up)
+
+
+class FeedForward(Layer):
+    """down(activation(up(x))).  x: (..., width) -> same"""
+
+    width: PositiveInt
+    hidden: PositiveInt
+    activation: str = "relu"
+    bias: bool = True
+
+    def build(self, shape=None):
+        self.up = dense(self, self.width, self.hidden, use_bias=self.bias)
+        self.down = dense(self, self.hidden, self.width, use_bias=self.bias)
+
+    def call(self, x):
+        return self.down(ACTIVATIONS[self.activation](self.up(x)))

@@ -14,6 +14,13 @@ from .byte_pair import (
 from .codepoints import UnicodeCodepointTokenizer
 from .decoder import *  # noqa: F403  (made of a table)
 from .generation import CausalLM
+from .modernbert import (
+    ModernBertBackbone,
+    ModernBertClassifier,
+    ModernBertMaskedLM,
+    ModernBertTextEmbedder,
+    ModernBertTokenizer,
+)
 from .preprocessing import (
     CausalLMPreprocessor,
     MaskedLMPreprocessor,
@@ -47,6 +54,11 @@ __all__ = [
     "LlamaTokenizer",
     "MaskedLM",
     "MaskedLMPreprocessor",
+    "ModernBertBackbone",
+    "ModernBertClassifier",
+    "ModernBertMaskedLM",
+    "ModernBertTextEmbedder",
+    "ModernBertTokenizer",
     "RobertaTokenizer",
     "SentencePieceTokenizer",
     "T5Tokenizer",

@@ -232,6 +232,19 @@ class MaskedLM(Task):
         return results
 
 
+def pooled(x, mask, pooling):
+    """One vector of the hidden states: "mean" over the real tokens, or "cls", the first one.
+
+    x: (batch, time, width), mask: bool (batch, time) or None -> (batch, width)
+    """
+    if pooling == "cls":
+        return x[:, 0]
+    if mask is None:
+        return ops.mean(x, axis=1)
+    weights = ops.expand_dims(ops.cast(mask, x.dtype), -1)
+    return ops.sum(x * weights, axis=1) / ops.maximum(ops.sum(weights, axis=1), 1e-9)
+
+
 class TextEmbedder(Task):
     """One vector for a text.  embed(list[str]) -> float32 (n, width)
 
@@ -253,14 +266,7 @@ class TextEmbedder(Task):
 
     def call(self, inputs, training=None):
         x = self.backbone(inputs, training=training)["sequence_output"]
-        mask = inputs.get("padding_mask")
-        if self.pooling == "cls":
-            x = x[:, 0]
-        elif mask is None:
-            x = ops.mean(x, axis=1)
-        else:
-            weights = ops.expand_dims(ops.cast(mask, x.dtype), -1)
-            x = ops.sum(x * weights, axis=1) / ops.maximum(ops.sum(weights, axis=1), 1e-9)
+        x = pooled(x, inputs.get("padding_mask"), self.pooling)
         return ops.normalize(x, axis=-1) if self.normalize else x
 
     def embed(self, texts, batch_size=32):

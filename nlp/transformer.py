@@ -10,8 +10,15 @@ import numpy as np
 
 from khub import initializers, ops
 from khub.backend import active
-from khub.fields import PositiveInt
-from khub.layers import Dense, Layer, LayerNormalization, RMSNormalization
+from khub.fields import PositiveInt, Rate
+from khub.layers import (
+    Dense,
+    Dropout,
+    Embedding,
+    Layer,
+    LayerNormalization,
+    RMSNormalization,
+)
 
 ACTIVATIONS = {  # the references' hidden_act
     "gelu": partial(ops.gelu, approximate=False),
@@ -36,9 +43,16 @@ def dense(layer, inputs, units, kind=Dense, **options):
     return made
 
 
-def norm(layer, width, epsilon):
-    made = LayerNormalization(epsilon=epsilon, dtype=layer.dtype_policy)
+def norm(layer, width, epsilon, **options):
+    made = LayerNormalization(epsilon=epsilon, dtype=layer.dtype_policy, **options)
     made.build((None, width))
+    return made
+
+
+def table(layer, rows, width):
+    """A built Embedding of `layer`."""
+    made = Embedding(rows, width, normal(), dtype=layer.dtype_policy)
+    made.build()
     return made
 
 
@@ -155,6 +169,54 @@ def overwrite(cache, at, new):
     return ops.slice_update(cache, (0, at, 0, 0), new)
 
 
+def attend(query, key, value, mask=None, bias=None, scale=None, drop=None, training=None):
+    """softmax(query key' * scale + bias) value in every head.
+
+    query, key, value: (batch, time, heads, width), mask: bool and bias: like (batch, heads, time,
+    time), scale: None for 1 / sqrt(width) -> (batch, time, heads, width)
+    drop: the Dropout of the softmax's probabilities in training
+    """
+    if not (training and drop is not None and drop.rate):
+        return ops.dot_product_attention(query, key, value, bias=bias, mask=mask, scale=scale)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    scores = ops.einsum("bqhd,bkhd->bhqk", query, key) * scale  # no fused kernel drops everywhere
+    if bias is not None:
+        scores = scores + bias
+    if mask is not None:
+        scores = ops.where(mask, scores, -3e4)
+    return ops.einsum("bhqk,bkhd->bqhd", drop(ops.softmax(scores, axis=-1), training=True), value)
+
+
+class SelfAttention(Layer):
+    """Attention of all positions to all that are visible, then a projection.
+
+    x: (batch, time, width), visible: bool (batch or 1, 1, time or 1, time), turned: cos and sin of
+    rotary positions -> (batch, time, width)
+    """
+
+    width: PositiveInt
+    heads: PositiveInt
+    bias: bool = True
+    dropout: Rate = 0.0
+
+    def build(self, shape=None):
+        parts = (self.width,) * 3
+        self.qkv = dense(self, self.width, sum(parts), JoinedDense, parts=parts, use_bias=self.bias)
+        self.projection = dense(self, self.width, self.width, use_bias=self.bias)
+        self.drop = Dropout(self.dropout, dtype=self.dtype_policy)
+
+    def call(self, x, visible=None, turned=None, training=None):
+        batch, time, _ = ops.shape(x)
+        heads, width = self.heads, self.width // self.heads
+        parts = ops.reshape(self.qkv(x), (batch, time, 3 * heads, width))
+        both, value = parts[:, :, : 2 * heads], parts[:, :, 2 * heads :]
+        if turned is not None:
+            both = rotate(both, turned)
+        query, key = both[:, :, :heads], both[:, :, heads:]
+        y = attend(query, key, value, visible, drop=self.drop, training=training)
+        return self.projection(ops.reshape(y, (batch, time, self.width)))
+
+
 class CausalAttention(Layer):
     """Attention of `heads` query heads to `key_heads` heads of keys and values, with a cache.
 
@@ -219,14 +281,48 @@ class GatedFeedForward(Layer):
     hidden: PositiveInt
     activation: str = "silu"
     bias: bool = False
+    dropout: Rate = 0.0
 
     def build(self, shape=None):
         parts = (self.hidden, self.hidden)
         options = dict(parts=parts, use_bias=self.bias)
         self.gate_up = dense(self, self.width, sum(parts), JoinedDense, **options)
         self.down = dense(self, self.hidden, self.width, use_bias=self.bias)
+        self.drop = Dropout(self.dropout, dtype=self.dtype_policy) if self.dropout else None
 
-    def call(self, x):
+    def call(self, x, training=None):
         both = self.gate_up(x)
         gate, up = both[..., : self.hidden], both[..., self.hidden :]
-        return self.down(ACTIVATIONS[self.activation](gate) * up)
+        y = ACTIVATIONS[self.activation](gate) * up
+        return self.down(y if self.drop is None else self.drop(y, training=training))
+
+
+# --- masked language models ----------------------------------------------------------------------
+class PredictionHead(Layer):
+    """norm(activation(dense(x))): what comes before the scores of words or classes."""
+
+    width: PositiveInt
+    activation: str
+    epsilon: float
+    bias: bool = True
+    norm_bias: bool = True
+
+    def build(self, shape=None):
+        self.dense = dense(self, self.width, self.width, use_bias=self.bias)
+        self.norm = norm(self, self.width, self.epsilon, center=self.norm_bias)
+
+    def call(self, x):
+        return self.norm(ACTIVATIONS[self.activation](self.dense(x)))
+
+
+def at_masks(x, inputs):
+    """Hidden states at inputs["mask_positions"], (batch, masks, width); without, all of them."""
+    positions = inputs.get("mask_positions")
+    if positions is None:
+        return x
+    return ops.take_along_axis(x, ops.cast(positions, "int32")[:, :, None], axis=1)
+
+
+def tied_scores(x, embedding):
+    """Scores of all words, with the word embeddings as the kernel.  (..., width) -> (..., words)"""
+    return ops.matmul(x, ops.transpose(ops.cast(embedding.embeddings.value, ops.dtype(x))))

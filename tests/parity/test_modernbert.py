@@ -1,0 +1,95 @@
+"""ModernBERT against transformers: random small models."""
+
+import pytest
+import torch
+from parity.encoder_checks import check_hidden_states, check_learning, check_task
+from parity.image_models import TRAINED
+from transformers import (
+    ModernBertConfig,
+    ModernBertForMaskedLM,
+    ModernBertForSequenceClassification,
+    ModernBertModel,
+)
+
+from khub import nlp
+
+CONFIGS = {
+    "three heads": dict(hidden_size=24, num_attention_heads=3, intermediate_size=40),
+    "biases, uneven kinds of layers": dict(
+        hidden_size=32,
+        num_attention_heads=4,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        norm_bias=True,
+        attention_bias=True,
+        mlp_bias=True,
+        hidden_activation="silu",
+        layer_types=["sliding_attention", "full_attention"],
+        local_attention=12,
+    ),
+    "all layers global, other waves": dict(
+        hidden_size=16,
+        num_attention_heads=1,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        global_attn_every_n_layers=1,
+        rope_parameters={"full_attention": {"rope_theta": 500.0, "rope_type": "default"}},
+        classifier_bias=True,
+        classifier_activation="relu",
+    ),
+}
+
+
+def config(name, **more):
+    sizes = dict(vocab_size=61, num_hidden_layers=3, local_attention=7, pad_token_id=0)
+    special = dict.fromkeys(["bos_token_id", "cls_token_id"], 1)
+    special |= dict.fromkeys(["eos_token_id", "sep_token_id"], 2)
+    return ModernBertConfig(**sizes | special | CONFIGS[name], initializer_range=0.2, **more)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_hidden_states(name, tmp_path):
+    torch.manual_seed(0)
+    theirs = ModernBertModel(config(name))
+    theirs.save_pretrained(tmp_path)
+    check_hidden_states(theirs, nlp.ModernBertBackbone.from_preset(str(tmp_path)))
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_classifier_and_the_way_back(pooling, tmp_path):
+    torch.manual_seed(1)
+    name = list(CONFIGS)[pooling == "mean"]
+    options = config(name, num_labels=3, classifier_pooling=pooling, classifier_dropout=0.1)
+    theirs = ModernBertForSequenceClassification(options)
+    ours = check_task(theirs, nlp.ModernBertClassifier, tmp_path)
+    assert (ours.pooling, ours.dropout) == (pooling, 0.1)
+
+
+@pytest.mark.parametrize("tied, bias", [(True, True), (True, False), (False, True)])
+def test_masked_lm(tied, bias, tmp_path):
+    torch.manual_seed(2)
+    name = list(CONFIGS)[2 if bias else 1]
+    theirs = ModernBertForMaskedLM(config(name, tie_word_embeddings=tied, decoder_bias=bias))
+    check_task(theirs, nlp.ModernBertMaskedLM, tmp_path)
+
+
+@TRAINED
+def test_learning():
+    sizes = dict(vocabulary_size=61, num_layers=2, num_heads=2, hidden_dim=16, intermediate_dim=24)
+    dropout = dict(dropout=0.1, attention_dropout=0.1, mlp_dropout=0.1)
+    check_learning(nlp.ModernBertClassifier(nlp.ModernBertBackbone(**sizes, **dropout)))
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        (dict(layer_types=["linear_attention"] * 3), "layer_types must be .*linear_attention"),
+        (dict(rope_scaling={"rope_type": "yarn"}), "rope_type 'yarn' is not supported"),
+        (dict(hidden_activation="mish"), "activation must be one of .*'mish'"),
+        (dict(num_attention_heads=5), "multiple of num_heads; got 24 and 5"),
+    ],
+)
+def test_what_is_not_supported(more, message):
+    backbone = nlp.ModernBertBackbone
+    with pytest.raises(ValueError, match=message):
+        backbone(**backbone.config_from_reference({**config("three heads").to_dict(), **more}))

@@ -9,7 +9,6 @@ from functools import partial
 import numpy as np
 
 from khub import initializers, ops
-from khub.backend import active
 from khub.fields import PositiveInt, Rate
 from khub.layers import (
     Dense,
@@ -20,6 +19,8 @@ from khub.layers import (
     RMSNormalization,
 )
 
+from .cache import EAGER, overwrite
+
 ACTIVATIONS = {  # the references' hidden_act
     "gelu": partial(ops.gelu, approximate=False),
     "gelu_new": partial(ops.gelu, approximate=True),
@@ -29,7 +30,6 @@ ACTIVATIONS = {  # the references' hidden_act
     "swish": ops.silu,
     "tanh": ops.tanh,
 }
-EAGER = active.EAGER  # arrays can be written in place
 
 
 def normal():
@@ -160,15 +160,6 @@ def rotate(x, turned):
 
 
 # --- attention -----------------------------------------------------------------------------------
-def overwrite(cache, at, new):
-    """`cache` with `new` from position `at` of its second axis on; in place where that can be."""
-    new = ops.cast(new, ops.dtype(cache))
-    if EAGER:
-        cache[:, at : at + new.shape[1]] = new
-        return cache
-    return ops.slice_update(cache, (0, at, 0, 0), new)
-
-
 def attend(query, key, value, mask=None, bias=None, scale=None, drop=None, training=None):
     """softmax(query key' * scale + bias) value in every head.
 

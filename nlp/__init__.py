@@ -1,14 +1,13 @@
 """Text models: tokenizers, preprocessors, tasks, and one file for each architecture family."""
 
-from . import audio, datasets, decoder, preprocessing, samplers, tasks, tokenizers
+from . import audio, bert, datasets, decoder, preprocessing, samplers, tasks, tokenizers
 from .audio import WhisperFeatures, read_audio
-from .bert import BertBackbone, BertClassifier, BertMaskedLM, BertTextEmbedder, BertTokenizer
+from .bert import *  # noqa: F403  (made of a table)
 from .byte_pair import (
     BytePairTokenizer,
     ByteTokenizer,
     CLIPTokenizer,
     GPT2Tokenizer,
-    RobertaTokenizer,
     WhisperTokenizer,
 )
 from .codepoints import UnicodeCodepointTokenizer
@@ -17,27 +16,30 @@ from .generation import CausalLM
 from .preprocessing import (
     CausalLMPreprocessor,
     MaskedLMPreprocessor,
+    QuestionAnswererPreprocessor,
     TextClassifierPreprocessor,
     TextEmbedderPreprocessor,
+    TokenClassifierPreprocessor,
 )
 from .sentence_piece import (
-    AlbertTokenizer,
     LlamaTokenizer,
     SentencePieceTokenizer,
     T5Tokenizer,
 )
-from .tasks import Backbone, MaskedLM, Task, TextClassifier, TextEmbedder
+from .tasks import (
+    Backbone,
+    MaskedLM,
+    QuestionAnswerer,
+    Task,
+    TextClassifier,
+    TextEmbedder,
+    TokenClassifier,
+)
 from .tokenizers import Tokenizer, WordPieceTokenizer
 from .vocabularies import train_byte_pair, train_sentence_piece, train_word_piece
 
 __all__ = [
-    "AlbertTokenizer",
     "Backbone",
-    "BertBackbone",
-    "BertClassifier",
-    "BertMaskedLM",
-    "BertTextEmbedder",
-    "BertTokenizer",
     "CausalLM",
     "CausalLMPreprocessor",
     "BytePairTokenizer",
@@ -47,7 +49,8 @@ __all__ = [
     "LlamaTokenizer",
     "MaskedLM",
     "MaskedLMPreprocessor",
-    "RobertaTokenizer",
+    "QuestionAnswerer",
+    "QuestionAnswererPreprocessor",
     "SentencePieceTokenizer",
     "T5Tokenizer",
     "Task",
@@ -55,6 +58,8 @@ __all__ = [
     "TextClassifierPreprocessor",
     "TextEmbedder",
     "TextEmbedderPreprocessor",
+    "TokenClassifier",
+    "TokenClassifierPreprocessor",
     "Tokenizer",
     "WhisperFeatures",
     "UnicodeCodepointTokenizer",
@@ -71,4 +76,4 @@ __all__ = [
     "train_sentence_piece",
     "train_word_piece",
 ]
-__all__ += decoder.__all__
+__all__ += [*bert.__all__, *decoder.__all__]

@@ -145,6 +145,22 @@ def rotate(x, turned):
     return x * cos + ops.roll(x, half, -1) * sin
 
 
+def position_buckets(distances, buckets, most=128, both_sides=True):
+    """Bucket of each distance, int32: near ones have their own, far ones share by their logarithm.
+
+    Half of the buckets are for keys behind the query where both sides are seen. Distances from
+    `most` on share the last.  Raffel et al. 2019, arXiv:1910.10683, section 2.1
+    """
+    distances = np.asarray(distances)
+    first = np.where(distances > 0, buckets // 2, 0) if both_sides else 0
+    buckets = buckets // 2 if both_sides else buckets
+    away = np.abs(distances) if both_sides else np.maximum(-distances, 0)
+    exact = buckets // 2
+    share = np.log(np.maximum(away, 1) / exact) / math.log(most / exact)
+    far = np.minimum(exact + (share * (buckets - exact)).astype(int), buckets - 1)
+    return (first + np.where(away < exact, away, far)).astype("int32")
+
+
 # --- attention -----------------------------------------------------------------------------------
 def overwrite(cache, at, new):
     """`cache` with `new` from position `at` of its second axis on; in place where that can be."""

@@ -1,50 +1,56 @@
 """Text models: tokenizers, preprocessors, tasks, and one file for each architecture family."""
 
-from . import audio, datasets, decoder, preprocessing, samplers, tasks, tokenizers
+from . import (
+    audio,
+    bert,
+    datasets,
+    decoder,
+    modernbert,
+    preprocessing,
+    samplers,
+    tasks,
+    tokenizers,
+)
 from .audio import WhisperFeatures, read_audio
-from .bert import BertBackbone, BertClassifier, BertMaskedLM, BertTextEmbedder, BertTokenizer
+from .bert import *  # noqa: F403  (made of a table)
 from .byte_pair import (
     BytePairTokenizer,
     ByteTokenizer,
     CLIPTokenizer,
     GPT2Tokenizer,
-    RobertaTokenizer,
     WhisperTokenizer,
 )
 from .codepoints import UnicodeCodepointTokenizer
 from .decoder import *  # noqa: F403  (made of a table)
 from .generation import CausalLM
-from .modernbert import (
-    ModernBertBackbone,
-    ModernBertClassifier,
-    ModernBertMaskedLM,
-    ModernBertTextEmbedder,
-    ModernBertTokenizer,
-)
+from .modernbert import *  # noqa: F403
 from .preprocessing import (
     CausalLMPreprocessor,
     MaskedLMPreprocessor,
+    QuestionAnswererPreprocessor,
     TextClassifierPreprocessor,
     TextEmbedderPreprocessor,
+    TokenClassifierPreprocessor,
 )
 from .sentence_piece import (
-    AlbertTokenizer,
     LlamaTokenizer,
     SentencePieceTokenizer,
     T5Tokenizer,
 )
-from .tasks import Backbone, MaskedLM, Task, TextClassifier, TextEmbedder
+from .tasks import (
+    Backbone,
+    MaskedLM,
+    QuestionAnswerer,
+    Task,
+    TextClassifier,
+    TextEmbedder,
+    TokenClassifier,
+)
 from .tokenizers import Tokenizer, WordPieceTokenizer
 from .vocabularies import train_byte_pair, train_sentence_piece, train_word_piece
 
 __all__ = [
-    "AlbertTokenizer",
     "Backbone",
-    "BertBackbone",
-    "BertClassifier",
-    "BertMaskedLM",
-    "BertTextEmbedder",
-    "BertTokenizer",
     "CausalLM",
     "CausalLMPreprocessor",
     "BytePairTokenizer",
@@ -54,12 +60,8 @@ __all__ = [
     "LlamaTokenizer",
     "MaskedLM",
     "MaskedLMPreprocessor",
-    "ModernBertBackbone",
-    "ModernBertClassifier",
-    "ModernBertMaskedLM",
-    "ModernBertTextEmbedder",
-    "ModernBertTokenizer",
-    "RobertaTokenizer",
+    "QuestionAnswerer",
+    "QuestionAnswererPreprocessor",
     "SentencePieceTokenizer",
     "T5Tokenizer",
     "Task",
@@ -67,6 +69,8 @@ __all__ = [
     "TextClassifierPreprocessor",
     "TextEmbedder",
     "TextEmbedderPreprocessor",
+    "TokenClassifier",
+    "TokenClassifierPreprocessor",
     "Tokenizer",
     "WhisperFeatures",
     "UnicodeCodepointTokenizer",
@@ -83,4 +87,4 @@ __all__ = [
     "train_sentence_piece",
     "train_word_piece",
 ]
-__all__ += decoder.__all__
+__all__ += [*bert.__all__, *decoder.__all__, *modernbert.__all__]

@@ -9,7 +9,16 @@ from khub.layers import Dropout, Layer
 
 from ..presets import Family, register
 from .byte_pair import BytePairTokenizer
-from .tasks import Backbone, MaskedLM, TextClassifier, TextEmbedder, pooled
+from .tasks import (
+    Backbone,
+    MaskedLM,
+    QuestionAnswerer,
+    TextClassifier,
+    TextEmbedder,
+    TokenClassifier,
+    check_pooling,
+    pooled,
+)
 from .tokenizers import SPECIAL_TOKENS
 from .transformer import (
     ACTIVATIONS,
@@ -25,6 +34,15 @@ from .transformer import (
     tied_scores,
 )
 
+__all__ = [
+    "ModernBertBackbone",
+    "ModernBertClassifier",
+    "ModernBertMaskedLM",
+    "ModernBertQuestionAnswerer",
+    "ModernBertTextEmbedder",
+    "ModernBertTokenClassifier",
+    "ModernBertTokenizer",
+]
 CONFIG = {  # khub's name -> the reference's
     "vocabulary_size": "vocab_size",
     "num_layers": "num_hidden_layers",
@@ -57,6 +75,7 @@ WEIGHTS = [
     ("final_norm", "norm"),
 ]
 HEAD = [("head", "head"), ("classifier", "classifier")]
+UNDROPPED = {"classifier_dropout": 0.0}  # where config.json does not say it
 LAYER_TYPES = ("full_attention", "sliding_attention")
 
 
@@ -75,7 +94,7 @@ class ModernBertBlock(Layer):
 
     def call(self, x, visible=None, turned=None, training=None):
         y = x if self.attention_norm is None else self.attention_norm(x)
-        y = self.attention(y, visible, turned, training=training)
+        y = self.attention(y, visible, turned=turned, training=training)
         x = x + self.drop(y, training=training)
         return x + self.feed_forward(self.norm(x), training=training)
 
@@ -145,7 +164,7 @@ class ModernBertBackbone(Backbone):
     def _block(self, index):
         options = dict(dtype=self.dtype_policy)
         attention = SelfAttention(
-            self.hidden_dim, self.num_heads, self.attention_bias, self.attention_dropout, **options
+            self.hidden_dim, self.num_heads, self.attention_dropout, self.attention_bias, **options
         )
         feed_forward = GatedFeedForward(
             self.hidden_dim,
@@ -231,11 +250,13 @@ def _head(task):
     return made
 
 
-class ModernBertClassifier(TextClassifier):
-    """A class for a text or a pair, from its first token or the mean of all.
+def _build(task, units):
+    task.head, task.drop = _head(task), Dropout(task.dropout, dtype=task.dtype_policy)
+    task.classifier = dense(task, task.backbone.hidden_dim, units)
 
-    pooling: "cls" or "mean"
-    """
+
+class ModernBertClassifier(TextClassifier):
+    """A class for a text or a pair, from its first token ("cls") or the mean of all ("mean")."""
 
     backbone: Backbone
     num_classes: PositiveInt = 2
@@ -246,10 +267,12 @@ class ModernBertClassifier(TextClassifier):
 
     weight_map = HEAD
 
+    def setup(self):
+        check_pooling(self.pooling)
+        super().setup()
+
     def build(self, shape=None):
-        self.head = _head(self)
-        self.drop = Dropout(self.dropout, dtype=self.dtype_policy)
-        self.classifier = dense(self, self.backbone.hidden_dim, self.num_classes)
+        _build(self, self.num_classes)
 
     def call(self, inputs, training=None):
         x = self.backbone(inputs, training=training)["sequence_output"]
@@ -258,11 +281,46 @@ class ModernBertClassifier(TextClassifier):
 
     @classmethod
     def head_from_reference(cls, config):
-        found = super().head_from_reference({"classifier_dropout": 0.0, **config})
+        found = super().head_from_reference(UNDROPPED | config)
         return {**found, "pooling": config.get("classifier_pooling", "cls")}
 
     def reference_config(self):
         return {**super().reference_config(), "classifier_pooling": self.pooling}
+
+
+class ModernBertTokenClassifier(TokenClassifier):
+    """A class for every token."""
+
+    weight_map = HEAD
+
+    def build(self, shape=None):
+        _build(self, self.num_classes)
+
+    def call(self, inputs, training=None):
+        x = self.backbone(inputs, training=training)["sequence_output"]
+        return self.classifier(self.drop(self.head(x), training=training))
+
+    @classmethod
+    def head_from_reference(cls, config):
+        return super().head_from_reference(UNDROPPED | config)
+
+
+class ModernBertQuestionAnswerer(QuestionAnswerer):
+    """Where an answer begins and ends."""
+
+    weight_map = HEAD
+    call = ModernBertTokenClassifier.call
+
+    def build(self, shape=None):
+        _build(self, 2)
+
+    @classmethod
+    def head_from_reference(cls, config):
+        return {"dropout": config.get("classifier_dropout", 0.0)}
+
+    def reference_config(self):
+        ours = self.backbone.reference_config()
+        return {**ours, "classifier_dropout": self.dropout}
 
 
 class ModernBertMaskedLM(MaskedLM):
@@ -330,11 +388,15 @@ register(
         tokenizer=ModernBertTokenizer,
         tasks={
             "TextClassifier": ModernBertClassifier,
+            "TokenClassifier": ModernBertTokenClassifier,
+            "QuestionAnswerer": ModernBertQuestionAnswerer,
             "MaskedLM": ModernBertMaskedLM,
             "TextEmbedder": ModernBertTextEmbedder,
         },
         architectures={
             "TextClassifier": "ModernBertForSequenceClassification",
+            "TokenClassifier": "ModernBertForTokenClassification",
+            "QuestionAnswerer": "ModernBertForQuestionAnswering",
             "MaskedLM": "ModernBertForMaskedLM",
             "TextEmbedder": "ModernBertModel",
         },

@@ -187,6 +187,41 @@ class AlbertTokenizer(SentencePieceTokenizer):
         return {**super().reference_config(), **ours}
 
 
+class XLMRobertaTokenizer(SentencePieceTokenizer):
+    """XLM-RoBERTa's unigram model.  <s> first </s></s> second </s>   arXiv:1911.02116
+
+    Ids as fairseq has them: <s>, <pad>, </s>, <unk>, the model's pieces from its third on, <mask>.
+    """
+
+    reference_class = "XLMRobertaTokenizer"
+    special_tokens = {
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "sep_token": "</s>",
+        "pad_token": "<pad>",
+        "cls_token": "<s>",
+        "mask_token": "<mask>",
+    }
+    wrap = ("cls_token $A sep_token", "cls_token $A sep_token sep_token $B sep_token")
+
+    def __init__(self, model, special_tokens=None, added_tokens=()):
+        mask = {"content": "<mask>", "lstrip": True, "normalized": False, "special": True}
+        super().__init__(model, special_tokens, [mask, *added_tokens])
+
+    def _model(self, lib, model):
+        if model.kind != UNIGRAM:
+            raise ValueError("XLM-RoBERTa's SentencePiece model is a unigram model; got BPE.")
+        own = [(piece, score) for piece, score, _ in model.pieces[3:]]
+        first = [(piece, 0.0) for piece in ("<s>", "<pad>", "</s>", "<unk>")]
+        return lib.models.Unigram([*first, *own, ("<mask>", 0.0)], 3, model.byte_fallback)
+
+    def _pipeline(self, backend, lib, model):
+        if model.charsmap:
+            backend.normalizer = lib.normalizers.Precompiled(model.charsmap)
+        T5Tokenizer._words(self, backend, lib)
+
+
 class LlamaTokenizer(SentencePieceTokenizer):
     """Llama's and Llama 2's BPE with byte fallback; spaces are kept. arXiv:2302.13971."""
 

@@ -159,6 +159,22 @@ def rotate(x, turned):
     return x * cos + ops.roll(x, half, -1) * sin
 
 
+def position_buckets(distances, buckets, most=128, both_sides=True):
+    """Bucket of each distance, int32: near ones have their own, far ones share by their logarithm.
+
+    Half of the buckets are for keys behind the query where both sides are seen. Distances from
+    `most` on share the last.  Raffel et al. 2019, arXiv:1910.10683, section 2.1
+    """
+    distances = np.asarray(distances)
+    first = np.where(distances > 0, buckets // 2, 0) if both_sides else 0
+    buckets = buckets // 2 if both_sides else buckets
+    away = np.abs(distances) if both_sides else np.maximum(-distances, 0)
+    exact = buckets // 2
+    share = np.log(np.maximum(away, 1) / exact) / math.log(most / exact)
+    far = np.minimum(exact + (share * (buckets - exact)).astype(int), buckets - 1)
+    return (first + np.where(away < exact, away, far)).astype("int32")
+
+
 # --- attention -----------------------------------------------------------------------------------
 def attend(query, key, value, mask=None, bias=None, scale=None, drop=None, training=None):
     """softmax(query key' * scale + bias) value in every head.
@@ -181,22 +197,22 @@ def attend(query, key, value, mask=None, bias=None, scale=None, drop=None, train
 class SelfAttention(Layer):
     """Attention of all positions to all that are visible, then a projection.
 
-    x: (batch, time, width), visible: bool (batch or 1, 1, time or 1, time), turned: cos and sin of
-    rotary positions -> (batch, time, width)
+    x: (batch, time, width), visible: bool and bias: like (batch, heads, time, time), turned: cos
+    and sin of rotary positions -> (batch, time, width)
     """
 
     width: PositiveInt
     heads: PositiveInt
-    bias: bool = True
     dropout: Rate = 0.0
+    use_bias: bool = True
 
     def build(self, shape=None):
-        parts = (self.width,) * 3
-        self.qkv = dense(self, self.width, sum(parts), JoinedDense, parts=parts, use_bias=self.bias)
-        self.projection = dense(self, self.width, self.width, use_bias=self.bias)
+        parts, biased = (self.width,) * 3, self.use_bias
+        self.qkv = dense(self, self.width, sum(parts), JoinedDense, parts=parts, use_bias=biased)
+        self.projection = dense(self, self.width, self.width, use_bias=biased)
         self.drop = Dropout(self.dropout, dtype=self.dtype_policy)
 
-    def call(self, x, visible=None, turned=None, training=None):
+    def call(self, x, visible=None, bias=None, turned=None, training=None):
         batch, time, _ = ops.shape(x)
         heads, width = self.heads, self.width // self.heads
         parts = ops.reshape(self.qkv(x), (batch, time, 3 * heads, width))
@@ -204,8 +220,36 @@ class SelfAttention(Layer):
         if turned is not None:
             both = rotate(both, turned)
         query, key = both[:, :, :heads], both[:, :, heads:]
-        y = attend(query, key, value, visible, drop=self.drop, training=training)
+        y = attend(query, key, value, visible, bias, drop=self.drop, training=training)
         return self.projection(ops.reshape(y, (batch, time, self.width)))
+
+
+class EncoderBlock(Layer):
+    """Attention, then two dense layers, normalized after each addition.
+
+    attention: called with x, visible and bias, whose meaning is its own
+    x: (batch, time, width) -> (batch, time, width)
+    """
+
+    attention: Layer
+    width: PositiveInt
+    hidden: PositiveInt
+    activation: str
+    dropout: Rate
+    epsilon: float
+
+    def build(self, shape=None):
+        self.attention_norm = norm(self, self.width, self.epsilon)
+        self.up = dense(self, self.width, self.hidden)
+        self.down = dense(self, self.hidden, self.width)
+        self.norm = norm(self, self.width, self.epsilon)
+        self.drop = Dropout(self.dropout, dtype=self.dtype_policy)
+
+    def call(self, x, visible=None, bias=None, training=None):
+        y = self.attention(x, visible, bias, training=training)
+        x = self.attention_norm(x + self.drop(y, training=training))
+        y = self.down(ACTIVATIONS[self.activation](self.up(x)))
+        return self.norm(x + self.drop(y, training=training))
 
 
 class CausalAttention(Layer):

@@ -7,7 +7,9 @@ from parity.image_models import TRAINED
 from transformers import (
     ModernBertConfig,
     ModernBertForMaskedLM,
+    ModernBertForQuestionAnswering,
     ModernBertForSequenceClassification,
+    ModernBertForTokenClassification,
     ModernBertModel,
 )
 
@@ -63,6 +65,17 @@ def test_classifier_and_the_way_back(pooling, tmp_path):
     theirs = ModernBertForSequenceClassification(options)
     ours = check_task(theirs, nlp.ModernBertClassifier, tmp_path)
     assert (ours.pooling, ours.dropout) == (pooling, 0.1)
+
+
+def test_token_classifier_and_question_answerer(tmp_path):
+    torch.manual_seed(3)
+    options = config("biases, uneven kinds of layers", num_labels=5, classifier_dropout=0.2)
+    theirs = ModernBertForTokenClassification(options)
+    ours = check_task(theirs, nlp.ModernBertTokenClassifier, tmp_path / "tokens")
+    assert (ours.num_classes, ours.dropout) == (5, 0.2)
+    theirs = ModernBertForQuestionAnswering(config("three heads", classifier_dropout=0.2))
+    ours = check_task(theirs, nlp.ModernBertQuestionAnswerer, tmp_path / "answers")
+    assert ours.dropout == 0.2
 
 
 @pytest.mark.parametrize("tied, bias", [(True, True), (True, False), (False, True)])

@@ -4,6 +4,7 @@ from . import (
     audio,
     bert,
     datasets,
+    deberta,
     decoder,
     modernbert,
     preprocessing,
@@ -21,6 +22,7 @@ from .byte_pair import (
     WhisperTokenizer,
 )
 from .codepoints import UnicodeCodepointTokenizer
+from .deberta import *  # noqa: F403
 from .decoder import *  # noqa: F403  (made of a table)
 from .generation import CausalLM
 from .modernbert import *  # noqa: F403
@@ -87,4 +89,4 @@ __all__ = [
     "train_sentence_piece",
     "train_word_piece",
 ]
-__all__ += [*bert.__all__, *decoder.__all__, *modernbert.__all__]
+__all__ += [*bert.__all__, *deberta.__all__, *decoder.__all__, *modernbert.__all__]

@@ -64,6 +64,7 @@ CONFIG = {  # khub's name -> the reference's
     "attention_dropout": "attention_probs_dropout_prob",
     "layer_norm_epsilon": "layer_norm_eps",
 }
+HIDDEN = -3e4  # a score of which softmax makes 0; float16 has it
 NEEDED = ("vocabulary_size", "num_layers", "num_heads", "hidden_dim", "intermediate_dim")
 
 
@@ -362,8 +363,7 @@ class EncoderEmbeddings(Layer):
 class EncoderAttention(Layer):
     """softmax(q k' / sqrt(head width) + bias) v in every head, then a projection.
 
-    x: (batch, time, width), visible: bool (batch, 1, 1, time), bias: (1, heads, time, time) ->
-    (batch, time, width)
+    x: (batch, time, width), bias: like (batch, heads, time, time), or None -> (batch, time, width)
     """
 
     width: PositiveInt
@@ -375,7 +375,7 @@ class EncoderAttention(Layer):
         self.projection = dense(self, self.width, self.width)
         self.drop = Dropout(self.dropout, dtype=self.dtype_policy)
 
-    def call(self, x, visible=None, bias=None, training=None):
+    def call(self, x, bias=None, training=None):
         batch, time, _ = ops.shape(x)
         heads, width = self.heads, self.width // self.heads
         parts = ops.reshape(self.qkv(x), (batch, time, 3 * heads, width))
@@ -384,19 +384,17 @@ class EncoderAttention(Layer):
             scores = ops.einsum("bqhd,bkhd->bhqk", q, k) * width**-0.5
             if bias is not None:
                 scores = scores + bias
-            if visible is not None:
-                scores = ops.where(visible, scores, -3e4)
             weights = self.drop(ops.softmax(scores, axis=-1), training=True)
             y = ops.einsum("bhqk,bkhd->bqhd", weights, v)
         else:
-            y = ops.dot_product_attention(q, k, v, bias=bias, mask=visible)
+            y = ops.dot_product_attention(q, k, v, bias=bias)
         return self.projection(ops.reshape(y, (batch, time, self.width)))
 
 
 class EncoderBlock(Layer):
     """Attention, then two dense layers, normalized after each addition.
 
-    x, visible, bias: as `EncoderAttention` -> (batch, time, width)
+    x, bias: as `EncoderAttention` -> (batch, time, width)
     """
 
     width: PositiveInt
@@ -418,8 +416,8 @@ class EncoderBlock(Layer):
         self.norm = norm(self, self.width, self.epsilon)
         self.drop = Dropout(self.dropout, dtype=self.dtype_policy)
 
-    def call(self, x, visible=None, bias=None, training=None):
-        y = self.attention(x, visible, bias, training=training)
+    def call(self, x, bias=None, training=None):
+        y = self.attention(x, bias, training=training)
         x = self.attention_norm(x + self.drop(y, training=training))
         y = self.down(ACTIVATIONS[self.activation](self.up(x)))
         return self.norm(x + self.drop(y, training=training))
@@ -520,14 +518,18 @@ class EncoderBackbone(Backbone):
         count = self.num_layers
         return [b for i in range(count) for b in self.groups[i * self.num_groups // count]]
 
-    def _bias(self, time):
-        """What a distance adds to the scores, (1, heads, time, time)."""
-        if self.relative_buckets is None:
-            return None
-        places = ops.arange(time)
-        distances = places[None] - places[:, None] + (self.max_sequence_length - 1)
-        bias = self.relative(ops.take(self._buckets, distances))
-        return ops.transpose(bias, (2, 0, 1))[None]
+    def _bias(self, time, visible):
+        """What is added to the scores, once for all layers: by distance, and against padding."""
+        bias = None
+        if self.relative_buckets is not None:
+            places = ops.arange(time)
+            distances = places[None] - places[:, None] + (self.max_sequence_length - 1)
+            bias = ops.transpose(self.relative(ops.take(self._buckets, distances)), (2, 0, 1))[None]
+        if visible is not None:
+            seen = ops.cast(visible, "bool")[:, None, None]
+            padding = ops.cast(ops.where(seen, 0.0, HIDDEN), self.compute_dtype)
+            bias = padding if bias is None else bias + padding
+        return bias
 
     def call(self, inputs, training=None):
         self.check_inputs(inputs)
@@ -535,11 +537,9 @@ class EncoderBackbone(Backbone):
         x = self.embeddings(token_ids, inputs.get("segment_ids"), training=training)
         if self.projection is not None:
             x = self.projection(x)
-        if visible is not None:
-            visible = ops.cast(visible, "bool")[:, None, None, :]
-        bias = self._bias(ops.shape(token_ids)[1])
+        bias = self._bias(ops.shape(token_ids)[1], visible)
         for block in self._layers():
-            x = block(x, visible, bias, training=training)
+            x = block(x, bias, training=training)
         if self.pooler is None:
             return {"sequence_output": x}
         return {"sequence_output": x, "pooled_output": self.pooler(x[:, 0])}

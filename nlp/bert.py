@@ -28,6 +28,7 @@ from .transformer import (
     SelfAttention,
     at_masks,
     dense,
+    hidden_bias,
     norm,
     position_buckets,
     table,
@@ -459,14 +460,17 @@ class EncoderBackbone(Backbone):
         count = self.num_layers
         return [b for i in range(count) for b in self.groups[i * self.num_groups // count]]
 
-    def _bias(self, time):
-        """What a distance adds to the scores, (1, heads, time, time)."""
-        if self.relative_buckets is None:
-            return None
-        places = ops.arange(time)
-        distances = places[None] - places[:, None] + (self.max_sequence_length - 1)
-        bias = self.relative(ops.take(self._buckets, distances))
-        return ops.transpose(bias, (2, 0, 1))[None]
+    def _bias(self, time, visible):
+        """What is added to the scores, once for all layers: by distance, and against padding."""
+        bias = None
+        if self.relative_buckets is not None:
+            places = ops.arange(time)
+            distances = places[None] - places[:, None] + (self.max_sequence_length - 1)
+            bias = ops.transpose(self.relative(ops.take(self._buckets, distances)), (2, 0, 1))[None]
+        if visible is not None:
+            padding = hidden_bias(visible[:, None, None], self.compute_dtype)
+            bias = padding if bias is None else bias + padding
+        return bias
 
     def call(self, inputs, training=None):
         self.check_inputs(inputs)
@@ -474,11 +478,9 @@ class EncoderBackbone(Backbone):
         x = self.embeddings(token_ids, inputs.get("segment_ids"), training=training)
         if self.projection is not None:
             x = self.projection(x)
-        if visible is not None:
-            visible = ops.cast(visible, "bool")[:, None, None, :]
-        bias = self._bias(ops.shape(token_ids)[1])
+        bias = self._bias(ops.shape(token_ids)[1], visible)
         for block in self._layers():
-            x = block(x, visible, bias, training=training)
+            x = block(x, bias, training=training)
         if self.pooler is None:
             return {"sequence_output": x}
         return {"sequence_output": x, "pooled_output": self.pooler(x[:, 0])}

@@ -27,6 +27,7 @@ from .transformer import (
     at_masks,
     attend,
     dense,
+    hidden_bias,
     norm,
     table,
     tied_scores,
@@ -121,10 +122,11 @@ def by_distance(scores, start):
 class DisentangledAttention(Layer):
     """softmax((q k' + q position_k' + position_q k') * scale) v in every head, then a projection.
 
-    call(x, visible, positions): x (batch, time, width), visible: bool (batch, 1, 1, time),
-    positions: a table (rows, width), and the row of it for the distances -time .. time - 1, and for
-    time - 1 .. -time -> (batch, time, width)   terms: which of c2p (q position_k') and p2c there
-    are   share_keys: content's projections are also those of positions.  arXiv:2006.03654, (4)
+    call(x, (padding, rows, ascending, descending)): x (batch, time, width), padding: what is added
+    to the scores, like (batch, 1, 1, time), or None, rows: a table (n, width), ascending: the row
+    of it for each distance -time .. time - 1, descending: for time - 1 .. -time -> (batch, time,
+    width)   terms: which of c2p (q position_k') and p2c there are   share_keys: content's
+    projections are also those of positions.  arXiv:2006.03654, equation 4
     """
 
     width: PositiveInt
@@ -146,27 +148,26 @@ class DisentangledAttention(Layer):
         self.attention_drop = Dropout(self.attention_dropout, dtype=self.dtype_policy)
         self._scale = (width // self.heads * (1 + len(self.terms))) ** -0.5
 
-    def call(self, x, visible=None, positions=None, training=None):
+    def call(self, x, context, training=None):
         batch, time, _ = ops.shape(x)
         split = (batch, time, self.heads, self.width // self.heads)
         both, value = self.query_key(x), ops.reshape(self.value(x), split)
         query = ops.reshape(both[..., : self.width], split) * self._scale
         key = ops.reshape(both[..., self.width :], split)
-        bias = self._bias(query, key, positions, time, training)
-        drop = self.attention_drop
-        y = attend(query, key, value, visible, bias, 1.0, drop, training)
+        bias = self._bias(query, key, time, *context, training)
+        y = attend(query, key, value, bias, 1.0, self.attention_drop, training)
         return self.projection(ops.reshape(y, (batch, time, self.width)))
 
-    def _bias(self, query, key, positions, time, training):
-        """The terms with positions, (batch, heads, time, time); None where there are none."""
-        (rows, ascending, descending), bias = positions, None
+    def _bias(self, query, key, time, bias, rows, ascending, descending, training):
+        """`bias` and the terms with positions, (batch, heads, time, time)."""
         rows = self.drop(rows, training=training)
         split = (-1, self.heads, self.width // self.heads)
         shared = self.query_key(rows) if self.share_keys else None
         if "c2p" in self.terms:
             to = self.position_key(rows) if shared is None else shared[:, self.width :]
             to = ops.take(ops.reshape(to, split), descending, axis=0)
-            bias = by_distance(ops.einsum("bthd,chd->bhtc", query, to), time - 1)
+            term = by_distance(ops.einsum("bthd,chd->bhtc", query, to), time - 1)
+            bias = term if bias is None else bias + term
         if "p2c" in self.terms:
             of = self.position_query(rows) if shared is None else shared[:, : self.width]
             of = ops.take(ops.reshape(of * self._scale, split), ascending, axis=0)
@@ -282,12 +283,11 @@ class DebertaV3Backbone(Backbone):
     def call(self, inputs, training=None):
         self.check_inputs(inputs)
         x = words = self._embed(inputs, training)
-        visible = inputs.get("padding_mask")
-        if visible is not None:
-            visible = ops.cast(visible, "bool")[:, None, None, :]
-        positions = self._positions(ops.shape(x)[1])
+        mask = inputs.get("padding_mask")
+        bias = None if mask is None else hidden_bias(mask[:, None, None], self.compute_dtype)
+        context = bias, *self._positions(ops.shape(x)[1])
         for index, block in enumerate(self.blocks):
-            x = block(x, visible, positions, training=training)
+            x = block(x, context, training=training)
             if index == 0 and self.conv is not None:
                 y = self.drop(self.conv(words), training=training)
                 x = self.conv_norm(x + ACTIVATIONS[self.conv_activation](y))

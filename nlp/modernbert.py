@@ -28,6 +28,7 @@ from .transformer import (
     at_masks,
     dense,
     frequencies,
+    hidden_bias,
     norm,
     rotation,
     table,
@@ -82,7 +83,7 @@ LAYER_TYPES = ("full_attention", "sliding_attention")
 class ModernBertBlock(Layer):
     """x + attention(norm(x)), then x + feed_forward(norm(x)); the first block has no first norm.
 
-    call(x, visible, turned) as `SelfAttention`
+    call(x, bias, turned) as `SelfAttention`
     """
 
     def __init__(self, attention, feed_forward, attention_norm, after, dropout, **options):
@@ -92,9 +93,9 @@ class ModernBertBlock(Layer):
         self.drop = Dropout(dropout, dtype=self.dtype_policy)
         self.built = True
 
-    def call(self, x, visible=None, turned=None, training=None):
+    def call(self, x, bias=None, turned=None, training=None):
         y = x if self.attention_norm is None else self.attention_norm(x)
-        y = self.attention(y, visible, turned=turned, training=training)
+        y = self.attention(y, bias, turned, training=training)
         x = x + self.drop(y, training=training)
         return x + self.feed_forward(self.norm(x), training=training)
 
@@ -184,21 +185,21 @@ class ModernBertBackbone(Backbone):
         time = ops.shape(x)[1]
         places, name = ops.arange(time), ops.dtype(x)
         turned = {local: rotation(places[None], *t, name) for local, t in self._turns.items()}
-        seen = inputs.get("padding_mask")
-        if seen is not None:
-            seen = ops.cast(seen, "bool")[:, None, None]
-        visible = {False: seen, True: self._window(seen, places, time)}
+        bias = self._bias(inputs.get("padding_mask"), places, time)
         for block, local in zip(self.blocks, self._local):
-            x = block(x, visible[local], turned[local], training=training)
+            x = block(x, bias[local], turned[local], training=training)
         return {"sequence_output": self.norm(x)}
 
-    def _window(self, seen, places, time):
-        """What each place sees in its window, bool (batch or 1, 1, time, time)."""
-        side = self.local_window // 2
+    def _bias(self, mask, places, time):
+        """What is added to the scores of layers without and with a window; None for nothing."""
+        bias, side = None, self.local_window // 2
+        if mask is not None:
+            bias = hidden_bias(mask[:, None, None], self.compute_dtype)
         if not self.local_layers or isinstance(time, int) and time <= side + 1:
-            return seen
-        near = (ops.absolute(places[:, None] - places[None]) <= side)[None, None]
-        return near if seen is None else ops.logical_and(near, seen)
+            return bias, bias
+        near = ops.absolute(places[:, None] - places[None]) <= side
+        far = hidden_bias(near[None, None], self.compute_dtype)
+        return bias, far if bias is None else ops.minimum(bias, far)
 
     @classmethod
     def config_from_reference(cls, config):

@@ -32,6 +32,9 @@ ACTIVATIONS = {  # the references' hidden_act
 }
 
 
+HIDDEN = -3e4  # a score of which softmax makes 0; float16 has it
+
+
 def normal():
     return initializers.TruncatedNormal(stddev=0.02)
 
@@ -176,29 +179,32 @@ def position_buckets(distances, buckets, most=128, both_sides=True):
 
 
 # --- attention -----------------------------------------------------------------------------------
-def attend(query, key, value, mask=None, bias=None, scale=None, drop=None, training=None):
+def hidden_bias(seen, dtype):
+    """0 where `seen` is true; else what, added to a score, makes softmax's result 0."""
+    return ops.cast(ops.where(ops.cast(seen, "bool"), 0.0, HIDDEN), dtype)
+
+
+def attend(query, key, value, bias=None, scale=None, drop=None, training=None):
     """softmax(query key' * scale + bias) value in every head.
 
-    query, key, value: (batch, time, heads, width), mask: bool and bias: like (batch, heads, time,
-    time), scale: None for 1 / sqrt(width) -> (batch, time, heads, width)
+    query, key, value: (batch, time, heads, width), bias: like (batch, heads, time, time), scale:
+    None for 1 / sqrt(width) -> (batch, time, heads, width)
     drop: the Dropout of the softmax's probabilities in training
     """
     if not (training and drop is not None and drop.rate):
-        return ops.dot_product_attention(query, key, value, bias=bias, mask=mask, scale=scale)
+        return ops.dot_product_attention(query, key, value, bias=bias, scale=scale)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     scores = ops.einsum("bqhd,bkhd->bhqk", query, key) * scale  # no fused kernel drops everywhere
     if bias is not None:
         scores = scores + bias
-    if mask is not None:
-        scores = ops.where(mask, scores, -3e4)
     return ops.einsum("bhqk,bkhd->bqhd", drop(ops.softmax(scores, axis=-1), training=True), value)
 
 
 class SelfAttention(Layer):
-    """Attention of all positions to all that are visible, then a projection.
+    """softmax(q k' / sqrt(head width) + bias) v in every head, then a projection.
 
-    x: (batch, time, width), visible: bool and bias: like (batch, heads, time, time), turned: cos
-    and sin of rotary positions -> (batch, time, width)
+    x: (batch, time, width), bias: like (batch, heads, time, time), turned: cos and sin of rotary
+    positions, each None where there are none -> (batch, time, width)
     """
 
     width: PositiveInt
@@ -212,7 +218,7 @@ class SelfAttention(Layer):
         self.projection = dense(self, self.width, self.width, use_bias=biased)
         self.drop = Dropout(self.dropout, dtype=self.dtype_policy)
 
-    def call(self, x, visible=None, bias=None, turned=None, training=None):
+    def call(self, x, bias=None, turned=None, training=None):
         batch, time, _ = ops.shape(x)
         heads, width = self.heads, self.width // self.heads
         parts = ops.reshape(self.qkv(x), (batch, time, 3 * heads, width))
@@ -220,15 +226,15 @@ class SelfAttention(Layer):
         if turned is not None:
             both = rotate(both, turned)
         query, key = both[:, :, :heads], both[:, :, heads:]
-        y = attend(query, key, value, visible, bias, drop=self.drop, training=training)
+        y = attend(query, key, value, bias, drop=self.drop, training=training)
         return self.projection(ops.reshape(y, (batch, time, self.width)))
 
 
 class EncoderBlock(Layer):
     """Attention, then two dense layers, normalized after each addition.
 
-    attention: called with x, visible and bias, whose meaning is its own
-    x: (batch, time, width) -> (batch, time, width)
+    attention: a built layer   x: (batch, time, width), bias: what the attention takes besides
+    -> (batch, time, width)
     """
 
     attention: Layer
@@ -245,8 +251,8 @@ class EncoderBlock(Layer):
         self.norm = norm(self, self.width, self.epsilon)
         self.drop = Dropout(self.dropout, dtype=self.dtype_policy)
 
-    def call(self, x, visible=None, bias=None, training=None):
-        y = self.attention(x, visible, bias, training=training)
+    def call(self, x, bias=None, training=None):
+        y = self.attention(x, bias, training=training)
         x = self.attention_norm(x + self.drop(y, training=training))
         y = self.down(ACTIVATIONS[self.activation](self.up(x)))
         return self.norm(x + self.drop(y, training=training))

@@ -88,7 +88,7 @@ def test_masked_lm(tied, bias, tmp_path):
 
 @TRAINED
 def test_learning():
-    sizes = dict(vocabulary_size=61, num_layers=2, num_heads=2, hidden_dim=16, intermediate_dim=24)
+    sizes = dict(vocabulary_size=61, num_layers=1, num_heads=2, hidden_dim=16, intermediate_dim=24)
     dropout = dict(dropout=0.1, attention_dropout=0.1, mlp_dropout=0.1)
     check_learning(nlp.ModernBertClassifier(nlp.ModernBertBackbone(**sizes, **dropout)))
 

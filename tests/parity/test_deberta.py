@@ -6,6 +6,8 @@ import torch
 from parity.encoder_checks import LENGTHS, check_hidden_states, check_learning, check_task
 from parity.image_models import TRAINED
 from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
     DebertaV2Config,
     DebertaV2ForMaskedLM,
     DebertaV2ForQuestionAnswering,
@@ -117,6 +119,25 @@ def test_tasks_and_the_way_back(theirs, ours, name, more, tmp_path):
     for parameter in model.parameters():  # biases are 0 at first
         torch.nn.init.normal_(parameter, std=0.2)
     check_task(model, getattr(nlp, f"DebertaV3{ours}"), tmp_path, segments=name == SEGMENTS)
+
+
+def test_pairs_of_texts(tmp_path):
+    texts = [f"the {a} {b} sat on the mat" for a in ("old", "red", "big") for b in ("cat", "dog")]
+    tokenizer = nlp.train_sentence_piece(texts, 40, cls=nlp.DebertaV3Tokenizer)
+    sizes = dict(num_layers=2, num_heads=2, hidden_dim=16, intermediate_dim=24)
+    backbone = nlp.DebertaV3Backbone(tokenizer.vocabulary_size(), **sizes)
+    preprocessor = nlp.TextClassifierPreprocessor(tokenizer, 32)
+    ours = nlp.DebertaV3Classifier(backbone, 2, preprocessor, labels=("no", "yes"))
+    ours.save_to_preset(str(tmp_path))
+    theirs = AutoTokenizer.from_pretrained(tmp_path)(
+        texts, texts[::-1], padding=True, return_tensors="pt"
+    )
+    with torch.no_grad():
+        want = AutoModelForSequenceClassification.from_pretrained(tmp_path)(**theirs).logits
+    for model in (ours, nlp.TextClassifier.from_preset(str(tmp_path))):
+        got = model.predict((texts, texts[::-1]), verbose=0)
+        np.testing.assert_allclose(got, want.numpy(), atol=1e-4)
+        assert model.labels == ("no", "yes")
 
 
 @TRAINED

@@ -1,5 +1,7 @@
 """ModernBERT against transformers: random small models."""
 
+import json
+
 import pytest
 import torch
 from parity.encoder_checks import check_hidden_states, check_learning, check_task
@@ -11,6 +13,7 @@ from transformers import (
     ModernBertForSequenceClassification,
     ModernBertForTokenClassification,
     ModernBertModel,
+    pipeline,
 )
 
 from khub import nlp
@@ -84,6 +87,26 @@ def test_masked_lm(tied, bias, tmp_path):
     name = list(CONFIGS)[2 if bias else 1]
     theirs = ModernBertForMaskedLM(config(name, tie_word_embeddings=tied, decoder_bias=bias))
     check_task(theirs, nlp.ModernBertMaskedLM, tmp_path)
+
+
+def test_from_words_to_words(tmp_path):
+    texts = [f"the {a} {b} sat on the mat" for a in ("old", "red", "big") for b in ("cat", "dog")]
+    special = nlp.tokenizers.SPECIAL_TOKENS
+    learned = nlp.train_byte_pair(texts, 300, special_tokens=special).backend
+    model = json.loads(learned.to_str())["model"]
+    tokenizer = nlp.ModernBertTokenizer(model["vocab"], list(map(tuple, model["merges"])))
+    sizes = dict(vocabulary_size=tokenizer.vocabulary_size(), num_layers=2, num_heads=2)
+    backbone = nlp.ModernBertBackbone(**sizes, hidden_dim=16, intermediate_dim=24)
+    preprocessor = nlp.MaskedLMPreprocessor(tokenizer, 16)
+    ours = nlp.ModernBertMaskedLM(backbone, preprocessor)
+    ours.save_to_preset(str(tmp_path))
+    text = "the old [MASK] sat"
+    theirs = pipeline("fill-mask", model=str(tmp_path), tokenizer=str(tmp_path))
+    for model in (ours, nlp.MaskedLM.from_preset(str(tmp_path))):
+        ((found,),) = model.fill([text], top_k=4)
+        assert [word for word, _ in found] == [
+            tokenizer.id_to_token(row["token"]) for row in theirs(text, top_k=4)
+        ]
 
 
 @TRAINED

@@ -248,15 +248,6 @@ class QuestionAnswererPreprocessor(BertPreprocessor):
                 found.append((number, before + len(question), tokens[begin : begin + room]))
         return self.assemble(parts), found
 
-    def words(self, contexts):
-        """Of each context: number of a word -> (start, end)."""
-        found = []
-        for _, offsets, words in self.tokenizer.offsets(contexts, words=True):
-            found.append({})
-            for word, (start, end) in zip(words, offsets):
-                found[-1][word] = (found[-1].get(word, (start,))[0], end)
-        return found
-
 
 class MaskedLMPreprocessor(BertPreprocessor):
     """Texts with some tokens hidden, to be predicted: masked language modelling.

@@ -151,8 +151,18 @@ def softmax(logits):
     return shifted / shifted.sum(-1, keepdims=True)
 
 
-def best_spans(logits, first, count, longest, top_k):
-    """The likeliest spans of a window: [(score, first token, last token)], and the score of none.
+def word_spans(tokens):
+    """Number of a word -> (start, end), of tokens (start, end, word); none where there are none."""
+    found = {}
+    for start, end, word in tokens:
+        if word is not None:
+            found[word] = found.get(word, (start,))[0], end
+    return found
+
+
+def best_spans(logits, first, count, longest):
+    """Spans of a window, the likeliest first: [(score, first token, last token)], and the score of
+    no answer.
 
     logits: (time, 2); the context's tokens are `count` from `first` on; place 0 means no answer.
     A score is the start's probability times the end's, among the context and place 0. Devlin et
@@ -160,10 +170,10 @@ def best_spans(logits, first, count, longest, top_k):
     """
     places = np.r_[0, np.arange(first, first + count)]
     start, end = softmax(logits[places].astype("float32").T)
-    scores = np.triu(np.outer(start[1:], end[1:]))
-    scores = np.tril(scores, longest - 1).ravel()
-    order = np.argsort(-scores, kind="stable")[:top_k]
-    order = order[scores[order] > 0]
-    return [(float(scores[i]), int(i) // count, int(i) % count) for i in order], float(
-        start[0] * end[0]
-    )
+    begins = np.repeat(np.arange(count), longest)
+    ends = begins + np.tile(np.arange(longest), count)
+    begins, ends = begins[ends < count], ends[ends < count]
+    scores = start[1:][begins] * end[1:][ends]
+    order = np.argsort(-scores, kind="stable")
+    found = zip(scores[order].tolist(), begins[order].tolist(), ends[order].tolist())
+    return found, float(start[0] * end[0])

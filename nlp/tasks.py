@@ -21,7 +21,7 @@ from .preprocessing import (
     TextEmbedderPreprocessor,
     TokenClassifierPreprocessor,
 )
-from .spans import AGGREGATIONS, best_spans, entities, softmax
+from .spans import AGGREGATIONS, best_spans, entities, softmax, word_spans
 from .transformer import dense
 
 
@@ -445,14 +445,17 @@ class QuestionAnswerer(Ragged, Task):
         arrays, windows = preprocessor.windows(questions, contexts, stride)
         logits = self.predict(arrays, batch_size=batch_size, verbose=0)
         found, none = [{} for _ in questions], [1.0] * len(questions)
-        words = preprocessor.words(contexts)
         for row, (number, first, tokens) in zip(logits, windows):
-            spans, nothing = best_spans(row, first, len(tokens), max_answer_length, top_k)
-            none[number] = min(none[number], nothing)
+            spans, nothing = best_spans(row, first, len(tokens), max_answer_length)
+            none[number], here = min(none[number], nothing), {}
+            whole = word_spans(tokens) if align_to_words else {}
             for score, begin, end in spans:
-                place = tokens[begin][0], tokens[end][1]
-                if align_to_words and None not in (first_word := tokens[begin][2], tokens[end][2]):
-                    place = words[number][first_word][0], words[number][tokens[end][2]][1]
+                start, _, word = tokens[begin]
+                _, stop, last = tokens[end]
+                here.setdefault((whole.get(word, (start,))[0], whole.get(last, (stop,))[-1]), score)
+                if len(here) == top_k:
+                    break
+            for place, score in here.items():
                 found[number][place] = max(score, found[number].get(place, 0.0))
         results = []
         for text, places, nothing in zip(contexts, found, none):

@@ -4,6 +4,7 @@ A task is a backbone, a head and a preprocessor. It takes texts in `fit`, `evalu
 (the trainer runs the preprocessor in its prefetch thread), or arrays when preprocessor=None.
 """
 
+import json
 from functools import partial
 
 import numpy as np
@@ -22,6 +23,7 @@ from .preprocessing import (
     TokenClassifierPreprocessor,
 )
 from .spans import AGGREGATIONS, best_spans, entities, softmax, word_spans
+from .token_files import read_json, read_text
 from .transformer import dense
 
 
@@ -288,6 +290,29 @@ class TextEmbedder(Task):
     def setup(self):
         check_pooling(self.pooling)
         super().setup()
+
+    @classmethod
+    def head_from_folder(cls, folder):
+        """What the files of sentence-transformers beside the weights say: pooling, normalize."""
+        path = folder / "modules.json"
+        if not path.is_file():
+            return {}
+        types = [
+            str(module.get("type")).rpartition(".")[-1] for module in json.loads(read_text(path))
+        ]
+        pooling = read_json(folder / "1_Pooling/config.json", missing_ok=True)
+        modes = {
+            name.removeprefix("pooling_mode_").removesuffix("_token").removesuffix("_tokens")
+            for name, value in pooling.items()
+            if name.startswith("pooling_mode_") and value is True
+        } or {pooling.get("pooling_mode", "mean")}
+        more = [kind for kind in types if kind not in ("Transformer", "Pooling", "Normalize")]
+        if more or len(modes) > 1 or not modes <= {"mean", "cls"}:
+            raise ValueError(
+                f"{path} makes vectors by {', '.join([*types, *sorted(modes)])}; khub knows "
+                "Transformer, Pooling (mean or cls) and Normalize."
+            )
+        return {"pooling": modes.pop(), "normalize": "Normalize" in types}
 
     def call(self, inputs, training=None):
         x = self.backbone(inputs, training=training)["sequence_output"]

@@ -147,11 +147,21 @@ def test_a_tokenizer_of_its_own_files_is_transformers(kind, tmp_path, opened):
 NER = ("Bert", "Roberta", "XLMRoberta", "DistilBert")
 
 
+@pytest.fixture(scope="module")
+def taggers(opened):
+    """kind -> khub's model, compiled once."""
+    folders = {kind: opened(kind, "ForTokenClassification")[0] for kind in NER}
+    return {
+        kind: nlp.TokenClassifier.from_preset(str(folder), sequence_length=128)
+        for kind, folder in folders.items()
+    }
+
+
 @pytest.mark.parametrize("aggregation", ["none", "simple", "first", "average", "max"])
 @pytest.mark.parametrize("kind", NER)
-def test_entities_equal_the_pipeline(kind, aggregation, opened):
-    folder, model, tokenizer = opened(kind, "ForTokenClassification")
-    ours = nlp.TokenClassifier.from_preset(str(folder), sequence_length=128)
+def test_entities_equal_the_pipeline(kind, aggregation, opened, taggers):
+    _, model, tokenizer = opened(kind, "ForTokenClassification")
+    ours = taggers[kind]
     assert ours.labels == LABELS
     pipeline = transformers.pipeline(
         "token-classification", model, tokenizer=tokenizer, aggregation_strategy=aggregation
@@ -171,7 +181,7 @@ def test_entities_equal_the_pipeline(kind, aggregation, opened):
                 np.testing.assert_allclose(*scores, atol=1e-4)
             else:
                 assert [one[key] for one in got] == [one[key] for one in want], key
-    assert ours.entities([""], aggregation) == [[]]
+    assert ours.entities([""] * len(texts), aggregation) == [[]] * len(texts)
 
 
 def answers(model, tokenizer, question, context, length, stride, top_k, longest):

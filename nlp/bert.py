@@ -25,12 +25,15 @@ from .tokenizers import Tokenizer, WordPieceTokenizer
 from .transformer import (
     ACTIVATIONS,
     EncoderBlock,
+    PredictionHead,
     SelfAttention,
     at_masks,
+    check_sizes,
     dense,
     hidden_bias,
     norm,
     position_buckets,
+    read_config,
     table,
     tied_scores,
 )
@@ -75,7 +78,6 @@ CONFIG = {  # khub's name -> the reference's
     "attention_dropout": "attention_probs_dropout_prob",
     "layer_norm_epsilon": "layer_norm_eps",
 }
-NEEDED = ("vocabulary_size", "num_layers", "num_heads", "hidden_dim", "intermediate_dim")
 
 
 def _block(theirs, ours, qkv, projection, attention_norm, up, down, after):
@@ -143,14 +145,14 @@ MPNET = [
 ]
 
 
-def _masked(transform, after, decoder, bias=None):
+def masked_weights(transform, after, decoder, bias=None):
     """The weight map of a masked language model's head; bias: of tied embeddings."""
-    names = [("transform", transform), ("transform_norm", after), ("decoder", decoder)]
+    names = [("head.dense", transform), ("head.norm", after), ("decoder", decoder)]
     rows = [(theirs, ours) for ours, theirs in names]
     return [*rows, (bias or f"{decoder}.bias", "decoder_bias")]
 
 
-LM_HEAD = _masked("lm_head.dense", "lm_head.layer_norm", "lm_head.decoder", "lm_head.bias")
+LM_HEAD = masked_weights("lm_head.dense", "lm_head.layer_norm", "lm_head.decoder", "lm_head.bias")
 ROBERTA_CLASSIFIER = [("classifier.dense", "hidden"), ("classifier.out_proj", "classifier")]
 
 
@@ -179,12 +181,14 @@ class Kind:
     counted: bool = False  # positions count the tokens that are no padding, from padding_id + 1 on
     classifier: list = field(default_factory=lambda: [("classifier", "classifier")])
     hidden: str = "tanh"
+    drops_twice: bool = True  # before the dense layer `hidden` and after it
     masked: list = field(default_factory=lambda: LM_HEAD)
     masked_activation: str = None
     dropout: tuple = ("classifier_dropout",) * 2
     extra: dict = field(default_factory=dict)
     ignored: tuple = ()
     paper: str = ""
+    reference: str = None  # the name in the reference's classes, where it is another
 
 
 PADDED = dict(
@@ -224,7 +228,7 @@ KINDS = [
         "bert",
         "bert",
         WordPieceTokenizer,
-        masked=_masked(
+        masked=masked_weights(
             "cls.predictions.transform.dense",
             "cls.predictions.transform.LayerNorm",
             "cls.predictions.decoder",
@@ -262,7 +266,8 @@ KINDS = [
         pooler=False,
         classifier=[("pre_classifier", "hidden"), ("classifier", "classifier")],
         hidden="relu",
-        masked=_masked("vocab_transform", "vocab_layer_norm", "vocab_projector"),
+        drops_twice=False,
+        masked=masked_weights("vocab_transform", "vocab_layer_norm", "vocab_projector"),
         dropout=("seq_classif_dropout", "classifier_dropout"),
         paper="arXiv:1910.01108",
     ),
@@ -276,7 +281,7 @@ KINDS = [
         pooler=False,
         classifier=ROBERTA_CLASSIFIER,
         hidden="gelu",
-        masked=_masked(
+        masked=masked_weights(
             "generator_predictions.dense", "generator_predictions.LayerNorm", "generator_lm_head"
         ),
         masked_activation="gelu",
@@ -295,7 +300,7 @@ KINDS = [
         },
         defaults={"embedding_dim": 128, "num_groups": 1, "activation": "gelu_new"},
         weights=ALBERT,
-        masked=_masked(
+        masked=masked_weights(
             "predictions.dense",
             "predictions.LayerNorm",
             "predictions.decoder",
@@ -328,42 +333,48 @@ class EncoderEmbeddings(Layer):
     token_ids, segment_ids: int (batch, time) -> (batch, time, width)
     padding_id: None where positions count from 0 on; else they count the tokens that are no
     padding from padding_id + 1 on, and padding has the position padding_id
+    max_sequence_length, num_segments: 0 where positions or segments are not added
     """
 
     vocabulary_size: PositiveInt
     width: PositiveInt
-    max_sequence_length: PositiveInt
+    max_sequence_length: int
     num_segments: int
     dropout: Rate
     epsilon: float
     padding_id: int = None
+    norm_bias: bool = True
 
     def build(self, shape=None):
+        most, segments = self.max_sequence_length, self.num_segments
         before = 0 if self.padding_id is None else self.padding_id + 1
         self.word = table(self, self.vocabulary_size, self.width)
-        self.position = table(self, self.max_sequence_length + before, self.width)
-        segments = self.num_segments
+        self.position = table(self, most + before, self.width) if most else None
         self.segment = table(self, segments, self.width) if segments else None
-        self.norm = norm(self, self.width, self.epsilon)
+        self.norm = norm(self, self.width, self.epsilon, center=self.norm_bias)
         self.drop = Dropout(self.dropout, dtype=self.dtype_policy)
 
     def call(self, token_ids, segment_ids=None, training=None):
+        x = self.word(token_ids)
+        if self.position is not None:
+            x = x + self.position(self._positions(token_ids))
+        if self.segment is not None:
+            if segment_ids is None or self.num_segments == 1:
+                segment_ids = ops.zeros_like(token_ids)
+            x = x + self.segment(segment_ids)
+        return self.drop(self.norm(x), training=training)
+
+    def _positions(self, token_ids):
         time = ops.shape(token_ids)[1]
         if isinstance(time, int) and time > self.max_sequence_length:
             raise ValueError(
                 f"Got {time} tokens; this model has positions for {self.max_sequence_length}. "
                 "Use a preprocessor with a shorter sequence_length."
             )
-        positions = ops.arange(time)
-        if self.padding_id is not None:
-            real = ops.cast(ops.not_equal(token_ids, self.padding_id), "int32")
-            positions = ops.cumsum(real, axis=1) * real + self.padding_id
-        x = self.word(token_ids) + self.position(positions)
-        if self.segment is not None:
-            if segment_ids is None or self.num_segments == 1:
-                segment_ids = ops.zeros_like(token_ids)
-            x = x + self.segment(segment_ids)
-        return self.drop(self.norm(x), training=training)
+        if self.padding_id is None:
+            return ops.arange(time)
+        real = ops.cast(ops.not_equal(token_ids, self.padding_id), "int32")
+        return ops.cumsum(real, axis=1) * real + self.padding_id
 
 
 class EncoderBackbone(Backbone):
@@ -396,18 +407,11 @@ class EncoderBackbone(Backbone):
     relative_buckets: int = None
 
     kind = KINDS[0]
+    absolute_positions = True
     optional = ("pooler",)
 
     def setup(self):
-        if self.hidden_dim % self.num_heads:
-            raise ValueError(
-                f"hidden_dim must be a multiple of num_heads; got {self.hidden_dim} and "
-                f"{self.num_heads}."
-            )
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(
-                f"activation must be one of {', '.join(ACTIVATIONS)}; got {self.activation!r}."
-            )
+        check_sizes(self, "activation")
         self.embedding_dim = self.embedding_dim or self.hidden_dim
         super().setup()
 
@@ -416,7 +420,7 @@ class EncoderBackbone(Backbone):
         self.embeddings = EncoderEmbeddings(
             self.vocabulary_size,
             narrow,
-            self.max_sequence_length,
+            self.max_sequence_length if self.absolute_positions else 0,
             self.num_segments,
             self.dropout,
             self.layer_norm_epsilon,
@@ -427,17 +431,17 @@ class EncoderBackbone(Backbone):
         projected = narrow != width or self.num_groups is not None
         self.projection = dense(self, narrow, width) if projected else None
         if self.num_groups is None:
-            self.blocks = [self._block() for _ in range(self.num_layers)]
+            self.blocks = [self._block(i) for i in range(self.num_layers)]
         else:
             each = range(self.group_layers)
-            self.groups = [[self._block() for _ in each] for _ in range(self.num_groups)]
+            self.groups = [[self._block(i) for i in each] for _ in range(self.num_groups)]
         if self.relative_buckets is not None:
             self.relative = table(self, self.relative_buckets, self.num_heads)
             distances = range(1 - self.max_sequence_length, self.max_sequence_length)
             self._buckets = position_buckets(distances, self.relative_buckets)
         self.pooler = dense(self, width, width, activation="tanh") if self.kind.pooler else None
 
-    def _block(self):
+    def _block(self, index):
         width, options = self.hidden_dim, dict(dtype=self.dtype_policy)
         attention = SelfAttention(width, self.num_heads, self.attention_dropout, **options)
         attention.build()
@@ -452,6 +456,12 @@ class EncoderBackbone(Backbone):
         )
         made.build()
         return made
+
+    def prediction_head(self, task):
+        """The layers that a masked language model's head begins with."""
+        activation = self.kind.masked_activation or self.activation
+        sizes = self.hidden_dim, self.embedding_dim, activation, self.layer_norm_epsilon
+        return PredictionHead(*sizes, dtype=task.dtype_policy)
 
     def _layers(self):
         """The blocks in the order of their use."""
@@ -502,9 +512,7 @@ class EncoderBackbone(Backbone):
                 raise ValueError(
                     f"{what} with {key} {config[key]!r} is not supported; expected {expected!r}."
                 )
-        ours = {name: config[key] for name, key in names.items() if key in config}
-        if missing := [names[name] for name in NEEDED if name not in ours]:
-            raise ValueError(f"The config.json of a {what} must say {', '.join(missing)}.")
+        ours = read_config(config, names, what)
         if cls.kind.counted and "max_sequence_length" in ours:
             padding = ours.get("padding_id", cls.kind.defaults["padding_id"])
             ours["max_sequence_length"] -= padding + 1
@@ -526,7 +534,7 @@ class EncoderBackbone(Backbone):
 class EncoderClassifier(TextClassifier):
     """A class for a text or a pair: a dense layer on the pooled output, or two on the first token.
 
-    Dropout comes before each dense layer (DistilBERT: before the last one).
+    Dropout comes before each dense layer, or before the last one.
     """
 
     def build(self, shape=None):
@@ -542,7 +550,7 @@ class EncoderClassifier(TextClassifier):
             x = found["pooled_output"]
         else:
             x = found["sequence_output"][:, 0]
-            if self.backbone.kind.hidden != "relu":
+            if self.backbone.kind.drops_twice:
                 x = self.drop(x, training=training)
             x = ACTIVATIONS[self.backbone.kind.hidden](self.hidden(x))
         return self.classifier(self.drop(x, training=training))
@@ -558,14 +566,13 @@ class EncoderMaskedLM(MaskedLM):
     tie_embeddings: bool = True
 
     def build(self, shape=None):
-        body = self.backbone
-        width, narrow, size = body.hidden_dim, body.embedding_dim, body.vocabulary_size
-        self.transform = dense(self, width, narrow)
-        self.transform_norm = norm(self, narrow, body.layer_norm_epsilon)
+        body, size = self.backbone, self.backbone.vocabulary_size
+        self.head = body.prediction_head(self)
+        self.head.build()
         if self.tie_embeddings:
             self.decoder_bias = self.add_weight((size,), initializer="zeros", name="decoder_bias")
         else:
-            self.decoder = dense(self, narrow, size)
+            self.decoder = dense(self, body.embedding_dim, size)
 
     @classmethod
     def head_from_reference(cls, config):
@@ -575,10 +582,7 @@ class EncoderMaskedLM(MaskedLM):
         return {**super().reference_config(), "tie_word_embeddings": self.tie_embeddings}
 
     def call(self, inputs, training=None):
-        x = self.backbone(inputs, training=training)["sequence_output"]
-        x = at_masks(x, inputs)
-        activation = self.backbone.kind.masked_activation or self.backbone.activation
-        x = self.transform_norm(ACTIVATIONS[activation](self.transform(x)))
+        x = self.head(at_masks(self.hidden_states(inputs, training), inputs))
         if not self.tie_embeddings:
             return self.decoder(x)
         return tied_scores(x, self.backbone.embeddings.word) + self.decoder_bias
@@ -593,51 +597,67 @@ TASKS = {  # generic name -> (its class here, the reference's suffix, khub's)
 }
 
 
-def _family(kind):
-    """Make and register an architecture's classes: BertBackbone, BertClassifier, ..."""
-    name, heads = kind.name, {}
-    paper = f" {kind.paper}" if kind.paper else ""
+def encoder_family(name, model_type, backbone, tokenizer, special, reference=None, paper=""):
+    """Make and register the tasks of an encoder; all its classes by their names.
+
+    special: generic name of a task -> members of its class; "base": a class in place of that in
+    TASKS   reference: the name in the reference's classes, where it is another
+    """
 
     def made(suffix, base, **members):
-        text = f"{name}'s {suffix}; see `{base.__name__}`.{paper}"
-        return type(
-            f"{name}{suffix}", (base,), {"__doc__": text, "__module__": __name__, **members}
-        )
+        if base.__name__ == f"{name}{suffix}":
+            return base
+        text = f"{name}'s {suffix}; see `{base.__name__}`. {paper}".strip()
+        members = {"__doc__": text, "__module__": backbone.__module__, **members}
+        return type(f"{name}{suffix}", (base,), members)
 
-    backbone = made(
-        "Backbone",
-        EncoderBackbone,
-        kind=kind,
-        weight_map=kind.weights,
-        reference_prefix=kind.prefix,
-        ignored=("embeddings.position_ids", "embeddings.token_type_ids", *kind.ignored),
-        **kind.defaults,
-    )
-    special = {
-        "TextClassifier": {"weight_map": kind.classifier, "dropout_name": kind.dropout[0]},
-        "TokenClassifier": {"dropout_name": kind.dropout[1]},
-        "MaskedLM": {"weight_map": kind.masked},
+    heads = {
+        task: made(suffix, **{"base": base, **special.get(task, {})})
+        for task, (base, _, suffix) in TASKS.items()
     }
-    for task, (base, _, suffix) in TASKS.items():
-        heads[task] = made(suffix, base, **special.get(task, {}))
-    tokenizer = kind.tokenizer
     if tokenizer.__name__ != f"{name}Tokenizer":
         tokenizer = made("Tokenizer", tokenizer)
+    theirs = reference or name
     register(
         Family(
-            name=kind.model_type.replace("-", "_"),
-            model_types=(kind.model_type,),
+            name=model_type.replace("-", "_"),
+            model_types=(model_type,),
             backbone=backbone,
             tokenizer=tokenizer,
             tasks=heads,
-            architectures={task: f"{name}{theirs}" for task, (_, theirs, _) in TASKS.items()},
+            architectures={task: f"{theirs}{suffix}" for task, (_, suffix, _) in TASKS.items()},
         )
     )
     return {cls.__name__: cls for cls in (backbone, tokenizer, *heads.values())}
 
 
+def kind_family(kind, base=EncoderBackbone, **heads):
+    """Make and register an architecture's classes: BertBackbone, BertClassifier, ...
+
+    heads: generic name of a task -> its class, in place of that of TASKS
+    """
+    members = {
+        "__doc__": f"{kind.name}'s encoder; see `{base.__name__}`. {kind.paper}".strip(),
+        "__module__": base.__module__,
+        "kind": kind,
+        "weight_map": kind.weights,
+        "reference_prefix": kind.prefix,
+        "ignored": ("embeddings.position_ids", "embeddings.token_type_ids", *kind.ignored),
+        **kind.defaults,
+    }
+    backbone = type(f"{kind.name}Backbone", (base,), members)
+    special = {
+        "TextClassifier": {"weight_map": kind.classifier, "dropout_name": kind.dropout[0]},
+        "TokenClassifier": {"dropout_name": kind.dropout[1]},
+        "MaskedLM": {"weight_map": kind.masked},
+        **{task: {"base": head} for task, head in heads.items()},
+    }
+    about = kind.name, kind.model_type, backbone, kind.tokenizer, special
+    return encoder_family(*about, kind.reference, kind.paper)
+
+
 __all__ = ["EncoderBackbone", "EncoderClassifier", "EncoderMaskedLM"]
 for _kind in KINDS:
-    _made = _family(_kind)
+    _made = kind_family(_kind)
     globals().update(_made)
     __all__ += list(_made)

@@ -7,43 +7,29 @@ from khub import ops
 from khub.fields import PositiveInt, Rate
 from khub.layers import Dropout, Layer
 
-from ..presets import Family, register
+from .bert import EncoderEmbeddings, EncoderMaskedLM, encoder_family, masked_weights
 from .byte_pair import BytePairTokenizer
 from .tasks import (
     Backbone,
-    MaskedLM,
     QuestionAnswerer,
     TextClassifier,
-    TextEmbedder,
     TokenClassifier,
     check_pooling,
     pooled,
 )
 from .tokenizers import SPECIAL_TOKENS
 from .transformer import (
-    ACTIVATIONS,
     GatedFeedForward,
     PredictionHead,
     SelfAttention,
-    at_masks,
-    dense,
+    check_sizes,
     frequencies,
     hidden_bias,
     norm,
+    read_config,
     rotation,
-    table,
-    tied_scores,
 )
 
-__all__ = [
-    "ModernBertBackbone",
-    "ModernBertClassifier",
-    "ModernBertMaskedLM",
-    "ModernBertQuestionAnswerer",
-    "ModernBertTextEmbedder",
-    "ModernBertTokenClassifier",
-    "ModernBertTokenizer",
-]
 CONFIG = {  # khub's name -> the reference's
     "vocabulary_size": "vocab_size",
     "num_layers": "num_hidden_layers",
@@ -65,8 +51,8 @@ CONFIG = {  # khub's name -> the reference's
     "padding_id": "pad_token_id",
 }
 WEIGHTS = [
-    ("embeddings.tok_embeddings", "word"),
-    ("embeddings.norm", "word_norm"),
+    ("embeddings.tok_embeddings", "embeddings.word"),
+    ("embeddings.norm", "embeddings.norm"),
     ("layers.{i}.attn_norm", "blocks.{i}.attention_norm"),
     ("layers.{i}.attn.Wqkv", "blocks.{i}.attention.qkv"),
     ("layers.{i}.attn.Wo", "blocks.{i}.attention.projection"),
@@ -75,8 +61,6 @@ WEIGHTS = [
     ("layers.{i}.mlp.Wo", "blocks.{i}.feed_forward.down"),
     ("final_norm", "norm"),
 ]
-HEAD = [("head", "head"), ("classifier", "classifier")]
-UNDROPPED = {"classifier_dropout": 0.0}  # where config.json does not say it
 LAYER_TYPES = ("full_attention", "sliding_attention")
 
 
@@ -134,24 +118,17 @@ class ModernBertBackbone(Backbone):
     reference_prefix = "model"
 
     def setup(self):
-        if self.hidden_dim % self.num_heads:
-            raise ValueError(
-                f"hidden_dim must be a multiple of num_heads; got {self.hidden_dim} and "
-                f"{self.num_heads}."
-            )
-        for name in ("activation", "head_activation"):
-            if getattr(self, name) not in ACTIVATIONS:
-                raise ValueError(
-                    f"{name} must be one of {', '.join(ACTIVATIONS)}; got {getattr(self, name)!r}."
-                )
+        check_sizes(self, "activation", "head_activation")
+        self.embedding_dim = self.hidden_dim
         if self.local_layers is None:
             self.local_layers = tuple(i for i in range(self.num_layers) if i % 3)
         super().setup()
 
     def build(self, shape=None):
-        self.word = table(self, self.vocabulary_size, self.hidden_dim)
-        self.word_norm = self._norm()
-        self.drop = Dropout(self.dropout, dtype=self.dtype_policy)
+        sizes = self.vocabulary_size, self.hidden_dim, 0, 0, self.dropout, self.layer_norm_epsilon
+        options = dict(norm_bias=self.norm_bias, dtype=self.dtype_policy)
+        self.embeddings = EncoderEmbeddings(*sizes, **options)
+        self.embeddings.build()
         self.blocks = [self._block(i) for i in range(self.num_layers)]
         self.norm = self._norm()
         self._local = [i in self.local_layers for i in range(self.num_layers)]
@@ -179,9 +156,15 @@ class ModernBertBackbone(Backbone):
         norms = self._norm() if index else None, self._norm()
         return ModernBertBlock(attention, feed_forward, *norms, self.attention_dropout, **options)
 
+    def prediction_head(self, task):
+        """The layers that every task's head begins with."""
+        width, epsilon = self.hidden_dim, self.layer_norm_epsilon
+        options = dict(use_bias=self.head_bias, norm_bias=self.norm_bias, dtype=task.dtype_policy)
+        return PredictionHead(width, width, self.head_activation, epsilon, **options)
+
     def call(self, inputs, training=None):
         self.check_inputs(inputs)
-        x = self.drop(self.word_norm(self.word(inputs["token_ids"])), training=training)
+        x = self.embeddings(inputs["token_ids"], training=training)
         time = ops.shape(x)[1]
         places, name = ops.arange(time), ops.dtype(x)
         turned = {local: rotation(places[None], *t, name) for local, t in self._turns.items()}
@@ -203,31 +186,23 @@ class ModernBertBackbone(Backbone):
 
     @classmethod
     def config_from_reference(cls, config):
-        ours = {name: config[key] for name, key in CONFIG.items() if config.get(key) is not None}
-        if missing := [CONFIG[name] for name in list(CONFIG)[:5] if name not in ours]:
-            raise ValueError(f"The config.json of a ModernBERT must say {', '.join(missing)}.")
-        every = config.get("global_attn_every_n_layers") or 3
-        types = config.get("layer_types") or [
-            LAYER_TYPES[bool(i % every)] for i in range(ours["num_layers"])
-        ]
+        ours = read_config(config, CONFIG, "ModernBERT")
+        every, count = config.get("global_attn_every_n_layers") or 3, ours["num_layers"]
+        types = config.get("layer_types") or [LAYER_TYPES[bool(i % every)] for i in range(count)]
         if unknown := {*types} - {*LAYER_TYPES}:
             raise ValueError(
                 f"layer_types must be {' or '.join(LAYER_TYPES)}; got {', '.join(unknown)}."
             )
         ours["local_layers"] = tuple(i for i, kind in enumerate(types) if kind == LAYER_TYPES[1])
-        rope = config.get("rope_parameters") or {}
-        old = ("global_rope_theta", "local_rope_theta")
-        names = ("rope_max_wavelength", "rope_local_wavelength")
-        for kind, name, key in zip(LAYER_TYPES, names, old):
-            part = {"rope_theta": config.get(key), **(rope.get(kind) or {})}
-            scaling = config.get("rope_scaling") or part
-            if scaling.get("rope_type", "default") != "default":
+        rope, names = config.get("rope_parameters") or {}, ("max", "local")
+        for kind, name, old in zip(LAYER_TYPES, names, ("global", "local")):
+            part = {**(rope.get(kind) or {}), **(config.get("rope_scaling") or {})}
+            if (scaling := part.get("rope_type", "default")) != "default":
                 raise ValueError(
-                    f"ModernBERT with rope_type {scaling['rope_type']!r} is not supported; "
-                    "expected 'default'."
+                    f"ModernBERT with rope_type {scaling!r} is not supported; expected 'default'."
                 )
-            if part["rope_theta"] is not None:
-                ours[name] = float(part["rope_theta"])
+            if wave := part.get("rope_theta", config.get(f"{old}_rope_theta")):
+                ours[f"rope_{name}_wavelength"] = float(wave)
         return ours
 
     def reference_config(self):
@@ -242,135 +217,69 @@ class ModernBertBackbone(Backbone):
         }
 
 
-def _head(task):
-    """The dense layer, activation and normalization that every head begins with."""
-    body = task.backbone
-    sizes = body.hidden_dim, body.head_activation, body.layer_norm_epsilon
-    made = PredictionHead(*sizes, body.head_bias, body.norm_bias, dtype=task.dtype_policy)
-    made.build()
-    return made
+class Headed:
+    """What a task adds whose head begins with `ModernBertBackbone.prediction_head`."""
+
+    dropout_name = "classifier_dropout"
+    weight_map = [("head", "head"), ("classifier", "classifier")]
+
+    def build(self, shape=None):
+        super().build(shape)
+        self.head = self.backbone.prediction_head(self)
+        self.head.build()
+
+    def hidden_states(self, inputs, training):
+        """What the head makes of the tokens, (batch, time, width)."""
+        return self.head(super().hidden_states(inputs, training))
+
+    @classmethod
+    def head_from_reference(cls, config):
+        return super().head_from_reference({"classifier_dropout": 0.0, **config})
 
 
-def _build(task, units):
-    task.head, task.drop = _head(task), Dropout(task.dropout, dtype=task.dtype_policy)
-    task.classifier = dense(task, task.backbone.hidden_dim, units)
-
-
-class ModernBertClassifier(TextClassifier):
+class ModernBertClassifier(Headed, TextClassifier):
     """A class for a text or a pair, from its first token ("cls") or the mean of all ("mean")."""
 
-    backbone: Backbone
-    num_classes: PositiveInt = 2
-    preprocessor: object = None
-    dropout: Rate = 0.0
-    labels: tuple = None
     pooling: str = "cls"
-
-    weight_map = HEAD
 
     def setup(self):
         check_pooling(self.pooling)
         super().setup()
 
-    def build(self, shape=None):
-        _build(self, self.num_classes)
-
-    def call(self, inputs, training=None):
-        x = self.backbone(inputs, training=training)["sequence_output"]
-        x = pooled(x, inputs.get("padding_mask"), self.pooling)
-        return self.classifier(self.drop(self.head(x), training=training))
+    def hidden_states(self, inputs, training):
+        """What the head makes of one vector, (batch, width)."""
+        x = super(Headed, self).hidden_states(inputs, training)
+        return self.head(pooled(x, inputs.get("padding_mask"), self.pooling))
 
     @classmethod
     def head_from_reference(cls, config):
-        found = super().head_from_reference(UNDROPPED | config)
-        return {**found, "pooling": config.get("classifier_pooling", "cls")}
+        pooling = config.get("classifier_pooling", "cls")
+        return {**super().head_from_reference(config), "pooling": pooling}
 
     def reference_config(self):
         return {**super().reference_config(), "classifier_pooling": self.pooling}
 
 
-class ModernBertTokenClassifier(TokenClassifier):
+class ModernBertTokenClassifier(Headed, TokenClassifier):
     """A class for every token."""
 
-    weight_map = HEAD
 
-    def build(self, shape=None):
-        _build(self, self.num_classes)
-
-    def call(self, inputs, training=None):
-        x = self.backbone(inputs, training=training)["sequence_output"]
-        return self.classifier(self.drop(self.head(x), training=training))
-
-    @classmethod
-    def head_from_reference(cls, config):
-        return super().head_from_reference(UNDROPPED | config)
-
-
-class ModernBertQuestionAnswerer(QuestionAnswerer):
+class ModernBertQuestionAnswerer(Headed, QuestionAnswerer):
     """Where an answer begins and ends."""
 
-    weight_map = HEAD
-    call = ModernBertTokenClassifier.call
-
-    def build(self, shape=None):
-        _build(self, 2)
-
-    @classmethod
-    def head_from_reference(cls, config):
-        return {"dropout": config.get("classifier_dropout", 0.0)}
-
-    def reference_config(self):
-        ours = self.backbone.reference_config()
-        return {**ours, "classifier_dropout": self.dropout}
+    weight_map = [("head", "head"), ("classifier", "outputs")]
 
 
-class ModernBertMaskedLM(MaskedLM):
-    """The hidden tokens: a head, then the word embeddings as the output's kernel, or a matrix of
-    their shape.
-    """
+class ModernBertMaskedLM(EncoderMaskedLM):
+    """`EncoderMaskedLM`, whose scores have a bias."""
 
-    backbone: Backbone
-    preprocessor: object = None
-    tie_embeddings: bool = True
-    decoder_bias: bool = True
-
-    weight_map = [("head", "head"), ("decoder", "decoder"), ("decoder.bias", "output_bias")]
-
-    @property
-    def ignored(self):
-        return ("decoder.weight",) if self.tie_embeddings else ()
-
-    def build(self, shape=None):
-        size, self.output_bias = self.backbone.vocabulary_size, None
-        self.head = _head(self)
-        if not self.tie_embeddings:
-            width = self.backbone.hidden_dim
-            self.decoder = dense(self, width, size, use_bias=self.decoder_bias)
-        elif self.decoder_bias:
-            self.output_bias = self.add_weight((size,), initializer="zeros", name="output_bias")
-
-    def call(self, inputs, training=None):
-        x = self.backbone(inputs, training=training)["sequence_output"]
-        x = self.head(at_masks(x, inputs))
-        if not self.tie_embeddings:
-            return self.decoder(x)
-        scores = tied_scores(x, self.backbone.word)
-        return scores if self.output_bias is None else scores + self.output_bias
+    weight_map = masked_weights("head.dense", "head.norm", "decoder")
 
     @classmethod
     def head_from_reference(cls, config):
-        return {
-            "tie_embeddings": config.get("tie_word_embeddings", True),
-            "decoder_bias": config.get("decoder_bias", True),
-        }
-
-    def reference_config(self):
-        tied = {"tie_word_embeddings": self.tie_embeddings, "decoder_bias": self.decoder_bias}
-        return {**super().reference_config(), **tied}
-
-
-class ModernBertTextEmbedder(TextEmbedder):
-    """A vector for a text, as sentence-transformers makes it."""
+        if not config.get("decoder_bias", True):
+            raise ValueError("ModernBERT with decoder_bias False is not supported.")
+        return super().head_from_reference(config)
 
 
 class ModernBertTokenizer(BytePairTokenizer):
@@ -381,25 +290,19 @@ class ModernBertTokenizer(BytePairTokenizer):
     wrap = ("cls_token $A sep_token", "cls_token $A sep_token $B:1 sep_token:1")
 
 
-register(
-    Family(
-        name="modernbert",
-        model_types=("modernbert",),
-        backbone=ModernBertBackbone,
-        tokenizer=ModernBertTokenizer,
-        tasks={
-            "TextClassifier": ModernBertClassifier,
-            "TokenClassifier": ModernBertTokenClassifier,
-            "QuestionAnswerer": ModernBertQuestionAnswerer,
-            "MaskedLM": ModernBertMaskedLM,
-            "TextEmbedder": ModernBertTextEmbedder,
-        },
-        architectures={
-            "TextClassifier": "ModernBertForSequenceClassification",
-            "TokenClassifier": "ModernBertForTokenClassification",
-            "QuestionAnswerer": "ModernBertForQuestionAnswering",
-            "MaskedLM": "ModernBertForMaskedLM",
-            "TextEmbedder": "ModernBertModel",
-        },
-    )
+HEADS = {
+    "TextClassifier": ModernBertClassifier,
+    "TokenClassifier": ModernBertTokenClassifier,
+    "QuestionAnswerer": ModernBertQuestionAnswerer,
+    "MaskedLM": ModernBertMaskedLM,
+}
+_made = encoder_family(
+    "ModernBert",
+    "modernbert",
+    ModernBertBackbone,
+    ModernBertTokenizer,
+    {task: {"base": head} for task, head in HEADS.items()},
+    paper="arXiv:2412.13663",
 )
+globals().update(_made)
+__all__ = list(_made)

@@ -104,6 +104,10 @@ class Task(Presettable, Model):
     def reference_config(self):
         return self.backbone.reference_config()
 
+    def hidden_states(self, inputs, training):
+        """What the backbone makes of the tokens, (batch, time, width)."""
+        return self.backbone(inputs, training=training)["sequence_output"]
+
     def require_preprocessor(self):
         """The preprocessor; without one, say what to do."""
         if self.preprocessor is None:
@@ -131,6 +135,7 @@ class Labelled(Task):
     labels: tuple = None
 
     dropout_name = "classifier_dropout"  # in config.json
+    weight_map = [("classifier", "classifier")]
 
     def setup(self):
         if self.labels is not None and len(self.labels) != self.num_classes:
@@ -138,6 +143,14 @@ class Labelled(Task):
                 f"{len(self.labels)} labels were given for {self.num_classes} classes."
             )
         super().setup()
+
+    def build(self, shape=None):
+        self.drop = Dropout(self.dropout, dtype=self.dtype_policy)
+        self.classifier = dense(self, self.backbone.hidden_dim, self.num_classes)
+
+    def call(self, inputs, training=None):
+        x = self.hidden_states(inputs, training)
+        return self.classifier(self.drop(x, training=training))
 
     @classmethod
     def head_from_reference(cls, config):
@@ -315,7 +328,7 @@ class TextEmbedder(Task):
         return {"pooling": modes.pop(), "normalize": "Normalize" in types}
 
     def call(self, inputs, training=None):
-        x = self.backbone(inputs, training=training)["sequence_output"]
+        x = self.hidden_states(inputs, training)
         x = pooled(x, inputs.get("padding_mask"), self.pooling)
         return ops.normalize(x, axis=-1) if self.normalize else x
 
@@ -361,15 +374,6 @@ class TokenClassifier(Ragged, Labelled):
     """
 
     preprocessor_class = TokenClassifierPreprocessor
-    weight_map = [("classifier", "classifier")]
-
-    def build(self, shape=None):
-        self.drop = Dropout(self.dropout, dtype=self.dtype_policy)
-        self.classifier = dense(self, self.backbone.hidden_dim, self.num_classes)
-
-    def call(self, inputs, training=None):
-        x = self.backbone(inputs, training=training)["sequence_output"]
-        return self.classifier(self.drop(x, training=training))
 
     def compile(self, optimizer="auto", loss="auto", *, weighted_metrics="auto", **options):
         """As `Model.compile`; "auto" is AdamW at 5e-5, cross-entropy of logits, accuracy."""
@@ -415,6 +419,7 @@ class QuestionAnswerer(Ragged, Task):
     dropout: Rate = 0.0
 
     preprocessor_class = QuestionAnswererPreprocessor
+    dropout_name = "qa_dropout"  # in config.json
     weight_map = [("qa_outputs", "outputs")]
 
     def build(self, shape=None):
@@ -422,15 +427,15 @@ class QuestionAnswerer(Ragged, Task):
         self.outputs = dense(self, self.backbone.hidden_dim, 2)
 
     def call(self, inputs, training=None):
-        x = self.backbone(inputs, training=training)["sequence_output"]
+        x = self.hidden_states(inputs, training)
         return self.outputs(self.drop(x, training=training))
 
     @classmethod
     def head_from_reference(cls, config):
-        return {"dropout": config.get("qa_dropout", 0.0)}
+        return {"dropout": config.get(cls.dropout_name, 0.0)}
 
     def reference_config(self):
-        return {**super().reference_config(), "qa_dropout": self.dropout}
+        return {**super().reference_config(), self.dropout_name: self.dropout}
 
     def compile(self, optimizer="auto", loss="auto", *, metrics="auto", **options):
         """As `Model.compile`; "auto" is AdamW at 5e-5, cross-entropy of both places, accuracy."""

@@ -340,17 +340,21 @@ class GatedFeedForward(Layer):
 
 # --- masked language models ----------------------------------------------------------------------
 class PredictionHead(Layer):
-    """norm(activation(dense(x))): what comes before the scores of words or classes."""
+    """norm(activation(dense(x))): what comes before the scores of words or classes.
+
+    x: (..., width) -> (..., units)
+    """
 
     width: PositiveInt
+    units: PositiveInt
     activation: str
     epsilon: float
-    bias: bool = True
+    use_bias: bool = True
     norm_bias: bool = True
 
     def build(self, shape=None):
-        self.dense = dense(self, self.width, self.width, use_bias=self.bias)
-        self.norm = norm(self, self.width, self.epsilon, center=self.norm_bias)
+        self.dense = dense(self, self.width, self.units, use_bias=self.use_bias)
+        self.norm = norm(self, self.units, self.epsilon, center=self.norm_bias)
 
     def call(self, x):
         return self.norm(ACTIVATIONS[self.activation](self.dense(x)))
@@ -367,3 +371,26 @@ def at_masks(x, inputs):
 def tied_scores(x, embedding):
     """Scores of all words, with the word embeddings as the kernel.  (..., width) -> (..., words)"""
     return ops.matmul(x, ops.transpose(ops.cast(embedding.embeddings.value, ops.dtype(x))))
+
+
+# --- configurations ------------------------------------------------------------------------------
+def check_sizes(backbone, *activations):
+    """Raise ValueError for heads that do not share the width, and for an unknown activation."""
+    if backbone.hidden_dim % backbone.num_heads:
+        raise ValueError(
+            f"hidden_dim must be a multiple of num_heads; got {backbone.hidden_dim} and "
+            f"{backbone.num_heads}."
+        )
+    for name in activations:
+        if (given := getattr(backbone, name)) not in ACTIVATIONS:
+            raise ValueError(f"{name} must be one of {', '.join(ACTIVATIONS)}; got {given!r}.")
+
+
+def read_config(config, names, what):
+    """khub's arguments in a config.json.  names: khub's -> the reference's, first the needed five
+
+    what: the architecture, for the ValueError
+    """
+    if missing := [name for name in list(names.values())[:5] if config.get(name) is None]:
+        raise ValueError(f"The config.json of a {what} must say {', '.join(missing)}.")
+    return {name: config[key] for name, key in names.items() if config.get(key) is not None}

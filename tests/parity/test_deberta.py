@@ -42,7 +42,6 @@ CONFIGS = {
         position_biased_input=False,
         conv_kernel_size=3,
         conv_act="gelu",
-        conv_groups=2,
         attention_head_size=8,
     ),
     "own keys, no buckets, places, segments": dict(
@@ -51,25 +50,16 @@ CONFIGS = {
         intermediate_size=24,
         hidden_act="relu",
         pos_att_type=["c2p", "p2c"],
-        max_relative_positions=20,
         type_vocab_size=2,
     ),
-    "c2p alone, own keys": dict(
+    "own keys, few buckets": dict(
         hidden_size=16,
         num_attention_heads=2,
         intermediate_size=24,
         hidden_act="gelu_new",
-        pos_att_type=["c2p"],
+        pos_att_type=["c2p", "p2c"],
         position_buckets=6,
-        max_relative_positions=40,
-        position_biased_input=False,
-    ),
-    "p2c alone": dict(
-        hidden_size=16,
-        num_attention_heads=2,
-        intermediate_size=24,
-        pos_att_type=["p2c"],
-        share_att_key=True,
+        max_relative_positions=160,
         position_biased_input=False,
     ),
 }
@@ -105,7 +95,7 @@ def test_rows_of_distances(buckets, limit):
 @pytest.mark.parametrize(
     "theirs, ours, name, more",
     [
-        (DebertaV2ForSequenceClassification, "Classifier", V3, {"pooler_hidden_act": "tanh"}),
+        (DebertaV2ForSequenceClassification, "Classifier", V3, {"num_labels": 3}),
         (DebertaV2ForSequenceClassification, "Classifier", SEGMENTS, {"cls_dropout": 0.3}),
         (DebertaV2ForTokenClassification, "TokenClassifier", V2, {"num_labels": 5}),
         (DebertaV2ForQuestionAnswering, "QuestionAnswerer", V3, {}),
@@ -144,15 +134,19 @@ def test_pairs_of_texts(tmp_path):
 def test_learning():
     sizes = dict(vocabulary_size=61, num_layers=1, num_heads=2, hidden_dim=16, intermediate_dim=24)
     backbone = nlp.DebertaV3Backbone(**sizes, bucket_size=8, conv_kernel_size=3)
-    check_learning(nlp.DebertaV3Classifier(backbone, pooler_dropout=0.1))
+    check_learning(nlp.DebertaV3Classifier(backbone))
 
 
 @pytest.mark.parametrize(
     "more, message",
     [
         (dict(relative_attention=False), "relative_attention False is not supported"),
+        (
+            dict(max_relative_positions=20),
+            "max_relative_positions 20 is not supported; expected 160",
+        ),
         (dict(embedding_size=8), "embedding_size 8 is not supported; expected 24"),
-        (dict(pos_att_type=["p2p"]), "terms must be of c2p, p2c; got p2p"),
+        (dict(pos_att_type=["p2c"]), "pos_att_type .*expected .'c2p', 'p2c'"),
         (dict(position_buckets=7), "bucket_size must be even"),
         (dict(hidden_act="mish"), "activation must be one of .*'mish'"),
         (dict(num_attention_heads=5), "multiple of num_heads; got 24 and 5"),

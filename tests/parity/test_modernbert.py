@@ -81,11 +81,11 @@ def test_token_classifier_and_question_answerer(tmp_path):
     assert ours.dropout == 0.2
 
 
-@pytest.mark.parametrize("tied, bias", [(True, True), (True, False), (False, True)])
-def test_masked_lm(tied, bias, tmp_path):
+@pytest.mark.parametrize("tied", [True, False])
+def test_masked_lm(tied, tmp_path):
     torch.manual_seed(2)
-    name = list(CONFIGS)[2 if bias else 1]
-    theirs = ModernBertForMaskedLM(config(name, tie_word_embeddings=tied, decoder_bias=bias))
+    theirs = ModernBertForMaskedLM(config(list(CONFIGS)[1 + tied], tie_word_embeddings=tied))
+    torch.nn.init.normal_(theirs.decoder.bias)
     check_task(theirs, nlp.ModernBertMaskedLM, tmp_path)
 
 

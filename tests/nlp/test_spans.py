@@ -199,7 +199,11 @@ def test_other_things_that_do_not_do(tagger, reader):
         (lambda: reader.preprocessor(["a"]), "takes pairs"),
         (lambda: reader.answer(["a"], ["b", "c"]), "1 questions and 2 contexts"),
         (lambda: reader.answer("a " * 30, "b"), "Question 0 has 30 tokens, which leave -9"),
-        (lambda: reader.answer("a", "b", stride=20), "must be more than stride=20"),
+        (
+            lambda: reader.answer("a", "b", stride=20),
+            "stride=20 must be 0 or more and less than that",
+        ),
+        (lambda: reader.answer("a", "b", stride=-1), "stride=-1 must be 0 or more"),
         (lambda: reader.preprocessor((["a"], ["b"]), [(0, 9)]), "context of 1 characters"),
         (
             lambda: reader.preprocessor((["a"], ["b"]), [{"answer_start": 0, "text": "c"}]),

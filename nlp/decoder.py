@@ -11,12 +11,12 @@ from khub.fields import PositiveInt
 from khub.layers import Embedding, Layer
 
 from ..presets import Family, register
+from .cache import EAGER, KVCache
 from .generation import CausalLM
 from .tasks import Backbone
 from .tokenizers import Tokenizer
 from .transformer import (
     ACTIVATIONS,
-    EAGER,
     CausalAttention,
     GatedFeedForward,
     dense,
@@ -263,10 +263,10 @@ class DecoderBackbone(Backbone):
         norms = [root_mean_square_norm(self, *sizes) for _ in range(4 if self.norms_after else 2)]
         return DecoderBlock(attention, feed_forward, norms, **options)
 
-    def new_cache(self, batch, length):
-        """Keys and values of every layer, zeros: a list of [(batch, length, heads, width)] * 2."""
-        shape = (batch, length, self.num_key_value_heads, self.head_dim)
-        return [[ops.zeros(shape, self.compute_dtype) for _ in "kv"] for _ in self.blocks]
+    def new_cache(self, batch, room, starts=None):
+        """An empty `KVCache` for `room` positions.  starts: see there"""
+        shape = (batch, room, self.num_key_value_heads, self.head_dim)
+        return KVCache.zeros(len(self.blocks), shape, self.compute_dtype, starts)
 
     def call(self, inputs, training=None):
         self.check_inputs(inputs)
@@ -274,38 +274,41 @@ class DecoderBackbone(Backbone):
         x, _ = self.run(inputs["token_ids"], mask=mask, positions=inputs.get("positions"))
         return x
 
-    def run(self, token_ids, cache=None, at=0, mask=None, positions=None, starts=None):
-        """Hidden states and the cache, written from position `at` on.
+    def run(self, token_ids, cache=None, mask=None, positions=None):
+        """Hidden states, and the cache with these tokens behind its own.
 
-        mask: bool (batch, time), the real tokens   starts: int (batch,), the first real position of
-        each row of the cache, None: all are   positions: int (batch, time), None: they count
+        mask: bool (batch, time), the real tokens   positions: int (batch, time), None: they count
         """
-        time = ops.shape(token_ids)[1]
+        time, at = ops.shape(token_ids)[1], 0 if cache is None else cache.length
         x = self.embeddings(token_ids)
         if self.scale_embeddings:
             x = x * ops.cast(self.hidden_dim**0.5, ops.dtype(x))
         if positions is None:
             positions = (ops.arange(time) + at)[None]
-            if starts is not None:
-                positions = ops.maximum(positions - starts[:, None], 0)
+            if cache is not None and cache.starts is not None:
+                positions = ops.maximum(positions - cache.starts[:, None], 0)
         name = ops.dtype(x)
         turned = [rotation(positions, *turns, name) for turns in self._turns]
-        visible = self._visible(time, cache, at, mask, starts)
-        new = []
-        for block, local, kept in zip(self.blocks, self._local, cache or [None] * len(self.blocks)):
-            x, kept = block(x, turned[local and len(turned) - 1], visible[local], kept, at)
-            new.append(kept)
-        return self.norm(x), new if cache is not None else None
+        visible = self._visible(time, cache, at, mask)
+        kept = [None] * len(self.blocks) if cache is None else list(zip(cache.keys, cache.values))
+        for i, (block, local) in enumerate(zip(self.blocks, self._local)):
+            turn = turned[local and len(turned) - 1]
+            x, kept[i] = block(x, turn, visible[local], kept[i], at)
+        if cache is not None:
+            keys, values = map(list, zip(*kept))
+            cache = cache._replace(keys=keys, values=values, length=at + time)
+        return self.norm(x), cache
 
-    def _visible(self, time, cache, at, mask, starts):
+    def _visible(self, time, cache, at, mask):
         """What each query sees, bool (batch or 1, 1, time, source): everywhere, in a window.
 
         None where it sees all that lie before it.
         """
+        starts = None if cache is None else cache.starts
         if cache is None:
             source = time
         else:
-            source = at + time if EAGER else ops.shape(cache[0][0])[1]
+            source = at + time if EAGER else cache.room
         queries, keys = (ops.arange(time) + at)[:, None], ops.arange(source)[None]
         seen = (keys <= queries)[None, None]
         if mask is not None:

@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 
 from khub import ops
-from khub.fields import Configurable
+from khub.fields import Configurable, PositiveInt
 
 
 class Sampler(Configurable):
@@ -60,11 +60,54 @@ class RandomSampler(Sampler):
         return ops.cast(ops.take_along_axis(ids, place, -1)[:, 0], "int32")
 
 
+class Beam(Sampler):
+    """The likeliest answer as a whole of `num_beams` that are kept; a score over length ** penalty.
+
+    early_stopping: end at `num_beams` answers, whether or not a better one could come
+    """
+
+    num_beams: PositiveInt = 5
+    length_penalty: float = 1.0
+    early_stopping: bool = False
+
+
+class Contrastive(Sampler):
+    """Of `top_k` tokens the likeliest less `alpha` times its likeness.  arXiv:2202.06417"""
+
+    top_k: PositiveInt = 5
+    alpha: float = 0.6
+
+
+class Speculative(Sampler):
+    """What `sampler` chooses, sooner: a small model of the same tokens proposes `num_tokens`."""
+
+    draft: object
+    num_tokens: PositiveInt = 5
+    sampler: object = "greedy"
+
+    def setup(self):
+        self.sampler = get_sampler(self.sampler)
+        if type(self.sampler) not in (Greedy, RandomSampler):
+            raise ValueError(
+                f"A speculative sampler needs one of single tokens; got {self.sampler}."
+            )
+
+    __hash__, __eq__ = object.__hash__, object.__eq__  # a model is itself alone
+
+    def noise(self, *args):
+        return self.sampler.noise(*args)
+
+    def __call__(self, *args):
+        return self.sampler(*args)
+
+
 SAMPLERS = {
     "greedy": Greedy,
     "random": RandomSampler,
     "temperature": RandomSampler,
     "top_k": lambda: RandomSampler(top_k=5),
+    "beam": Beam,
+    "contrastive": Contrastive,
     "top_p": lambda: RandomSampler(top_p=0.9),
 }
 

@@ -9,9 +9,10 @@ from functools import partial
 import numpy as np
 
 from khub import initializers, ops
-from khub.backend import active
 from khub.fields import PositiveInt
 from khub.layers import Dense, Layer, LayerNormalization, RMSNormalization
+
+from .cache import EAGER, overwrite
 
 ACTIVATIONS = {  # the references' hidden_act
     "gelu": partial(ops.gelu, approximate=False),
@@ -22,7 +23,6 @@ ACTIVATIONS = {  # the references' hidden_act
     "swish": ops.silu,
     "tanh": ops.tanh,
 }
-EAGER = active.EAGER  # arrays can be written in place
 
 
 def normal():
@@ -162,15 +162,6 @@ def position_buckets(distances, buckets, most=128, both_sides=True):
 
 
 # --- attention -----------------------------------------------------------------------------------
-def overwrite(cache, at, new):
-    """`cache` with `new` from position `at` of its second axis on; in place where that can be."""
-    new = ops.cast(new, ops.dtype(cache))
-    if EAGER:
-        cache[:, at : at + new.shape[1]] = new
-        return cache
-    return ops.slice_update(cache, (0, at, 0, 0), new)
-
-
 class CausalAttention(Layer):
     """Attention of `heads` query heads to `key_heads` heads of keys and values, with a cache.
 

@@ -145,12 +145,12 @@ def test_ids_come_as_they_are_made(tmp_path):
 
 def test_a_prompt_in_parts_and_a_window(tmp_path, monkeypatch):
     """Prefill in chunks of 8 positions gives what one of all does."""
-    from khub.nlp import generation
+    from khub.nlp import engine
 
     model = ours("gemma3", tmp_path, theirs("gemma3"))
     prompt = [np.random.default_rng(1).integers(1, 71, 29).tolist()]
     expected = model.generate(prompt, max_length=40)
-    monkeypatch.setattr(generation, "PREFILL", 8)
+    monkeypatch.setattr(engine, "PREFILL", 8)
     model.__dict__.pop("_engines")
     assert model.generate(prompt, max_length=40) == expected
 

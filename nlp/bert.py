@@ -210,15 +210,7 @@ class MPNetTokenizer(WordPieceTokenizer):
     """WordPiece with RoBERTa's special tokens.  <s> first </s></s> second </s>"""
 
     reference_class = "MPNetTokenizer"
-    special_tokens = {
-        "bos_token": "<s>",
-        "eos_token": "</s>",
-        "unk_token": "[UNK]",
-        "sep_token": "</s>",
-        "pad_token": "<pad>",
-        "cls_token": "<s>",
-        "mask_token": "<mask>",
-    }
+    special_tokens = {**RobertaTokenizer.special_tokens, "unk_token": "[UNK]"}
     wrap = RobertaTokenizer.wrap
 
 

@@ -14,7 +14,7 @@ from khub.fields import Configurable, PositiveInt, Rate
 from khub.training.data import is_raw_texts
 
 from ..presets import Presettable
-from .spans import answer_span, token_range, token_spans, token_words
+from .spans import Token, answer_span, token_range, token_spans, token_words
 from .tokenizers import check_texts
 
 
@@ -153,7 +153,7 @@ class TokenClassifierPreprocessor(BertPreprocessor):
         return texts, *self.located(texts)
 
     def tokens(self, text, ids, located, scores):
-        """What `spans.entities` takes, of one text and the scores of its row."""
+        """The `Token`s of one text, of the scores of its row."""
         backend, found = self.tokenizer.backend, []
         by_length = getattr(backend.model, "continuing_subword_prefix", None)
         for place, start, end in located:
@@ -164,16 +164,7 @@ class TokenClassifierPreprocessor(BertPreprocessor):
                 inside = start > 0 and " " not in text[start - 1 : start + 1]
             if ids[place] == self.tokenizer.unk_token_id:
                 word, inside = text[start:end], False
-            found.append(
-                {
-                    "word": word,
-                    "scores": scores[place],
-                    "start": start,
-                    "end": end,
-                    "index": place,
-                    "is_subword": inside,
-                }
-            )
+            found.append(Token(word, scores[place], start, end, place, inside))
         return found
 
     def located(self, texts):
@@ -236,11 +227,12 @@ class QuestionAnswererPreprocessor(BertPreprocessor):
         before = [text for _, text, _ in self.templates[1]].index(1) - 1
         for number, (question, (ids, offsets, words)) in enumerate(zip(asked, located)):
             room = self.room(2) - len(question)
-            if room <= max(stride, 0):
+            if not 0 <= stride < room:
                 raise ValueError(
                     f"Question {number} has {len(question)} tokens, which leave {room} of "
-                    f"sequence_length={self.sequence_length} for the context; that must be more "
-                    f"than stride={stride}. Ask a shorter question, or choose other lengths."
+                    f"sequence_length={self.sequence_length} for the context; stride={stride} "
+                    "must be 0 or more and less than that. Ask a shorter question, or choose other "
+                    "lengths."
                 )
             tokens = [(*span, word) for span, word in zip(offsets, words)]
             for begin in range(0, max(len(ids) - stride, 1), room - stride):

@@ -1,5 +1,6 @@
 """SentencePiece: pieces of raw text, spaces included. Kudo, Richardson 2018, arXiv:1808.06226."""
 
+from .byte_pair import RobertaTokenizer
 from .token_files import (
     CONTROL,
     NORMAL,
@@ -194,16 +195,8 @@ class XLMRobertaTokenizer(SentencePieceTokenizer):
     """
 
     reference_class = "XLMRobertaTokenizer"
-    special_tokens = {
-        "bos_token": "<s>",
-        "eos_token": "</s>",
-        "unk_token": "<unk>",
-        "sep_token": "</s>",
-        "pad_token": "<pad>",
-        "cls_token": "<s>",
-        "mask_token": "<mask>",
-    }
-    wrap = ("cls_token $A sep_token", "cls_token $A sep_token sep_token $B sep_token")
+    special_tokens = RobertaTokenizer.special_tokens
+    wrap = RobertaTokenizer.wrap
 
     def __init__(self, model, special_tokens=None, added_tokens=()):
         mask = {"content": "<mask>", "lstrip": True, "normalized": False, "special": True}

@@ -1,7 +1,10 @@
 """Spans of text and the tokens in them: labels of tokens, entities, answers. NumPy only."""
 
+from collections import namedtuple
+
 import numpy as np
 
+Token = namedtuple("Token", "word scores start end index is_subword")
 AGGREGATIONS = ("none", "simple", "first", "average", "max")
 
 
@@ -83,15 +86,17 @@ def answer_span(context, answer):
 def entities(text, tokens, labels, join, aggregation):
     """Entities of a text, as transformers' token-classification pipeline makes them.
 
-    tokens: [{"word", "scores", "start", "end", "index", "is_subword"}]   join: words -> text
+    tokens: `Token`s   join: words -> text
     """
     if aggregation in ("none", "simple"):
-        keys = ("index", "word", "start", "end")
-        found = [{**best(t["scores"], labels), **{k: t[k] for k in keys}} for t in tokens]
+        found = [
+            best(t.scores, labels, index=t.index, word=t.word, start=t.start, end=t.end)
+            for t in tokens
+        ]
     else:
         words = []
         for token in tokens:
-            if words and token["is_subword"]:
+            if words and token.is_subword:
                 words[-1].append(token)
             else:
                 words.append([token])
@@ -101,21 +106,20 @@ def entities(text, tokens, labels, join, aggregation):
     return [each for each in found if each["entity"] != "O"]
 
 
-def best(scores, labels):
-    index = int(scores.argmax())
-    return {"entity": labels[index], "score": float(scores[index])}
+def best(scores, labels, **more):
+    top = int(scores.argmax())
+    return {"entity": labels[top], "score": float(scores[top]), **more}
 
 
 def word_entity(tokens, labels, join, aggregation):
     """One class for all tokens of a word: its first's, the surest one's, or that of the mean."""
-    scores = np.stack([token["scores"] for token in tokens])
+    scores = np.stack([token.scores for token in tokens])
     if aggregation == "average":
         scores = scores.mean(0)
     else:
         scores = scores[scores.max(1).argmax() if aggregation == "max" else 0]
-    word = join([token["word"] for token in tokens])
-    span = {"start": tokens[0]["start"], "end": tokens[-1]["end"]}
-    return {**best(scores, labels), "word": word, **span}
+    word = join([token.word for token in tokens])
+    return best(scores, labels, word=word, start=tokens[0].start, end=tokens[-1].end)
 
 
 def groups(found):

@@ -1,44 +1,60 @@
 """Text models: tokenizers, preprocessors, tasks, and one file for each architecture family."""
 
-from . import audio, datasets, decoder, gpt2, preprocessing, samplers, tasks, tokenizers
+from . import (
+    audio,
+    bert,
+    datasets,
+    deberta,
+    decoder,
+    gpt2,
+    modernbert,
+    preprocessing,
+    samplers,
+    tasks,
+    tokenizers,
+)
 from .audio import WhisperFeatures, read_audio
-from .bert import BertBackbone, BertClassifier, BertMaskedLM, BertTextEmbedder, BertTokenizer
+from .bert import *  # noqa: F403  (made of a table)
 from .byte_pair import (
     BytePairTokenizer,
     ByteTokenizer,
     CLIPTokenizer,
     GPT2Tokenizer,
-    RobertaTokenizer,
     WhisperTokenizer,
 )
 from .codepoints import UnicodeCodepointTokenizer
+from .deberta import *  # noqa: F403
 from .decoder import *  # noqa: F403  (made of a table)
 from .generation import CausalLM
 from .gpt2 import *  # noqa: F403  (made of a table)
+from .modernbert import *  # noqa: F403
 from .preprocessing import (
     CausalLMPreprocessor,
     MaskedLMPreprocessor,
+    QuestionAnswererPreprocessor,
     TextClassifierPreprocessor,
     TextEmbedderPreprocessor,
+    TokenClassifierPreprocessor,
 )
 from .sentence_piece import (
-    AlbertTokenizer,
     LlamaTokenizer,
     SentencePieceTokenizer,
     T5Tokenizer,
 )
-from .tasks import Backbone, MaskedLM, Task, TextClassifier, TextEmbedder
+from .tasks import (
+    Backbone,
+    MaskedLM,
+    QuestionAnswerer,
+    Task,
+    TextClassifier,
+    TextEmbedder,
+    TokenClassifier,
+)
 from .tokenizers import Tokenizer, WordPieceTokenizer
 from .vocabularies import train_byte_pair, train_sentence_piece, train_word_piece
 
 __all__ = [
-    "AlbertTokenizer",
     "Backbone",
-    "BertBackbone",
-    "BertClassifier",
-    "BertMaskedLM",
-    "BertTextEmbedder",
-    "BertTokenizer",
     "CausalLM",
     "CausalLMPreprocessor",
     "BytePairTokenizer",
@@ -48,7 +64,8 @@ __all__ = [
     "LlamaTokenizer",
     "MaskedLM",
     "MaskedLMPreprocessor",
-    "RobertaTokenizer",
+    "QuestionAnswerer",
+    "QuestionAnswererPreprocessor",
     "SentencePieceTokenizer",
     "T5Tokenizer",
     "Task",
@@ -56,6 +73,8 @@ __all__ = [
     "TextClassifierPreprocessor",
     "TextEmbedder",
     "TextEmbedderPreprocessor",
+    "TokenClassifier",
+    "TokenClassifierPreprocessor",
     "Tokenizer",
     "WhisperFeatures",
     "UnicodeCodepointTokenizer",
@@ -72,4 +91,5 @@ __all__ = [
     "train_sentence_piece",
     "train_word_piece",
 ]
-__all__ += decoder.__all__ + gpt2.__all__
+for _module in (bert, deberta, decoder, gpt2, modernbert):
+    __all__ += _module.__all__

@@ -9,8 +9,15 @@ from functools import partial
 import numpy as np
 
 from khub import initializers, ops
-from khub.fields import PositiveInt
-from khub.layers import Dense, Layer, LayerNormalization, RMSNormalization
+from khub.fields import PositiveInt, Rate
+from khub.layers import (
+    Dense,
+    Dropout,
+    Embedding,
+    Layer,
+    LayerNormalization,
+    RMSNormalization,
+)
 
 from .cache import EAGER, overwrite
 
@@ -25,6 +32,9 @@ ACTIVATIONS = {  # the references' hidden_act
 }
 
 
+HIDDEN = -3e4  # a score of which softmax makes 0; float16 has it
+
+
 def normal():
     return initializers.TruncatedNormal(stddev=0.02)
 
@@ -36,9 +46,16 @@ def dense(layer, inputs, units, kind=Dense, **options):
     return made
 
 
-def norm(layer, width, epsilon):
-    made = LayerNormalization(epsilon=epsilon, dtype=layer.dtype_policy)
+def norm(layer, width, epsilon, **options):
+    made = LayerNormalization(epsilon=epsilon, dtype=layer.dtype_policy, **options)
     made.build((None, width))
+    return made
+
+
+def table(layer, rows, width):
+    """A built Embedding of `layer`."""
+    made = Embedding(rows, width, normal(), dtype=layer.dtype_policy)
+    made.build()
     return made
 
 
@@ -181,7 +198,102 @@ def rotate(x, turned):
     return x * cos + ops.roll(x, half, -1) * sin
 
 
+def position_buckets(distances, buckets, most=128, both_sides=True):
+    """Bucket of each distance, int32: near ones have their own, far ones share by their logarithm.
+
+    Half of the buckets are for keys behind the query where both sides are seen. Distances from
+    `most` on share the last.  Raffel et al. 2019, arXiv:1910.10683, section 2.1
+    """
+    distances = np.asarray(distances)
+    first = np.where(distances > 0, buckets // 2, 0) if both_sides else 0
+    buckets = buckets // 2 if both_sides else buckets
+    away = np.abs(distances) if both_sides else np.maximum(-distances, 0)
+    exact = buckets // 2
+    share = np.log(np.maximum(away, 1) / exact) / math.log(most / exact)
+    far = np.minimum(exact + (share * (buckets - exact)).astype(int), buckets - 1)
+    return (first + np.where(away < exact, away, far)).astype("int32")
+
+
 # --- attention -----------------------------------------------------------------------------------
+def hidden_bias(seen, dtype):
+    """0 where `seen` is true; else what, added to a score, makes softmax's result 0."""
+    return ops.cast(ops.where(ops.cast(seen, "bool"), 0.0, HIDDEN), dtype)
+
+
+def attend(query, key, value, bias=None, scale=None, drop=None, training=None):
+    """softmax(query key' * scale + bias) value in every head.
+
+    query, key, value: (batch, time, heads, width), bias: like (batch, heads, time, time), scale:
+    None for 1 / sqrt(width) -> (batch, time, heads, width)
+    drop: the Dropout of the softmax's probabilities in training
+    """
+    if not (training and drop is not None and drop.rate):
+        return ops.dot_product_attention(query, key, value, bias=bias, scale=scale)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    scores = ops.einsum("bqhd,bkhd->bhqk", query, key) * scale  # no fused kernel drops everywhere
+    if bias is not None:
+        scores = scores + bias
+    return ops.einsum("bhqk,bkhd->bqhd", drop(ops.softmax(scores, axis=-1), training=True), value)
+
+
+class SelfAttention(Layer):
+    """softmax(q k' / sqrt(head width) + bias) v in every head, then a projection.
+
+    x: (batch, time, width), bias: like (batch, heads, time, time), turned: cos and sin of rotary
+    positions, each None where there are none -> (batch, time, width)
+    """
+
+    width: PositiveInt
+    heads: PositiveInt
+    dropout: Rate = 0.0
+    use_bias: bool = True
+
+    def build(self, shape=None):
+        parts, biased = (self.width,) * 3, self.use_bias
+        self.qkv = dense(self, self.width, sum(parts), JoinedDense, parts=parts, use_bias=biased)
+        self.projection = dense(self, self.width, self.width, use_bias=biased)
+        self.drop = Dropout(self.dropout, dtype=self.dtype_policy)
+
+    def call(self, x, bias=None, turned=None, training=None):
+        batch, time, _ = ops.shape(x)
+        heads, width = self.heads, self.width // self.heads
+        parts = ops.reshape(self.qkv(x), (batch, time, 3 * heads, width))
+        both, value = parts[:, :, : 2 * heads], parts[:, :, 2 * heads :]
+        if turned is not None:
+            both = rotate(both, turned)
+        query, key = both[:, :, :heads], both[:, :, heads:]
+        y = attend(query, key, value, bias, drop=self.drop, training=training)
+        return self.projection(ops.reshape(y, (batch, time, self.width)))
+
+
+class EncoderBlock(Layer):
+    """Attention, then two dense layers, normalized after each addition.
+
+    attention: a built layer   x: (batch, time, width), bias: what the attention takes besides
+    -> (batch, time, width)
+    """
+
+    attention: Layer
+    width: PositiveInt
+    hidden: PositiveInt
+    activation: str
+    dropout: Rate
+    epsilon: float
+
+    def build(self, shape=None):
+        self.attention_norm = norm(self, self.width, self.epsilon)
+        self.up = dense(self, self.width, self.hidden)
+        self.down = dense(self, self.hidden, self.width)
+        self.norm = norm(self, self.width, self.epsilon)
+        self.drop = Dropout(self.dropout, dtype=self.dtype_policy)
+
+    def call(self, x, bias=None, training=None):
+        y = self.attention(x, bias, training=training)
+        x = self.attention_norm(x + self.drop(y, training=training))
+        y = self.down(ACTIVATIONS[self.activation](self.up(x)))
+        return self.norm(x + self.drop(y, training=training))
+
+
 class CausalAttention(Layer):
     """Attention of `heads` query heads to `key_heads` heads of keys and values, with a cache.
 
@@ -259,10 +371,14 @@ class GatedFeedForward(Layer):
         self.gate_up = dense(self, self.width, sum(parts), JoinedDense, **options)
         self.down = dense(self, self.hidden, self.width, use_bias=self.bias)
 
-    def call(self, x):
+    def between(self, x):
+        """What comes before the last product."""
         both = self.gate_up(x)
         gate, up = both[..., : self.hidden], both[..., self.hidden :]
-        return self.down(ACTIVATIONS[self.activation](gate) * up)
+        return ACTIVATIONS[self.activation](gate) * up
+
+    def call(self, x):
+        return self.down(self.between(x))
 
 
 class FeedForward(Layer):
@@ -279,3 +395,61 @@ class FeedForward(Layer):
 
     def call(self, x):
         return self.down(ACTIVATIONS[self.activation](self.up(x)))
+
+
+# --- masked language models ----------------------------------------------------------------------
+class PredictionHead(Layer):
+    """norm(activation(dense(x))): what comes before the scores of words or classes.
+
+    x: (..., width) -> (..., units)
+    """
+
+    width: PositiveInt
+    units: PositiveInt
+    activation: str
+    epsilon: float
+    use_bias: bool = True
+    norm_bias: bool = True
+
+    def build(self, shape=None):
+        self.dense = dense(self, self.width, self.units, use_bias=self.use_bias)
+        self.norm = norm(self, self.units, self.epsilon, center=self.norm_bias)
+
+    def call(self, x):
+        return self.norm(ACTIVATIONS[self.activation](self.dense(x)))
+
+
+def at_masks(x, inputs):
+    """Hidden states at inputs["mask_positions"], (batch, masks, width); without, all of them."""
+    positions = inputs.get("mask_positions")
+    if positions is None:
+        return x
+    return ops.take_along_axis(x, ops.cast(positions, "int32")[:, :, None], axis=1)
+
+
+def tied_scores(x, embedding):
+    """Scores of all words, with the word embeddings as the kernel.  (..., width) -> (..., words)"""
+    return ops.matmul(x, ops.transpose(ops.cast(embedding.embeddings.value, ops.dtype(x))))
+
+
+# --- configurations ------------------------------------------------------------------------------
+def check_sizes(backbone, *activations):
+    """Raise ValueError for heads that do not share the width, and for an unknown activation."""
+    if backbone.hidden_dim % backbone.num_heads:
+        raise ValueError(
+            f"hidden_dim must be a multiple of num_heads; got {backbone.hidden_dim} and "
+            f"{backbone.num_heads}."
+        )
+    for name in activations:
+        if (given := getattr(backbone, name)) not in ACTIVATIONS:
+            raise ValueError(f"{name} must be one of {', '.join(ACTIVATIONS)}; got {given!r}.")
+
+
+def read_config(config, names, what):
+    """khub's arguments in a config.json.  names: khub's -> the reference's, first the needed five
+
+    what: the architecture, for the ValueError
+    """
+    if missing := [name for name in list(names.values())[:5] if config.get(name) is None]:
+        raise ValueError(f"The config.json of a {what} must say {', '.join(missing)}.")
+    return {name: config[key] for name, key in names.items() if config.get(key) is not None}

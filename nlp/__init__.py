@@ -13,10 +13,11 @@ from .byte_pair import (
 )
 from .codepoints import UnicodeCodepointTokenizer
 from .decoder import *  # noqa: F403  (made of a table)
-from .generation import CausalLM
+from .generation import CausalLM, Seq2SeqLM
 from .preprocessing import (
     CausalLMPreprocessor,
     MaskedLMPreprocessor,
+    Seq2SeqLMPreprocessor,
     TextClassifierPreprocessor,
     TextEmbedderPreprocessor,
 )
@@ -26,6 +27,7 @@ from .sentence_piece import (
     SentencePieceTokenizer,
     T5Tokenizer,
 )
+from .t5 import T5Backbone, T5Seq2SeqLM
 from .tasks import Backbone, MaskedLM, Task, TextClassifier, TextEmbedder
 from .tokenizers import Tokenizer, WordPieceTokenizer
 from .vocabularies import train_byte_pair, train_sentence_piece, train_word_piece
@@ -49,6 +51,10 @@ __all__ = [
     "MaskedLMPreprocessor",
     "RobertaTokenizer",
     "SentencePieceTokenizer",
+    "Seq2SeqLM",
+    "Seq2SeqLMPreprocessor",
+    "T5Backbone",
+    "T5Seq2SeqLM",
     "T5Tokenizer",
     "Task",
     "TextClassifier",

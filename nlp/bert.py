@@ -7,7 +7,7 @@ from khub.layers import Dropout, Embedding, Layer
 from ..presets import Family, register
 from .tasks import Backbone, MaskedLM, TextClassifier, TextEmbedder
 from .tokenizers import WordPieceTokenizer
-from .transformer import ACTIVATIONS, dense, norm, normal
+from .transformer import ACTIVATIONS, attend, dense, norm, normal
 
 
 def sizes(vocabulary, layers, heads, width):
@@ -111,14 +111,7 @@ class BertAttention(Layer):
         batch, time, _ = ops.shape(x)
         split = (batch, time, self.heads, self.width // self.heads)
         q, k, v = (ops.reshape(part(x), split) for part in (self.query, self.key, self.value))
-        if training and self.dropout:  # no fused kernel drops probabilities on every backend
-            scores = ops.einsum("bqhd,bkhd->bhqk", q, k) * split[-1] ** -0.5
-            if visible is not None:
-                scores = ops.where(visible, scores, -3e4)
-            weights = self.drop(ops.softmax(scores, axis=-1), training=True)
-            y = ops.einsum("bhqk,bkhd->bqhd", weights, v)
-        else:
-            y = ops.dot_product_attention(q, k, v, mask=visible)
+        y = attend(q, k, v, self.drop, training, mask=visible)
         return self.projection(ops.reshape(y, (batch, time, self.width)))
 
 

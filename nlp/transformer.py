@@ -9,8 +9,8 @@ from functools import partial
 import numpy as np
 
 from khub import initializers, ops
-from khub.fields import PositiveInt
-from khub.layers import Dense, Layer, LayerNormalization, RMSNormalization
+from khub.fields import PositiveInt, Rate
+from khub.layers import Dense, Dropout, Layer, LayerNormalization, RMSNormalization
 
 from .cache import EAGER, overwrite
 
@@ -146,12 +146,51 @@ def rotate(x, turned):
 
 
 # --- attention -----------------------------------------------------------------------------------
-class CausalAttention(Layer):
+def visible(time, cache=None, mask=None, window=None):
+    """What each of `time` queries behind a cache's positions sees, bool (batch or 1, 1, time,
+    source); None where it is all that lies before it.
+
+    mask: bool (batch, time), the real tokens   window: how many positions it looks back
+    """
+    at, starts = (0, None) if cache is None else (cache.length, cache.starts)
+    behind = cache is not None and (not EAGER or time > 1 and at > 0)
+    if mask is None and starts is None and not behind and window is None:
+        return None
+    source = time if cache is None else at + time if EAGER else cache.room
+    queries, keys = (ops.arange(time) + at)[:, None], ops.arange(source)[None]
+    seen = (keys <= queries)[None, None]
+    if mask is not None:
+        seen = ops.logical_and(seen, ops.cast(mask, "bool")[:, None, None])
+    if starts is not None:
+        seen = ops.logical_and(seen, keys[None, None] >= starts[:, None, None, None])
+    return seen if window is None else ops.logical_and(seen, keys > queries - window)
+
+
+def attend(query, key, value, drop=None, training=None, **options):
+    """`ops.dot_product_attention`; in training with a share `drop` of the weights left out."""
+    if not training or drop is None or not drop.rate:
+        return ops.dot_product_attention(query, key, value, **options)
+    scale = options.get("scale") or query.shape[-1] ** -0.5  # no fused kernel drops everywhere
+    scores = ops.einsum("bqhd,bkhd->bhqk", query, key) * scale
+    if options.get("bias") is not None:
+        scores = scores + options["bias"]
+    mask = options.get("mask")
+    if options.get("is_causal"):
+        mask = visible(ops.shape(query)[1], mask=ops.ones(ops.shape(key)[:2], "bool"))
+    if mask is not None:
+        scores = ops.where(mask, scores, -3e4)
+    weights = drop(ops.softmax(scores, axis=-1), training=True)
+    return ops.einsum("bhqk,bkhd->bqhd", weights, value)
+
+
+class SelfAttention(Layer):
     """Attention of `heads` query heads to `key_heads` heads of keys and values, with a cache.
 
-    call(x, turned, visible, cache, at) -> (y, cache).  x: (batch, time, width); turned: cos and sin
-    of the positions, or None; visible: bool (batch or 1, 1, time, source), None: all before;
-    cache: keys and values (batch, source, key_heads, head_width) that are written from `at` on.
+    call(x, turned, visible, cache, at, bias) -> (y, cache).  x: (batch, time, width); turned: cos
+    and sin of the positions, or None; visible: bool (batch or 1, 1, time, source), None: all (all
+    before, in `CausalAttention`); cache: keys and values (batch, source, key_heads, head_width)
+    that are written from `at` on; bias: added to the scores, (1, heads, time, source)
+    key_bias: False where a reference has biases of queries and values alone
     """
 
     width: PositiveInt
@@ -164,20 +203,38 @@ class CausalAttention(Layer):
     norm_offset: float = 0.0
     scale: float = None
     soft_cap: float = None
+    key_bias: bool = True
+    dropout: Rate = 0.0
+
+    causal = False
 
     def build(self, shape=None):
         parts = tuple(n * self.head_width for n in (self.heads, self.key_heads, self.key_heads))
-        options = dict(parts=parts, use_bias=self.bias)
+        options = dict(parts=parts, use_bias=self.bias and self.key_bias)
         self.qkv = dense(self, self.width, sum(parts), JoinedDense, **options)
         self.output_projection = dense(self, parts[0], self.width, use_bias=self.output_bias)
+        if self.bias and not self.key_bias:
+            self.query_bias = self.add_weight((parts[0],), "zeros", name="query_bias")
+            self.value_bias = self.add_weight((parts[2],), "zeros", name="value_bias")
+        self.drop = Dropout(self.dropout, dtype=self.dtype_policy) if self.dropout else None
         if self.norm_epsilon is not None:
             made = partial(root_mean_square_norm, self, self.head_width, self.norm_epsilon)
             self.query_norm, self.key_norm = made(self.norm_offset), made(self.norm_offset)
 
-    def call(self, x, turned=None, visible=None, cache=None, at=0):
+    def _projected(self, x):
+        y = self.qkv(x)
+        if not self.bias or self.key_bias:
+            return y
+        none = ops.zeros((self.key_heads * self.head_width,), ops.dtype(y))
+        biases = (ops.cast(b.value, ops.dtype(y)) for b in (self.query_bias, self.value_bias))
+        query, value = biases
+        return y + ops.concatenate([query, none, value], 0)
+
+    def call(self, x, turned=None, visible=None, cache=None, at=0, bias=None, training=None):
         batch, time, _ = ops.shape(x)
         rows = self.heads + self.key_heads
-        parts = ops.reshape(self.qkv(x), (batch, time, rows + self.key_heads, self.head_width))
+        split = (batch, time, rows + self.key_heads, self.head_width)
+        parts = ops.reshape(self._projected(x), split)
         both, value = parts[:, :, :rows], parts[:, :, rows:]
         if self.norm_epsilon is not None:
             query, key = both[:, :, : self.heads], both[:, :, self.heads :]
@@ -185,22 +242,72 @@ class CausalAttention(Layer):
         if turned is not None:
             both = rotate(both, turned)
         query, key = both[:, :, : self.heads], both[:, :, self.heads :]
-        causal = visible is None and cache is None
+        causal = self.causal and visible is None and cache is None
         if cache is not None:
             key, value = cache = [overwrite(c, at, n) for c, n in zip(cache, (key, value))]
             if EAGER:  # what lies behind needs no mask, and no work
                 key, value = key[:, : at + time], value[:, : at + time]
                 causal = visible is None and time > 1
-        y = ops.dot_product_attention(
+        y = attend(
             query,
             key,
             value,
+            self.drop,
+            training,
+            bias=bias,
             mask=visible,
             scale=self.scale,
             is_causal=causal,
             attn_logits_soft_cap=self.soft_cap,
         )
         return self.output_projection(ops.reshape(y, (batch, time, -1))), cache
+
+
+class CausalAttention(SelfAttention):
+    """`SelfAttention` in which a position sees itself and those before it."""
+
+    causal = True
+
+
+class CrossAttention(Layer):
+    """Attention to what an encoder gave, whose keys and values are computed once.
+
+    keep(encoded (batch, source, width)) -> [keys, values], each (batch, source, heads, head_width)
+    call(x (batch, time, width), kept, visible: bool (batch, 1, 1, source)) -> (batch, time, width)
+    """
+
+    width: PositiveInt
+    heads: PositiveInt
+    head_width: PositiveInt
+    bias: bool = True
+    key_bias: bool = True
+    scale: float = None
+    dropout: Rate = 0.0
+
+    def build(self, shape=None):
+        inner = self.heads * self.head_width
+        self.query = dense(self, self.width, inner, use_bias=self.bias)
+        options = dict(parts=(inner, inner), use_bias=self.bias and self.key_bias)
+        self.key_value = dense(self, self.width, 2 * inner, JoinedDense, **options)
+        self.output_projection = dense(self, inner, self.width, use_bias=self.bias)
+        if self.bias and not self.key_bias:
+            self.value_bias = self.add_weight((inner,), "zeros", name="value_bias")
+        self.drop = Dropout(self.dropout, dtype=self.dtype_policy) if self.dropout else None
+
+    def keep(self, encoded):
+        batch, source, _ = ops.shape(encoded)
+        inner, split = self.heads * self.head_width, (batch, source, self.heads, self.head_width)
+        both = self.key_value(encoded)
+        value = both[..., inner:]
+        if self.bias and not self.key_bias:
+            value = value + ops.cast(self.value_bias.value, ops.dtype(value))
+        return [ops.reshape(part, split) for part in (both[..., :inner], value)]
+
+    def call(self, x, kept, visible=None, training=None):
+        batch, time, _ = ops.shape(x)
+        query = ops.reshape(self.query(x), (batch, time, self.heads, self.head_width))
+        y = attend(query, *kept, self.drop, training, mask=visible, scale=self.scale)
+        return self.output_projection(ops.reshape(y, (batch, time, -1)))
 
 
 class GatedFeedForward(Layer):
@@ -210,14 +317,36 @@ class GatedFeedForward(Layer):
     hidden: PositiveInt
     activation: str = "silu"
     bias: bool = False
+    dropout: Rate = 0.0
 
     def build(self, shape=None):
         parts = (self.hidden, self.hidden)
         options = dict(parts=parts, use_bias=self.bias)
         self.gate_up = dense(self, self.width, sum(parts), JoinedDense, **options)
         self.down = dense(self, self.hidden, self.width, use_bias=self.bias)
+        self.drop = Dropout(self.dropout, dtype=self.dtype_policy)
 
-    def call(self, x):
+    def call(self, x, training=None):
         both = self.gate_up(x)
         gate, up = both[..., : self.hidden], both[..., self.hidden :]
-        return self.down(ACTIVATIONS[self.activation](gate) * up)
+        x = ACTIVATIONS[self.activation](gate) * up
+        return self.down(self.drop(x, training=training) if training else x)
+
+
+class FeedForward(Layer):
+    """down(activation(up(x))).  x: (..., width) -> same"""
+
+    width: PositiveInt
+    hidden: PositiveInt
+    activation: str = "gelu"
+    bias: bool = True
+    dropout: Rate = 0.0
+
+    def build(self, shape=None):
+        self.up = dense(self, self.width, self.hidden, use_bias=self.bias)
+        self.down = dense(self, self.hidden, self.width, use_bias=self.bias)
+        self.drop = Dropout(self.dropout, dtype=self.dtype_policy)
+
+    def call(self, x, training=None):
+        x = ACTIVATIONS[self.activation](self.up(x))
+        return self.down(self.drop(x, training=training) if training else x)

@@ -192,10 +192,10 @@ def _host_side(cls, preset, overrides):
         with _named(preset, cls):
             return cls(**{**cls.config_from_preset(preset), **overrides})
     tokenizer = overrides.pop("tokenizer", None) or preset.family.tokenizer.load(preset.folder)
-    options = preset.own("preprocessor")
-    if "sequence_length" not in options:
-        options = {**options, "sequence_length": min(512, preset.positions or 512)}
     known = _arguments(cls) - {"tokenizer"}
+    lengths = [name for name in known if name.endswith("sequence_length")]
+    longest = min(512, preset.positions or 512)
+    options = dict.fromkeys(lengths, longest) | preset.own("preprocessor")
     with _named(preset, cls):
         return cls(tokenizer, **{k: v for k, v in options.items() if k in known} | overrides)
 
@@ -220,6 +220,8 @@ def _model(cls, preset, load_weights, dtype, strict, overrides):
     with _named(preset, family.backbone):
         own = preset.own("backbone")  # says more than the reference's config.json can
         backbone = own or family.backbone.config_from_reference(preset.config)
+        if checkpoint and hasattr(family.backbone, "config_from_names"):
+            backbone = family.backbone.config_from_names(backbone, checkpoint.names)
         for name, value in backbone.items():
             if name.startswith("num_") and isinstance(value, int) and value > COUNT_LIMIT:
                 raise ValueError(f"{name} is {value:,}; at most {COUNT_LIMIT:,} is sane.")

@@ -2,6 +2,7 @@
 
 from . import audio, datasets, decoder, preprocessing, samplers, tasks, tokenizers
 from .audio import WhisperFeatures, read_audio
+from .bart import BartBackbone, BartSeq2SeqLM, BartTokenizer
 from .bert import BertBackbone, BertClassifier, BertMaskedLM, BertTextEmbedder, BertTokenizer
 from .byte_pair import (
     BytePairTokenizer,
@@ -35,6 +36,9 @@ from .vocabularies import train_byte_pair, train_sentence_piece, train_word_piec
 __all__ = [
     "AlbertTokenizer",
     "Backbone",
+    "BartBackbone",
+    "BartSeq2SeqLM",
+    "BartTokenizer",
     "BertBackbone",
     "BertClassifier",
     "BertMaskedLM",

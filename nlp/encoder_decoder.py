@@ -4,7 +4,6 @@ Vaswani et al. 2017, arXiv:1706.03762.
 """
 
 from khub import ops
-from khub.fields import Rate
 from khub.layers import Dropout, Layer
 
 from .cache import KVCache
@@ -85,6 +84,7 @@ class EncoderDecoder(Backbone):
         """
         width, options = self.hidden_dim, dict(dtype=self.dtype_policy)
         head = attention.pop("head_width", width // heads)
+        attention["dropout"] = attention.pop("attention_dropout", dropout)
         own = {**attention, "output_bias": attention["bias"], **options}
         kind = CausalAttention if cross else SelfAttention
         return [

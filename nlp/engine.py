@@ -28,7 +28,8 @@ def bucket(length):
 class Engine:
     """The compiled functions of one model and sampler: the prompts, and the loop over tokens.
 
-    rules: (scores, tokens so far, i) -> scores that token number i is chosen by, None: as they are
+    rules: (scores, tokens so far, i, how many there may be) -> scores that token number i is chosen
+    by, None: as they are
     A state is a dict. Of each prompt: tokens (batch, count), done: how many of them there are,
     ended, most: how many there may be; i: the tokens that all have; cache.
     """
@@ -96,7 +97,10 @@ class Engine:
             scores = ops.where(state["seen"], lower, scores)
         if self.rules is not None:
             tokens = state["tokens"] if tokens is None else tokens
-            scores = self.rules(scores, ops.convert_to_tensor(tokens), state["i"])
+            most = ops.convert_to_tensor(state["most"])
+            if (beams := getattr(self.sampler, "num_beams", 1)) > 1:
+                most = ops.reshape(most[:, None] + ops.zeros((1, beams), "int32"), (-1,))
+            scores = self.rules(scores, ops.convert_to_tensor(tokens), state["i"], most)
         return scores
 
     def _first(self, state, hidden):

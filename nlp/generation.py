@@ -11,6 +11,7 @@ from khub.backend import active
 
 from .engine import bucket
 from .preprocessing import CausalLMPreprocessor, Seq2SeqLMPreprocessor
+from .rules import Rules
 from .samplers import get_sampler
 from .searches import engine
 from .tasks import Backbone, Task, adamw, masked_crossentropy
@@ -187,6 +188,10 @@ class Seq2SeqLM(Generator):
     "decoder_padding_mask"} -> logits (batch, target time, vocabulary_size)
     """
 
+    backbone: Backbone
+    preprocessor: object = None
+    rules: object = None
+
     preprocessor_class = Seq2SeqLMPreprocessor
 
     def setup(self):
@@ -214,6 +219,19 @@ class Seq2SeqLM(Generator):
     def call(self, inputs, training=None):
         hidden = self.backbone(inputs, training=training)["decoder_sequence_output"]
         return self.logits(hidden)
+
+    @classmethod
+    def head_from_reference(cls, config):
+        return {"rules": Rules.from_reference({**config, **config.get("generation_config", {})})}
+
+    def generation_config(self):
+        """Content of generation_config.json."""
+        tokenizer = getattr(self.preprocessor, "tokenizer", None)
+        names = ("bos_token_id", "eos_token_id", "pad_token_id")
+        ids = {name: getattr(tokenizer, name, None) for name in names}
+        ids["decoder_start_token_id"] = self.backbone.decoder_start_token_id
+        ids = {name: index for name, index in ids.items() if index is not None}
+        return ids | (self.rules.reference_config() if self.rules else {})
 
     def begin(self, prompts):
         if prompts and isinstance(prompts[0], (str, bytes)):

@@ -316,7 +316,7 @@ class Seq2SeqLMPreprocessor(TextPreprocessor):
         segments, batched = text_segments(x if y is None else (x, y))
         if sample_weight is not None or len(segments) != 2:
             raise ValueError(
-                f"{type(self).__name__} takes pairs, (sources, targets), and makes the weights; got "
+                f"{type(self).__name__} takes (sources, targets) and makes the weights; got "
                 f"{len(segments)} list of texts and sample_weight={sample_weight}."
             )
         pad, start = self.tokenizer.pad_token_id or 0, self.decoder_start_token_id

@@ -18,6 +18,7 @@ from .handles import parse
 from .tensors import FULL, Checkpoint, no_room, parse_json, write_checkpoint, write_json
 
 CONFIG = "config.json"
+GENERATION = "generation_config.json"
 CONFIG_LIMIT = 10_000_000  # bytes
 COUNT_LIMIT = 10_000  # of layers, heads, ...: a hostile config.json makes nobody build for ever
 DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -89,7 +90,9 @@ def open_preset(handle, load_weights=True):
             f"{path} has {path.stat().st_size:,} bytes; at most {CONFIG_LIMIT:,} is sane."
         )
     config = parse_json(path.read_bytes(), str(path))
-    return Preset(folder, config, of_config(config, path))
+    if (path := folder / GENERATION).is_file():
+        config["generation_config"] = parse_json(path.read_bytes(), str(path))
+    return Preset(folder, config, of_config(config, folder / CONFIG))
 
 
 def load(handle, **options):
@@ -302,6 +305,8 @@ def _save_model(model, folder, dtype):
     needed = sum(tensor.nbytes for tensor in found.values())
     with staged(folder, needed) as scratch:
         write_json(scratch / CONFIG, config)
+        if task and hasattr(model, "generation_config"):
+            write_json(scratch / GENERATION, model.generation_config())
         write_checkpoint(scratch, found)
         if preprocessor is not None:
             preprocessor.save(scratch)

@@ -28,10 +28,12 @@ from .sentence_piece import (
     SentencePieceTokenizer,
     T5Tokenizer,
 )
+from .speech import SpeechToText, SpeechToTextPreprocessor
 from .t5 import T5Backbone, T5Seq2SeqLM
 from .tasks import Backbone, MaskedLM, Task, TextClassifier, TextEmbedder
 from .tokenizers import Tokenizer, WordPieceTokenizer
 from .vocabularies import train_byte_pair, train_sentence_piece, train_word_piece
+from .whisper import WhisperBackbone, WhisperSpeechToText
 
 __all__ = [
     "AlbertTokenizer",
@@ -57,6 +59,8 @@ __all__ = [
     "SentencePieceTokenizer",
     "Seq2SeqLM",
     "Seq2SeqLMPreprocessor",
+    "SpeechToText",
+    "SpeechToTextPreprocessor",
     "T5Backbone",
     "T5Seq2SeqLM",
     "T5Tokenizer",
@@ -66,7 +70,9 @@ __all__ = [
     "TextEmbedder",
     "TextEmbedderPreprocessor",
     "Tokenizer",
+    "WhisperBackbone",
     "WhisperFeatures",
+    "WhisperSpeechToText",
     "UnicodeCodepointTokenizer",
     "WhisperTokenizer",
     "WordPieceTokenizer",

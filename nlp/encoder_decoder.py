@@ -3,12 +3,24 @@
 Vaswani et al. 2017, arXiv:1706.03762.
 """
 
+from functools import partial
+
 from khub import ops
-from khub.layers import Dropout, Layer
+from khub.fields import PositiveInt, Rate
+from khub.layers import Dropout, Embedding, Layer
 
 from .cache import KVCache
 from .tasks import Backbone
-from .transformer import CausalAttention, CrossAttention, SelfAttention, visible
+from .transformer import (
+    ACTIVATIONS,
+    CausalAttention,
+    CrossAttention,
+    FeedForward,
+    SelfAttention,
+    norm,
+    normal,
+    visible,
+)
 
 
 class Block(Layer):
@@ -180,3 +192,123 @@ class EncoderDecoder(Backbone):
         """The number of a block -> the bias of its scores."""
         made = [each(queries(), keys()) for each in positions]
         return lambda i: made[min(i, len(made) - 1)] if made else None
+
+
+# --- what BART and Whisper, which was built on it, have in common -------------------------------
+SIZES = {  # khub's name -> the reference's
+    "vocabulary_size": "vocab_size",
+    "num_layers": "encoder_layers",
+    "num_heads": "encoder_attention_heads",
+    "hidden_dim": "d_model",
+    "intermediate_dim": "encoder_ffn_dim",
+    "num_decoder_layers": "decoder_layers",
+    "num_decoder_heads": "decoder_attention_heads",
+    "decoder_intermediate_dim": "decoder_ffn_dim",
+    "dropout": "dropout",
+    "attention_dropout": "attention_dropout",
+    "activation_dropout": "activation_dropout",
+    "activation": "activation_function",
+    "decoder_start_token_id": "decoder_start_token_id",
+}
+
+
+def block_weights(side):
+    """Renames of one side's blocks and last norms, for BART and what is built like it."""
+    there, here = f"{side}.layers.{{i}}", f"{side}_blocks.{{i}}"
+    yield tuple(f"{there}.self_attn.{x}_proj" for x in "qkv"), f"{here}.attention.qkv"
+    yield f"{there}.self_attn.q_proj.bias", f"{here}.attention.query_bias"
+    yield f"{there}.self_attn.v_proj.bias", f"{here}.attention.value_bias"
+    yield f"{there}.self_attn.out_proj", f"{here}.attention.output_projection"
+    yield f"{there}.self_attn_layer_norm", f"{here}.attention_norm"
+    yield f"{there}.encoder_attn.q_proj", f"{here}.cross.query"
+    yield tuple(f"{there}.encoder_attn.{x}_proj" for x in "kv"), f"{here}.cross.key_value"
+    yield f"{there}.encoder_attn.v_proj.bias", f"{here}.cross.value_bias"
+    yield f"{there}.encoder_attn.out_proj", f"{here}.cross.output_projection"
+    yield f"{there}.encoder_attn_layer_norm", f"{here}.cross_norm"
+    yield f"{there}.fc1", f"{here}.feed_forward.up"
+    yield f"{there}.fc2", f"{here}.feed_forward.down"
+    yield f"{there}.final_layer_norm", f"{here}.norm"
+    yield f"{side}.layer_norm", f"{side}_norm"
+
+
+class SizedEncoderDecoder(EncoderDecoder):
+    """An encoder-decoder of layer normalizations and biases, whose sides have sizes of their own.
+
+    What a decoder's size leaves out is as in the encoder.
+    """
+
+    vocabulary_size: PositiveInt
+    num_layers: PositiveInt
+    num_heads: PositiveInt
+    hidden_dim: PositiveInt
+    intermediate_dim: PositiveInt
+    num_decoder_layers: int = None
+    num_decoder_heads: int = None
+    decoder_intermediate_dim: int = None
+    dropout: Rate = 0.1
+    attention_dropout: Rate = 0.0
+    activation_dropout: Rate = 0.0
+    activation: str = "gelu"
+
+    reference_prefix = "model"
+    config_names = SIZES
+    key_bias = True
+
+    def setup(self):
+        self.num_decoder_layers = self.num_decoder_layers or self.num_layers
+        self.num_decoder_heads = self.num_decoder_heads or self.num_heads
+        self.decoder_intermediate_dim = self.decoder_intermediate_dim or self.intermediate_dim
+        if self.hidden_dim % self.num_heads or self.hidden_dim % self.num_decoder_heads:
+            raise ValueError(
+                f"hidden_dim must be a multiple of num_heads and num_decoder_heads; got "
+                f"{self.hidden_dim}, {self.num_heads} and {self.num_decoder_heads}."
+            )
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(
+                f"activation must be one of {', '.join(ACTIVATIONS)}; got {self.activation!r}."
+            )
+        super().setup()
+
+    def build_sides(self, last_norms):
+        """The blocks of both sides, and where `last_norms` the norms behind them."""
+        self.drop = Dropout(self.dropout, dtype=self.dtype_policy)
+        encoder = self.num_layers, self.num_heads, self.intermediate_dim
+        decoder = self.num_decoder_layers, self.num_decoder_heads, self.decoder_intermediate_dim
+        for side, (count, heads, hidden) in (("encoder", encoder), ("decoder", decoder)):
+            options = dict(dropout=self.activation_dropout, dtype=self.dtype_policy)
+            blocks = self.make_blocks(
+                count,
+                side == "decoder",
+                self.norm,
+                partial(FeedForward, self.hidden_dim, hidden, self.activation, **options),
+                heads,
+                self.dropout,
+                bias=True,
+                key_bias=self.key_bias,
+                attention_dropout=self.attention_dropout,
+            )
+            setattr(self, f"{side}_blocks", blocks)
+            if last_norms:
+                setattr(self, f"{side}_norm", self.norm())
+
+    def table(self, rows):
+        made = Embedding(rows, self.hidden_dim, normal(), dtype=self.dtype_policy)
+        made.build()
+        return made
+
+    def norm(self):
+        return norm(self, self.hidden_dim, 1e-5)
+
+    @classmethod
+    def config_from_reference(cls, config):
+        names = cls.config_names
+        ours = {name: config[key] for name, key in names.items() if config.get(key) is not None}
+        missing = [names[name] for name in list(SIZES)[:5] if name not in ours]
+        if missing:
+            what = config.get("model_type")
+            raise ValueError(f"The config.json of a {what} must say {', '.join(missing)}.")
+        return ours
+
+    def reference_config(self):
+        ours = {key: getattr(self, name) for name, key in self.config_names.items()}
+        return {**ours, "is_encoder_decoder": True}

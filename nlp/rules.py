@@ -20,9 +20,9 @@ class Rules(Configurable):
     """Forced, repeated, early and suppressed tokens; those of the same fields are equal.
 
     start: the ids before the first token   first, last: what the first must be, and the last that
-    there is room for   no_repeat: the size of n-grams that come once   end, min_length: the end may
-    not come before so many tokens, with `start`   suppressed, suppressed_first: never chosen, and
-    not chosen first
+    there is room for   allowed: the only ids that there are   suppressed, suppressed_first: never
+    chosen, not chosen first   no_repeat: the size of n-grams that come once   end, min_length: the
+    end may not come before so many tokens, with `start`
     """
 
     start: tuple = ()
@@ -33,6 +33,7 @@ class Rules(Configurable):
     min_length: int = 0
     suppressed: tuple = ()
     suppressed_first: tuple = ()
+    allowed: tuple = None
 
     def __hash__(self):
         return zlib.crc32(repr(self).encode())
@@ -50,6 +51,8 @@ class Rules(Configurable):
             scores = only(scores, self.first, i == 0)
         if self.last is not None:
             scores = only(scores, self.last, (i + 1 == most)[:, None])
+        if self.allowed is not None:
+            scores = ops.where(among(scores, self.allowed), scores, NEVER)
         if self.suppressed:
             scores = without(scores, self.suppressed, True)
         if self.suppressed_first:
@@ -85,11 +88,8 @@ class Rules(Configurable):
         start = config.get("decoder_start_token_id")
         end = config.get("eos_token_id")
         given = {ours: config.get(key) for ours, key in NAMES.items()}
-        forced = ("first", "last")  # 0 is a token there
-        found = {n: x for n, x in given.items() if x or n in forced and x is not None}
-        found |= {
-            n: config[NAMES[n]] for n in ("first", "last") if config.get(NAMES[n]) is not None
-        }
+        given = {n: tuple(x) if isinstance(x, list) else x for n, x in given.items()}
+        found = {n: x for n, x in given.items() if x or n in ("first", "last") and x is not None}
         if not found:
             return None
         end = end[0] if isinstance(end, (list, tuple)) else end

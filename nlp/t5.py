@@ -10,7 +10,8 @@ import numpy as np
 
 from khub import ops
 from khub.fields import PositiveInt, Rate
-from khub.layers import Dropout, Embedding, Layer
+from khub.initializers import RandomNormal, VarianceScaling
+from khub.layers import Dense, Dropout, Embedding, Layer
 
 from ..presets import Family, register
 from .encoder_decoder import EncoderDecoder
@@ -72,6 +73,19 @@ CONFIG = {  # khub's name -> the reference's
     "decoder_start_token_id": "decoder_start_token_id",
 }
 GELU = "gelu_new"  # what "gated-gelu" means
+
+
+class QueryScaling(VarianceScaling):
+    """`VarianceScaling`, the first `count` columns times `factor`: they make queries, and T5 does
+    not scale what these give."""
+
+    count: int = 0
+    factor: float = 1.0
+
+    def _values(self, shape, dtype, seed):
+        values = np.array(super()._values(shape, dtype, seed))
+        values[:, : self.count] *= self.factor
+        return values
 
 
 class RelativePositions(Layer):
@@ -168,6 +182,19 @@ class T5Backbone(EncoderDecoder):
             biases = biases[:1] if self.position_biases == "shared" else biases
             setattr(self, f"{side}_positions", biases)
             setattr(self, f"{side}_norm", self._norm())
+        self._start()
+
+    def _start(self):
+        """Initial values as in the paper's code: with those of BERT the network hardly learns."""
+        self.embeddings.embeddings.initializer = RandomNormal(stddev=1.0)
+        inner = self.num_heads * self.key_value_dim
+        for name, layer in self.named_layers().items():
+            if isinstance(layer, Dense):
+                query = name.endswith(("attention.qkv", "cross.query"))
+                count = inner if query else 0
+                layer.kernel.initializer = QueryScaling(
+                    distribution="untruncated_normal", count=count, factor=self.key_value_dim**-0.5
+                )
 
     def _blocks(self, count, cross):
         sizes = (self.hidden_dim, self.intermediate_dim, self.activation, False, self.dropout)

@@ -225,9 +225,8 @@ class SelfAttention(Layer):
         y = self.qkv(x)
         if not self.bias or self.key_bias:
             return y
+        query, value = (ops.cast(b.value, ops.dtype(y)) for b in (self.query_bias, self.value_bias))
         none = ops.zeros((self.key_heads * self.head_width,), ops.dtype(y))
-        biases = (ops.cast(b.value, ops.dtype(y)) for b in (self.query_bias, self.value_bias))
-        query, value = biases
         return y + ops.concatenate([query, none, value], 0)
 
     def call(self, x, turned=None, visible=None, cache=None, at=0, bias=None, training=None):

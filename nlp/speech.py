@@ -193,23 +193,15 @@ class SpeechToText(Seq2SeqLM):
         return {**super().generation_config(), **more, **found}
 
     def generate(
-        self,
-        audio,
-        language=None,
-        task="transcribe",
-        timestamps=False,
-        rate=None,
-        max_length=None,
-        sampler="greedy",
-        seed=None,
-        repetition_penalty=1.0,
+        self, audio, language=None, task="transcribe", timestamps=False, rate=None, **options
     ):
         """Texts of sounds of any length: one of one, a list of several.
 
         audio: a path, bytes, samples (samples,) from -1 to 1, or a list of them   rate: Hz of
         samples, None: the features'   language: "en" or "<|en|>", None: found in the first window
         task: "transcribe", or "translate" into English   timestamps: return {"text", "segments":
-        [{"start", "end", "text"}]}, seconds   max_length: in tokens of a window, with its prompt
+        [{"start", "end", "text"}]}, seconds   options: max_length in tokens of a window with its
+        prompt, sampler, seed and repetition_penalty, as in `Generator.generate`
 
         A long sound is heard in windows; each begins where the last whole segment of the one before
         ended, or without timestamps behind it.
@@ -217,16 +209,8 @@ class SpeechToText(Seq2SeqLM):
         features = self.require_preprocessor().features
         several = features.several(audio)
         sounds = features.sounds(audio if several else [audio], rate)
-        found = self.segments(
-            [features.log_mel(sound, whole=True) for sound in sounds],
-            language,
-            task,
-            timestamps,
-            max_length,
-            sampler,
-            seed,
-            repetition_penalty,
-        )
+        whole = [features.log_mel(sound, whole=True) for sound in sounds]
+        found = self.segments(whole, language, task, timestamps, **options)
         results = [self._result(pieces, timestamps) for pieces in found]
         return results if several else results[0]
 
@@ -240,9 +224,9 @@ class SpeechToText(Seq2SeqLM):
         task="transcribe",
         timestamps=False,
         max_length=None,
-        sampler="greedy",
         seed=None,
         repetition_penalty=1.0,
+        sampler="greedy",
     ):
         """What `generate` hears, for each of `features` (frames, bands) [(start, end, ids), ...].
 
@@ -250,18 +234,15 @@ class SpeechToText(Seq2SeqLM):
         """
         window = self.backbone.max_encoder_sequence_length
         limit = self.backbone.max_sequence_length
-        stamped = timestamps or any(len(x) > window for x in features)
         if timestamps and self.no_timestamps is None:
-            raise ValueError(
-                "timestamps=True: this model has no <|notimestamps|> and no timestamps."
-            )
+            raise ValueError("timestamps=True: this model has no timestamps.")
+        none = self.backbone.vocabulary_size if self.no_timestamps is None else self.no_timestamps
+        stamped, first = timestamps or any(len(x) > window for x in features), none + 1
         stamped = stamped and self.no_timestamps is not None
-        first = (
-            self.backbone.vocabulary_size if self.no_timestamps is None else self.no_timestamps + 1
-        )
         rules = self._rules(first if stamped else None)
         seek, found, prompts = [0] * len(features), [[] for _ in features], None
-        options = dict(sampler=sampler, seed=seed, penalty=repetition_penalty, rules=rules)
+        stops = () if self.end is None else (self.end,)
+        options = dict(sampler=sampler, stops=stops, penalty=repetition_penalty, rules=rules)
         while rows := [i for i, x in enumerate(features) if seek[i] < len(x)]:
             heard = [features[i][seek[i] : seek[i] + window] for i in rows]
             memory = self._memory(heard, window)
@@ -273,9 +254,9 @@ class SpeechToText(Seq2SeqLM):
                     f"max_length must be over the {len(prompts[0])} tokens of a prompt, at most "
                     f"{limit}; got {max_length}."
                 )
+            seeds = [seed[i] for i in rows] if isinstance(seed, list) else seed
             given = [prompts[i] for i in rows]
-            stops = () if self.end is None else (self.end,)
-            answers = Answers(self, given, total, stops=stops, memory=memory, **options).rows()
+            answers = Answers(self, given, total, seed=seeds, memory=memory, **options).rows()
             for i, ids, part in zip(rows, answers, heard):
                 ids = ids[:-1] if ids and ids[-1] == self.end else ids
                 pieces, moved = split(ids, first, len(part))

@@ -27,36 +27,30 @@ from .transformer import (
 )
 
 
-def _part(side, layers):
-    """Renames of one side's blocks; `layers`: what its parts are, in order."""
-    there, here = f"{side}.block.{{i}}.layer", f"{side}_blocks.{{i}}"
-    names = {"attention": "SelfAttention", "cross": "EncDecAttention"}
-    for n, part in enumerate(layers):
-        if part == "feed_forward":
-            inner = f"{there}.{n}.DenseReluDense"
-            yield (f"{inner}.wi_0", f"{inner}.wi_1"), f"{here}.feed_forward.gate_up"
-            yield f"{inner}.wi", f"{here}.feed_forward.up"
-            yield f"{inner}.wo", f"{here}.feed_forward.down"
-            yield f"{there}.{n}.layer_norm", f"{here}.norm"
-            continue
-        inner = f"{there}.{n}.{names[part]}"
-        yield f"{inner}.o", f"{here}.{part}.output_projection"
-        yield f"{there}.{n}.layer_norm", f"{here}.{part}_norm"
-        if part == "attention":
-            yield tuple(f"{inner}.{x}" for x in "qkv"), f"{here}.attention.qkv"
-        else:
-            yield f"{inner}.q", f"{here}.cross.query"
-            yield tuple(f"{inner}.{x}" for x in "kv"), f"{here}.cross.key_value"
-    bias = f"{side}.block.{{i}}.layer.0.SelfAttention.relative_attention_bias"
-    yield bias, f"{side}_positions.{{i}}.table"
+def _side(side, last):
+    """Renames of one side; `last`: which of a block's parts is its dense layers."""
+    block, dense = f"{side}.block.{{i}}.layer", f"{last}.DenseReluDense"
+    own, cross = "0.SelfAttention", "1.EncDecAttention"
+    for there, here in (
+        ((f"{own}.q", f"{own}.k", f"{own}.v"), "attention.qkv"),
+        (f"{own}.o", "attention.output_projection"),
+        ("0.layer_norm", "attention_norm"),
+        (f"{cross}.q", "cross.query"),
+        ((f"{cross}.k", f"{cross}.v"), "cross.key_value"),
+        (f"{cross}.o", "cross.output_projection"),
+        ("1.layer_norm", "cross_norm"),
+        ((f"{dense}.wi_0", f"{dense}.wi_1"), "feed_forward.gate_up"),
+        (f"{dense}.wi", "feed_forward.up"),
+        (f"{dense}.wo", "feed_forward.down"),
+        (f"{last}.layer_norm", "norm"),
+    ):
+        names = (there,) if isinstance(there, str) else there
+        yield tuple(f"{block}.{name}" for name in names), f"{side}_blocks.{{i}}.{here}"
+    yield f"{block}.{own}.relative_attention_bias", f"{side}_positions.{{i}}.table"
     yield f"{side}.final_layer_norm", f"{side}_norm"
 
 
-WEIGHTS = [
-    ("shared", "embeddings"),
-    *_part("encoder", ("attention", "feed_forward")),
-    *_part("decoder", ("attention", "cross", "feed_forward")),
-]
+WEIGHTS = [("shared", "embeddings"), *_side("encoder", 1), *_side("decoder", 2)]
 CONFIG = {  # khub's name -> the reference's
     "vocabulary_size": "vocab_size",
     "num_layers": "num_layers",

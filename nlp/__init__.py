@@ -14,6 +14,7 @@ from . import (
     tokenizers,
 )
 from .audio import WhisperFeatures, read_audio
+from .bart import BartBackbone, BartSeq2SeqLM, BartTokenizer
 from .bert import *  # noqa: F403  (made of a table)
 from .byte_pair import (
     BytePairTokenizer,
@@ -25,13 +26,14 @@ from .byte_pair import (
 from .codepoints import UnicodeCodepointTokenizer
 from .deberta import *  # noqa: F403
 from .decoder import *  # noqa: F403  (made of a table)
-from .generation import CausalLM
+from .generation import CausalLM, Seq2SeqLM
 from .gpt2 import *  # noqa: F403  (made of a table)
 from .modernbert import *  # noqa: F403
 from .preprocessing import (
     CausalLMPreprocessor,
     MaskedLMPreprocessor,
     QuestionAnswererPreprocessor,
+    Seq2SeqLMPreprocessor,
     TextClassifierPreprocessor,
     TextEmbedderPreprocessor,
     TokenClassifierPreprocessor,
@@ -41,6 +43,8 @@ from .sentence_piece import (
     SentencePieceTokenizer,
     T5Tokenizer,
 )
+from .speech import SpeechToText, SpeechToTextPreprocessor
+from .t5 import T5Backbone, T5Seq2SeqLM
 from .tasks import (
     Backbone,
     MaskedLM,
@@ -52,9 +56,13 @@ from .tasks import (
 )
 from .tokenizers import Tokenizer, WordPieceTokenizer
 from .vocabularies import train_byte_pair, train_sentence_piece, train_word_piece
+from .whisper import WhisperBackbone, WhisperSpeechToText
 
 __all__ = [
     "Backbone",
+    "BartBackbone",
+    "BartSeq2SeqLM",
+    "BartTokenizer",
     "CausalLM",
     "CausalLMPreprocessor",
     "BytePairTokenizer",
@@ -67,6 +75,12 @@ __all__ = [
     "QuestionAnswerer",
     "QuestionAnswererPreprocessor",
     "SentencePieceTokenizer",
+    "Seq2SeqLM",
+    "Seq2SeqLMPreprocessor",
+    "SpeechToText",
+    "SpeechToTextPreprocessor",
+    "T5Backbone",
+    "T5Seq2SeqLM",
     "T5Tokenizer",
     "Task",
     "TextClassifier",
@@ -76,7 +90,9 @@ __all__ = [
     "TokenClassifier",
     "TokenClassifierPreprocessor",
     "Tokenizer",
+    "WhisperBackbone",
     "WhisperFeatures",
+    "WhisperSpeechToText",
     "UnicodeCodepointTokenizer",
     "WhisperTokenizer",
     "WordPieceTokenizer",

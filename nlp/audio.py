@@ -324,6 +324,13 @@ class WhisperFeatures(Presettable, Configurable):
         audio: a path, a file, its bytes, or samples from -1 to 1 (samples,); a list of them, or an
         array (batch, samples)   rate: Hz of samples, None: `self.rate`
         """
+        if not self.several(audio):
+            return self.log_mel(self._heard(audio, rate))
+        return np.stack([self.log_mel(sound) for sound in self.sounds(audio, rate)])
+
+    @staticmethod
+    def several(audio):
+        """Whether these are several sounds."""
         shape = getattr(audio, "shape", ())
         if len(shape) == 2 and shape[0] > shape[1]:
             raise ValueError(
@@ -331,21 +338,23 @@ class WhisperFeatures(Presettable, Configurable):
                 "channels, average them: x.mean(channel_axis). Very short sounds go into a list."
             )
         listed = isinstance(audio, (list, tuple)) and not (audio and isinstance(audio[0], Real))
-        if not listed and len(shape) != 2:
-            return self.log_mel(self._heard(audio, rate))
+        return listed or len(shape) == 2 or str(getattr(audio, "dtype", "")) == "object"
+
+    def sounds(self, audio, rate=None):
+        """Return the checked samples of each sound in a list, or an array (batch, samples)."""
         if not len(audio):
             raise ValueError("There is no audio: the batch is empty.")
-        return np.stack([self.log_mel(self._heard(sound, rate)) for sound in audio])
+        return [self._heard(sound, rate) for sound in audio]
 
     def _heard(self, audio, rate):
         if isinstance(audio, (*PATH, *BYTES)) or hasattr(audio, "read"):
             return read_audio(audio, self.rate)
         return resample(audio, self.rate if rate is None else rate, self.rate)
 
-    def log_mel(self, samples):
-        """Return float32 (frames, bands) of checked samples (samples,)."""
-        x = np.full(self.samples, self.padding_value)
-        x[: len(samples)] = samples[: self.samples]
+    def log_mel(self, samples, whole=False):
+        """Return float32 (frames, bands) of checked samples (samples,); of all where `whole`."""
+        x = np.full(max(self.samples, whole * len(samples)), self.padding_value)
+        x[: len(samples)] = samples[: len(x)]
         x = np.pad(x, self.n_fft // 2, "reflect")
         frames = sliding_window_view(x, self.n_fft)[:: self.hop][:-1]  # the last is dropped
         x = np.empty((len(frames), self.bands), "float32")

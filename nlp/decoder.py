@@ -12,7 +12,7 @@ from khub.fields import Choice, PositiveInt
 from khub.layers import Embedding, Layer
 
 from ..presets import Family, register
-from .cache import EAGER, KVCache
+from .cache import KVCache
 from .experts import Experts
 from .generation import CausalLM
 from .tasks import Backbone
@@ -28,6 +28,7 @@ from .transformer import (
     normal,
     root_mean_square_norm,
     rotation,
+    visible,
 )
 
 CONFIG = {  # khub's name -> the reference's
@@ -465,39 +466,18 @@ class DecoderBackbone(Backbone):
             x = x + self.position_embeddings(positions + self.position_offset)
         name = ops.dtype(x)
         turned = [rotation(positions, *turns, name, length) for turns in self._turns] or [None]
-        visible = self._visible(time, cache, at, mask)
+        seen = [visible(time, cache, mask)]
+        if self.sliding_window is not None:
+            seen.append(visible(time, cache, mask, self.sliding_window))
         kept = [None] * len(self.blocks) if cache is None else list(zip(cache.keys, cache.values))
         for i, (block, local) in enumerate(zip(self.blocks, self._local)):
             turn = turned[local and len(turned) - 1]
-            x, kept[i] = block(x, turn, visible[local], kept[i], at)
+            x, kept[i] = block(x, turn, seen[local], kept[i], at)
         if cache is not None:
             keys, values = map(list, zip(*kept))
             cache = cache._replace(keys=keys, values=values, length=at + time)
         x = _normed(self.norm, x)
         return x if self.project_out is None else self.project_out(x), cache
-
-    def _visible(self, time, cache, at, mask):
-        """What each query sees, bool (batch or 1, 1, time, source): everywhere, in a window.
-
-        None where it sees all that lie before it.
-        """
-        starts = None if cache is None else cache.starts
-        if cache is None:
-            source = time
-        else:
-            source = at + time if EAGER else cache.room
-        queries, keys = (ops.arange(time) + at)[:, None], ops.arange(source)[None]
-        seen = (keys <= queries)[None, None]
-        if mask is not None:
-            seen = ops.logical_and(seen, ops.cast(mask, "bool")[:, None, None])
-        if starts is not None:
-            seen = ops.logical_and(seen, keys[None, None] >= starts[:, None, None, None])
-        behind = cache is not None and (not EAGER or time > 1 and at > 0)
-        plain = mask is None and starts is None and not behind
-        if self.sliding_window is None:
-            return (None if plain else seen,) * 2
-        near = ops.logical_and(seen, keys > queries - self.sliding_window)
-        return None if plain else seen, near
 
     @classmethod
     def config_from_reference(cls, config):

@@ -9,6 +9,7 @@ import numpy as np
 
 import khub
 from khub import ops
+from khub.layers.layer import CallContext
 
 from .cache import EAGER, KVCache, number
 
@@ -28,7 +29,8 @@ def bucket(length):
 class Engine:
     """The compiled functions of one model and sampler: the prompts, and the loop over tokens.
 
-    rules: (scores, tokens so far, i) -> scores that token number i is chosen by, None: as they are
+    rules: (scores, tokens so far, i, how many there may be) -> scores that token number i is chosen
+    by, None: as they are
     A state is a dict. Of each prompt: tokens (batch, count), done: how many of them there are,
     ended, most: how many there may be; i: the tokens that all have; cache.
     """
@@ -81,7 +83,8 @@ class Engine:
 
     def advance(self, state, until):
         """The state when `until` tokens are there, or all rows have ended."""
-        return self.loop(state, number(until))
+        with CallContext(training=False):  # layers need not ask what the outermost call is
+            return self.loop(state, number(until))
 
     def _run(self, token_ids, cache):
         """The last position's hidden state, (batch, width), and the cache."""
@@ -98,7 +101,10 @@ class Engine:
             scores = ops.where(state["seen"], lower, scores)
         if self.rules is not None:
             tokens = state["tokens"] if tokens is None else tokens
-            scores = self.rules(scores, ops.convert_to_tensor(tokens), state["i"])
+            most = ops.convert_to_tensor(state["most"])
+            if (beams := getattr(self.sampler, "num_beams", 1)) > 1:
+                most = ops.reshape(most[:, None] + ops.zeros((1, beams), "int32"), (-1,))
+            scores = self.rules(scores, ops.convert_to_tensor(tokens), state["i"], most)
         return scores
 
     def _first(self, state, hidden):

@@ -10,7 +10,8 @@ from khub import losses, ops
 from khub.backend import active
 
 from .engine import bucket
-from .preprocessing import CausalLMPreprocessor
+from .preprocessing import CausalLMPreprocessor, Seq2SeqLMPreprocessor
+from .rules import Rules
 from .samplers import get_sampler
 from .searches import engine
 from .tasks import Backbone, Task, adamw, masked_crossentropy
@@ -187,6 +188,25 @@ class Seq2SeqLM(Generator):
     "decoder_padding_mask"} -> logits (batch, target time, vocabulary_size)
     """
 
+    backbone: Backbone
+    preprocessor: object = None
+    rules: object = None
+
+    preprocessor_class = Seq2SeqLMPreprocessor
+
+    def setup(self):
+        if getattr(self.preprocessor, "decoder_start_token_id", 0) is None:
+            self.preprocessor.decoder_start_token_id = self.backbone.decoder_start_token_id
+        super().setup()
+
+    def fit(self, x=None, *args, **options):
+        """As `Model.fit`; x may be {"encoder_text": list[str], "decoder_text": list[str]}, too."""
+        return super().fit(pairs(x), *args, **options)
+
+    def evaluate(self, x=None, *args, **options):
+        """As `Model.evaluate`, of what `fit` takes."""
+        return super().evaluate(pairs(x), *args, **options)
+
     def compile(self, optimizer="auto", loss="auto", *, weighted_metrics="auto", **options):
         """As `Model.compile`; "auto" is AdamW at 1e-4, cross-entropy of real tokens, accuracy."""
         super().compile(
@@ -199,6 +219,19 @@ class Seq2SeqLM(Generator):
     def call(self, inputs, training=None):
         hidden = self.backbone(inputs, training=training)["decoder_sequence_output"]
         return self.logits(hidden)
+
+    @classmethod
+    def head_from_reference(cls, config):
+        return {"rules": Rules.from_reference({**config, **config.get("generation_config", {})})}
+
+    def generation_config(self):
+        """Content of generation_config.json."""
+        tokenizer = getattr(self.preprocessor, "tokenizer", None)
+        names = ("bos_token_id", "eos_token_id", "pad_token_id")
+        ids = {name: getattr(tokenizer, name, None) for name in names}
+        ids["decoder_start_token_id"] = self.backbone.decoder_start_token_id
+        ids = {name: index for name, index in ids.items() if index is not None}
+        return ids | (self.rules.reference_config() if self.rules else {})
 
     def begin(self, prompts):
         if prompts and isinstance(prompts[0], (str, bytes)):
@@ -215,6 +248,12 @@ class Seq2SeqLM(Generator):
         with active.no_gradient():
             memory = self._encode(*map(ops.convert_to_tensor, (token_ids, mask)))
         return [[self.backbone.decoder_start_token_id]] * len(prompts), memory
+
+
+def pairs(x):
+    """KerasHub's dict of texts as a pair of lists; all else as it is."""
+    texts = isinstance(x, dict) and x.keys() == {"encoder_text", "decoder_text"}
+    return (list(x["encoder_text"]), list(x["decoder_text"])) if texts else x
 
 
 class _Run:

@@ -447,3 +447,64 @@ class CausalLMPreprocessor(TextPreprocessor):
     def _pad(self):
         found = (getattr(self.tokenizer, f"{x}_token_id", None) for x in ("pad", "eos", "unk"))
         return next((x for x in found if x is not None), 0)
+
+
+class Seq2SeqLMPreprocessor(TextPreprocessor):
+    """Pairs of texts for an encoder-decoder: the target's tokens predict the next one.
+
+    x: (sources, targets), a list of pairs or {"encoder_text", "decoder_text"}; or y has the targets
+    -> ({"encoder_token_ids", "encoder_padding_mask": (batch, encoder_sequence_length),
+    "decoder_token_ids", "decoder_padding_mask": (batch, decoder_sequence_length)}, y the target's
+    ids, which the decoder has one place later, sample_weight 1 where they are real)
+    decoder_start_token_id: what stands before a target, None: the model's, else the padding
+    """
+
+    tokenizer: object
+    encoder_sequence_length: PositiveInt = 512
+    decoder_sequence_length: PositiveInt = 512
+    decoder_start_token_id: int = None
+
+    @property
+    def sequence_length(self):
+        """The longest target."""
+        return self.decoder_sequence_length
+
+    def __call__(self, x, y=None, sample_weight=None):
+        if isinstance(x, dict):
+            x = (x["encoder_text"], x["decoder_text"])
+        segments, batched = text_segments(x if y is None else (x, y))
+        if sample_weight is not None or len(segments) != 2:
+            raise ValueError(
+                f"{type(self).__name__} takes (sources, targets) and makes the weights; got "
+                f"{len(segments)} list of texts and sample_weight={sample_weight}."
+            )
+        pad, start = self.tokenizer.pad_token_id or 0, self.decoder_start_token_id
+        sources, targets = map(self.sources, segments)
+        source, real = fill(sources, self.encoder_sequence_length, pad)
+        target, mask = fill(targets, self.decoder_sequence_length, pad)
+        first = np.full_like(target[:, :1], pad if start is None else start)
+        whole = (
+            {
+                "encoder_token_ids": source,
+                "encoder_padding_mask": real,
+                "decoder_token_ids": np.concatenate([first, target[:, :-1]], 1),
+                "decoder_padding_mask": mask,
+            },
+            target,
+            mask.astype("float32"),
+        )
+        return whole if batched else tree.map_structure(lambda part: part[0], whole)
+
+    def sources(self, texts):
+        """Lists of token ids, with the tokenizer's special tokens, in their whole length."""
+        return self.tokenizer.encode(check_texts(texts))
+
+
+def fill(rows, length, pad):
+    """(ids int32 (rows, length), bool, which are real); of what is longer the last token stays."""
+    token_ids = np.full((len(rows), length), pad, "int32")
+    mask = np.zeros(token_ids.shape, bool)
+    for ids, here, real in zip(rows, token_ids, mask):
+        ids = ids if len(ids) <= length else [*ids[: length - 1], ids[-1]]
+        here[: len(ids)], real[: len(ids)] = ids, True
+    return token_ids, mask

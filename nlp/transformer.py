@@ -209,7 +209,7 @@ def position_buckets(distances, buckets, most=128, both_sides=True):
     buckets = buckets // 2 if both_sides else buckets
     away = np.abs(distances) if both_sides else np.maximum(-distances, 0)
     exact = buckets // 2
-    share = np.log(np.maximum(away, 1) / exact) / math.log(most / exact)
+    share = np.log(np.maximum(away, 1).astype("float32") / exact) / math.log(most / exact)
     far = np.minimum(exact + (share * (buckets - exact)).astype(int), buckets - 1)
     return (first + np.where(away < exact, away, far)).astype("int32")
 
@@ -220,20 +220,41 @@ def hidden_bias(seen, dtype):
     return ops.cast(ops.where(ops.cast(seen, "bool"), 0.0, HIDDEN), dtype)
 
 
-def attend(query, key, value, bias=None, scale=None, drop=None, training=None):
-    """softmax(query key' * scale + bias) value in every head.
+def visible(time, cache=None, mask=None, window=None):
+    """What each of `time` queries behind a cache's positions sees, bool (batch or 1, 1, time,
+    source); None where it is all that lies before it.
 
-    query, key, value: (batch, time, heads, width), bias: like (batch, heads, time, time), scale:
-    None for 1 / sqrt(width) -> (batch, time, heads, width)
-    drop: the Dropout of the softmax's probabilities in training
+    mask: bool (batch, time), the real tokens   window: how many positions it looks back
     """
-    if not (training and drop is not None and drop.rate):
-        return ops.dot_product_attention(query, key, value, bias=bias, scale=scale)
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    scores = ops.einsum("bqhd,bkhd->bhqk", query, key) * scale  # no fused kernel drops everywhere
-    if bias is not None:
-        scores = scores + bias
-    return ops.einsum("bhqk,bkhd->bqhd", drop(ops.softmax(scores, axis=-1), training=True), value)
+    at, starts = (0, None) if cache is None else (cache.length, cache.starts)
+    behind = cache is not None and (not EAGER or time > 1 and at > 0)
+    if mask is None and starts is None and not behind and window is None:
+        return None
+    source = time if cache is None else at + time if EAGER else cache.room
+    queries, keys = (ops.arange(time) + at)[:, None], ops.arange(source)[None]
+    seen = (keys <= queries)[None, None]
+    if mask is not None:
+        seen = ops.logical_and(seen, ops.cast(mask, "bool")[:, None, None])
+    if starts is not None:
+        seen = ops.logical_and(seen, keys[None, None] >= starts[:, None, None, None])
+    return seen if window is None else ops.logical_and(seen, keys > queries - window)
+
+
+def attend(query, key, value, drop=None, training=None, **options):
+    """`ops.dot_product_attention`; in training with a share `drop` of the weights left out."""
+    if not training or drop is None or not drop.rate:
+        return ops.dot_product_attention(query, key, value, **options)
+    scale = options.get("scale") or query.shape[-1] ** -0.5  # no fused kernel drops everywhere
+    scores = ops.einsum("bqhd,bkhd->bhqk", query, key) * scale
+    if options.get("bias") is not None:
+        scores = scores + options["bias"]
+    mask = options.get("mask")
+    if options.get("is_causal"):
+        mask = visible(ops.shape(query)[1], mask=ops.ones(ops.shape(key)[:2], "bool"))
+    if mask is not None:
+        scores = ops.where(mask, scores, -3e4)
+    weights = drop(ops.softmax(scores, axis=-1), training=True)
+    return ops.einsum("bhqk,bkhd->bqhd", weights, value)
 
 
 class SelfAttention(Layer):
@@ -262,7 +283,7 @@ class SelfAttention(Layer):
         if turned is not None:
             both = rotate(both, turned)
         query, key = both[:, :, :heads], both[:, :, heads:]
-        y = attend(query, key, value, bias, drop=self.drop, training=training)
+        y = attend(query, key, value, self.drop, training, bias=bias)
         return self.projection(ops.reshape(y, (batch, time, self.width)))
 
 
@@ -294,13 +315,15 @@ class EncoderBlock(Layer):
         return self.norm(x + self.drop(y, training=training))
 
 
-class CausalAttention(Layer):
+class Attention(Layer):
     """Attention of `heads` query heads to `key_heads` heads of keys and values, with a cache.
 
-    call(x, turned, visible, cache, at) -> (y, cache).  x: (batch, time, width); turned: cos and sin
-    of the positions, or None; visible: bool (batch or 1, 1, time, source), None: all before;
-    cache: keys and values (batch, source, key_heads, head_width) that are written from `at` on.
+    call(x, turned, visible, cache, at, bias) -> (y, cache).  x: (batch, time, width); turned: cos
+    and sin of the positions, or None; visible: bool (batch or 1, 1, time, source), None: all (all
+    before, in `CausalAttention`); cache: keys and values (batch, source, key_heads, head_width)
+    that are written from `at` on; bias: added to the scores, (1, heads, time, source)
     by_head: query, key and value of a head lie side by side, not those of all heads
+    key_bias: False where a reference has biases of queries and values alone
     """
 
     width: PositiveInt
@@ -314,20 +337,36 @@ class CausalAttention(Layer):
     scale: float = None
     soft_cap: float = None
     by_head: bool = False
+    key_bias: bool = True
+    dropout: Rate = 0.0
+
+    causal = False
 
     def build(self, shape=None):
         parts = tuple(n * self.head_width for n in (self.heads, self.key_heads, self.key_heads))
-        options = dict(parts=parts, use_bias=self.bias)
+        options = dict(parts=parts, use_bias=self.bias and self.key_bias)
         self.qkv = dense(self, self.width, sum(parts), JoinedDense, **options)
         self.output_projection = dense(self, parts[0], self.width, use_bias=self.output_bias)
+        if self.bias and not self.key_bias:
+            self.query_bias = self.add_weight((parts[0],), "zeros", name="query_bias")
+            self.value_bias = self.add_weight((parts[2],), "zeros", name="value_bias")
+        self.drop = Dropout(self.dropout, dtype=self.dtype_policy) if self.dropout else None
         if self.norm_epsilon is not None:
             made = partial(root_mean_square_norm, self, self.head_width, self.norm_epsilon)
             self.query_norm, self.key_norm = made(self.norm_offset), made(self.norm_offset)
 
-    def call(self, x, turned=None, visible=None, cache=None, at=0):
+    def _projected(self, x):
+        y = self.qkv(x)
+        if not self.bias or self.key_bias:
+            return y
+        query, value = (ops.cast(b.value, ops.dtype(y)) for b in (self.query_bias, self.value_bias))
+        none = ops.zeros((self.key_heads * self.head_width,), ops.dtype(y))
+        return y + ops.concatenate([query, none, value], 0)
+
+    def call(self, x, turned=None, visible=None, cache=None, at=0, bias=None, training=None):
         batch, time, _ = ops.shape(x)
         rows = self.heads + self.key_heads
-        parts = self.qkv(x)
+        parts = self._projected(x)
         if self.by_head:
             parts = ops.reshape(parts, (batch, time, self.heads, 3, self.head_width))
             parts = ops.swapaxes(parts, 2, 3)
@@ -339,22 +378,72 @@ class CausalAttention(Layer):
         if turned is not None:
             both = rotate(both, turned)
         query, key = both[:, :, : self.heads], both[:, :, self.heads :]
-        causal = visible is None and cache is None
+        causal = self.causal and visible is None and cache is None
         if cache is not None:
             key, value = cache = overwrite(cache[0], at, key), overwrite(cache[1], at, value)
             if EAGER:  # what lies behind needs no mask, and no work
                 key, value = key[:, : at + time], value[:, : at + time]
                 causal = visible is None and time > 1
-        y = ops.dot_product_attention(
+        y = attend(
             query,
             key,
             value,
+            self.drop,
+            training,
+            bias=bias,
             mask=visible,
             scale=self.scale,
             is_causal=causal,
             attn_logits_soft_cap=self.soft_cap,
         )
         return self.output_projection(ops.reshape(y, (batch, time, -1))), cache
+
+
+class CausalAttention(Attention):
+    """`Attention` in which a position sees itself and those before it."""
+
+    causal = True
+
+
+class CrossAttention(Layer):
+    """Attention to what an encoder gave, whose keys and values are computed once.
+
+    keep(encoded (batch, source, width)) -> [keys, values], each (batch, source, heads, head_width)
+    call(x (batch, time, width), kept, visible: bool (batch, 1, 1, source)) -> (batch, time, width)
+    """
+
+    width: PositiveInt
+    heads: PositiveInt
+    head_width: PositiveInt
+    bias: bool = True
+    key_bias: bool = True
+    scale: float = None
+    dropout: Rate = 0.0
+
+    def build(self, shape=None):
+        inner = self.heads * self.head_width
+        self.query = dense(self, self.width, inner, use_bias=self.bias)
+        options = dict(parts=(inner, inner), use_bias=self.bias and self.key_bias)
+        self.key_value = dense(self, self.width, 2 * inner, JoinedDense, **options)
+        self.output_projection = dense(self, inner, self.width, use_bias=self.bias)
+        if self.bias and not self.key_bias:
+            self.value_bias = self.add_weight((inner,), "zeros", name="value_bias")
+        self.drop = Dropout(self.dropout, dtype=self.dtype_policy) if self.dropout else None
+
+    def keep(self, encoded):
+        batch, source, _ = ops.shape(encoded)
+        inner, split = self.heads * self.head_width, (batch, source, self.heads, self.head_width)
+        both = self.key_value(encoded)
+        value = both[..., inner:]
+        if self.bias and not self.key_bias:
+            value = value + ops.cast(self.value_bias.value, ops.dtype(value))
+        return [ops.reshape(part, split) for part in (both[..., :inner], value)]
+
+    def call(self, x, kept, visible=None, training=None):
+        batch, time, _ = ops.shape(x)
+        query = ops.reshape(self.query(x), (batch, time, self.heads, self.head_width))
+        y = attend(query, *kept, self.drop, training, mask=visible, scale=self.scale)
+        return self.output_projection(ops.reshape(y, (batch, time, -1)))
 
 
 class GatedFeedForward(Layer):
@@ -364,21 +453,20 @@ class GatedFeedForward(Layer):
     hidden: PositiveInt
     activation: str = "silu"
     bias: bool = False
+    dropout: Rate = 0.0
 
     def build(self, shape=None):
         parts = (self.hidden, self.hidden)
         options = dict(parts=parts, use_bias=self.bias)
         self.gate_up = dense(self, self.width, sum(parts), JoinedDense, **options)
         self.down = dense(self, self.hidden, self.width, use_bias=self.bias)
+        self.drop = Dropout(self.dropout, dtype=self.dtype_policy)
 
-    def between(self, x):
-        """What comes before the last product."""
+    def call(self, x, training=None):
         both = self.gate_up(x)
         gate, up = both[..., : self.hidden], both[..., self.hidden :]
-        return ACTIVATIONS[self.activation](gate) * up
-
-    def call(self, x):
-        return self.down(self.between(x))
+        x = ACTIVATIONS[self.activation](gate) * up
+        return self.down(self.drop(x, training=training) if training else x)
 
 
 class FeedForward(Layer):
@@ -386,15 +474,18 @@ class FeedForward(Layer):
 
     width: PositiveInt
     hidden: PositiveInt
-    activation: str = "relu"
+    activation: str = "gelu"
     bias: bool = True
+    dropout: Rate = 0.0
 
     def build(self, shape=None):
         self.up = dense(self, self.width, self.hidden, use_bias=self.bias)
         self.down = dense(self, self.hidden, self.width, use_bias=self.bias)
+        self.drop = Dropout(self.dropout, dtype=self.dtype_policy)
 
-    def call(self, x):
-        return self.down(ACTIVATIONS[self.activation](self.up(x)))
+    def call(self, x, training=None):
+        x = ACTIVATIONS[self.activation](self.up(x))
+        return self.down(self.drop(x, training=training) if training else x)
 
 
 # --- masked language models ----------------------------------------------------------------------

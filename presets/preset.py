@@ -18,6 +18,7 @@ from .handles import parse
 from .tensors import FULL, Checkpoint, no_room, parse_json, write_checkpoint, write_json
 
 CONFIG = "config.json"
+GENERATION = "generation_config.json"
 CONFIG_LIMIT = 10_000_000  # bytes
 COUNT_LIMIT = 10_000  # of layers, heads, ...: a hostile config.json makes nobody build for ever
 DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -89,7 +90,9 @@ def open_preset(handle, load_weights=True):
             f"{path} has {path.stat().st_size:,} bytes; at most {CONFIG_LIMIT:,} is sane."
         )
     config = parse_json(path.read_bytes(), str(path))
-    return Preset(folder, config, of_config(config, path))
+    if (path := folder / GENERATION).is_file():
+        config["generation_config"] = parse_json(path.read_bytes(), str(path))
+    return Preset(folder, config, of_config(config, folder / CONFIG))
 
 
 def load(handle, **options):
@@ -192,10 +195,10 @@ def _host_side(cls, preset, overrides):
         with _named(preset, cls):
             return cls(**{**cls.config_from_preset(preset), **overrides})
     tokenizer = overrides.pop("tokenizer", None) or preset.family.tokenizer.load(preset.folder)
-    options = preset.own("preprocessor")
-    if "sequence_length" not in options:
-        options = {**options, "sequence_length": min(512, preset.positions or 512)}
     known = _arguments(cls) - {"tokenizer"}
+    lengths = [name for name in known if name.endswith("sequence_length")]
+    longest = min(512, preset.positions or 512)
+    options = dict.fromkeys(lengths, longest) | preset.own("preprocessor")
     with _named(preset, cls):
         return cls(tokenizer, **{k: v for k, v in options.items() if k in known} | overrides)
 
@@ -220,6 +223,8 @@ def _model(cls, preset, load_weights, dtype, strict, overrides):
     with _named(preset, family.backbone):
         own = preset.own("backbone")  # says more than the reference's config.json can
         backbone = own or family.backbone.config_from_reference(preset.config)
+        if checkpoint and hasattr(family.backbone, "config_from_names"):
+            backbone = family.backbone.config_from_names(backbone, checkpoint.names)
         for name, value in backbone.items():
             if name.startswith("num_") and isinstance(value, int) and value > COUNT_LIMIT:
                 raise ValueError(f"{name} is {value:,}; at most {COUNT_LIMIT:,} is sane.")
@@ -302,6 +307,8 @@ def _save_model(model, folder, dtype):
     needed = sum(tensor.nbytes for tensor in found.values())
     with staged(folder, needed) as scratch:
         write_json(scratch / CONFIG, config)
+        if task and hasattr(model, "generation_config"):
+            write_json(scratch / GENERATION, model.generation_config())
         write_checkpoint(scratch, found)
         if preprocessor is not None:
             preprocessor.save(scratch)

@@ -1,0 +1,314 @@
+"""Encoder-decoders: what T5, BART and Whisper share, from blocks to the decoder's cache.
+
+Vaswani et al. 2017, arXiv:1706.03762.
+"""
+
+from functools import partial
+
+from khub import ops
+from khub.fields import PositiveInt, Rate
+from khub.layers import Dropout, Embedding, Layer
+
+from .cache import KVCache
+from .tasks import Backbone
+from .transformer import (
+    ACTIVATIONS,
+    Attention,
+    CausalAttention,
+    CrossAttention,
+    FeedForward,
+    norm,
+    normal,
+    visible,
+)
+
+
+class Block(Layer):
+    """Attention, in a decoder attention to the encoder's states, two dense layers; all added to x.
+
+    Each part's input is normalized, or (norm_first=False) the sum behind it.
+    call(x, seen, bias, cache, at, kept, source) -> (y, cache), as `Attention`; kept: keys and
+    values of `CrossAttention`; source: bool (batch, 1, 1, source time), which of them are real
+    """
+
+    def __init__(self, attention, cross, feed_forward, norms, norm_first, dropout, **options):
+        super().__init__(**options)
+        self.attention, self.cross, self.feed_forward = attention, cross, feed_forward
+        self.attention_norm, *middle, self.norm = norms
+        self.cross_norm = middle[0] if middle else None
+        self.norm_first = norm_first
+        self.drop = Dropout(dropout, dtype=self.dtype_policy)
+        for part in filter(None, (attention, cross, feed_forward)):
+            part.build()
+        self.built = True
+
+    def _before(self, norm, x):
+        return norm(x) if self.norm_first else x
+
+    def _after(self, norm, x, y, training):
+        x = x + (self.drop(y, training=training) if training else y)
+        return x if self.norm_first else norm(x)
+
+    def call(
+        self,
+        x,
+        seen=None,
+        bias=None,
+        cache=None,
+        at=0,
+        kept=None,
+        source=None,
+        training=None,
+    ):
+        y = self._before(self.attention_norm, x)
+        y, cache = self.attention(y, None, seen, cache, at, bias, training=training)
+        x = self._after(self.attention_norm, x, y, training)
+        if self.cross is not None:
+            y = self.cross(self._before(self.cross_norm, x), kept, source, training=training)
+            x = self._after(self.cross_norm, x, y, training)
+        y = self.feed_forward(self._before(self.norm, x), training=training)
+        return self._after(self.norm, x, y, training), cache
+
+
+class EncoderDecoder(Backbone):
+    """A network that reads a whole source and then writes a target, token after token.
+
+    call({"encoder_token_ids": int (batch, source time), "decoder_token_ids": int (batch, time),
+    "encoder_padding_mask", "decoder_padding_mask": bool of the same shapes, or left out})
+    -> {"encoder_sequence_output": (batch, source time, hidden_dim), "decoder_sequence_output":
+    (batch, time, hidden_dim)}
+
+    A family defines build(), source(x, training) and target(token_ids, positions, training), which
+    embed, and where it has them the last norms and biases of relative positions.
+    """
+
+    source_name = "encoder_token_ids"
+    norm_first = True
+    encoder_norm = decoder_norm = None
+    encoder_positions = (
+        decoder_positions
+    ) = ()  # call(queries, keys) -> bias, for all blocks or each
+
+    def make_blocks(self, count, cross, norm, feed_forward, heads, dropout, **attention):
+        """Blocks of `count`, those of a decoder where `cross`.
+
+        norm, feed_forward: make one   attention: fields of both kinds of attention
+        """
+        width, options = self.hidden_dim, dict(dtype=self.dtype_policy)
+        head = attention.pop("head_width", width // heads)
+        attention["dropout"] = attention.pop("attention_dropout", dropout)
+        own = {**attention, "output_bias": attention["bias"], **options}
+        kind = CausalAttention if cross else Attention
+        return [
+            Block(
+                kind(width, heads, heads, head, **own),
+                CrossAttention(width, heads, head, **attention, **options) if cross else None,
+                feed_forward(),
+                [norm() for _ in range(3 if cross else 2)],
+                self.norm_first,
+                dropout,
+                **options,
+            )
+            for _ in range(count)
+        ]
+
+    def check_inputs(self, inputs):
+        needed = {self.source_name, "decoder_token_ids"}
+        if not (isinstance(inputs, dict) and needed <= inputs.keys()):
+            given = sorted(inputs) if isinstance(inputs, dict) else type(inputs).__name__
+            raise TypeError(
+                f"{type(self).__name__} takes a dict with {' and '.join(sorted(needed))}, got "
+                f"{given}. Raw data goes to fit, evaluate and generate of a task."
+            )
+
+    def call(self, inputs, training=None):
+        self.check_inputs(inputs)
+        mask = inputs.get("encoder_padding_mask")
+        encoded = self.encoded(inputs[self.source_name], mask, training)
+        hidden, _ = self.run(
+            inputs["decoder_token_ids"],
+            mask=inputs.get("decoder_padding_mask"),
+            memory=self.remember(encoded, mask),
+            training=training,
+        )
+        return {"encoder_sequence_output": encoded, "decoder_sequence_output": hidden}
+
+    def encoded(self, source, mask=None, training=None):
+        """The encoder's states of a source."""
+        x = self.source(source, training)
+        seen = None if mask is None else ops.cast(mask, "bool")[:, None, None]
+        bias = self._biases(self.encoder_positions, *[lambda: ops.arange(ops.shape(x)[1])] * 2)
+        for i, block in enumerate(self.encoder_blocks):
+            x, _ = block(x, seen, bias(i), training=training)
+        return x if self.encoder_norm is None else self.encoder_norm(x)
+
+    def remember(self, encoded, mask=None):
+        """What every step of the decoder looks at: keys and values of each block, the mask."""
+        kept = [block.cross.keep(encoded) for block in self.decoder_blocks]
+        keys, values = map(list, zip(*kept))
+        seen = {} if mask is None else {"seen": ops.cast(mask, "bool")[:, None, None]}
+        return {"keys": keys, "values": values, **seen}
+
+    def encode(self, source, mask=None):
+        """The memory of a source."""
+        return self.remember(self.encoded(source, mask), mask)
+
+    def new_cache(self, batch, room, starts=None, memory=None):
+        """An empty `KVCache` for `room` positions.  starts, memory: see there"""
+        attention = self.decoder_blocks[0].attention
+        shape = (batch, room, attention.key_heads, attention.head_width)
+        count = len(self.decoder_blocks)
+        return KVCache.zeros(count, shape, self.compute_dtype, starts, memory)
+
+    def run(self, token_ids, cache=None, mask=None, memory=None, training=None):
+        """Hidden states of target tokens, and the cache with these behind its own.
+
+        mask: bool (batch, time), the real tokens   memory: where there is no cache with one
+        """
+        time, at = ops.shape(token_ids)[1], 0 if cache is None else cache.length
+        memory = memory if cache is None else cache.memory
+        positions = ops.arange(time) + at
+        starts = None if cache is None else cache.starts
+        places = positions if starts is None else ops.maximum(positions[None] - starts[:, None], 0)
+        x = self.target(token_ids, places, training)
+        seen, count = visible(time, cache, mask), len(self.decoder_blocks)
+        kept = [None] * count if cache is None else list(zip(cache.keys, cache.values))
+
+        def keys():
+            source = at + time if cache is None or seen is None else ops.shape(seen)[-1]
+            return ops.arange(source)
+
+        bias = self._biases(self.decoder_positions, lambda: positions, keys)
+        both = zip(memory["keys"], memory["values"])
+        for i, (block, there) in enumerate(zip(self.decoder_blocks, both)):
+            source = memory.get("seen")
+            x, kept[i] = block(x, seen, bias(i), kept[i], at, there, source, training=training)
+        if cache is not None:
+            keys, values = map(list, zip(*kept))
+            cache = cache._replace(keys=keys, values=values, length=at + time)
+        return x if self.decoder_norm is None else self.decoder_norm(x), cache
+
+    def _biases(self, positions, queries, keys):
+        """The number of a block -> the bias of its scores."""
+        made = [each(queries(), keys()) for each in positions]
+        return lambda i: made[min(i, len(made) - 1)] if made else None
+
+
+# --- what BART and Whisper, which was built on it, have in common -------------------------------
+SIZES = {  # khub's name -> the reference's
+    "vocabulary_size": "vocab_size",
+    "num_layers": "encoder_layers",
+    "num_heads": "encoder_attention_heads",
+    "hidden_dim": "d_model",
+    "intermediate_dim": "encoder_ffn_dim",
+    "num_decoder_layers": "decoder_layers",
+    "num_decoder_heads": "decoder_attention_heads",
+    "decoder_intermediate_dim": "decoder_ffn_dim",
+    "dropout": "dropout",
+    "attention_dropout": "attention_dropout",
+    "activation_dropout": "activation_dropout",
+    "activation": "activation_function",
+    "decoder_start_token_id": "decoder_start_token_id",
+}
+
+
+def block_weights(side):
+    """Renames of one side's blocks and last norms, for BART and what is built like it."""
+    there, here = f"{side}.layers.{{i}}", f"{side}_blocks.{{i}}"
+    yield tuple(f"{there}.self_attn.{x}_proj" for x in "qkv"), f"{here}.attention.qkv"
+    yield f"{there}.self_attn.q_proj.bias", f"{here}.attention.query_bias"
+    yield f"{there}.self_attn.v_proj.bias", f"{here}.attention.value_bias"
+    yield f"{there}.self_attn.out_proj", f"{here}.attention.output_projection"
+    yield f"{there}.self_attn_layer_norm", f"{here}.attention_norm"
+    yield f"{there}.encoder_attn.q_proj", f"{here}.cross.query"
+    yield tuple(f"{there}.encoder_attn.{x}_proj" for x in "kv"), f"{here}.cross.key_value"
+    yield f"{there}.encoder_attn.v_proj.bias", f"{here}.cross.value_bias"
+    yield f"{there}.encoder_attn.out_proj", f"{here}.cross.output_projection"
+    yield f"{there}.encoder_attn_layer_norm", f"{here}.cross_norm"
+    yield f"{there}.fc1", f"{here}.feed_forward.up"
+    yield f"{there}.fc2", f"{here}.feed_forward.down"
+    yield f"{there}.final_layer_norm", f"{here}.norm"
+    yield f"{side}.layer_norm", f"{side}_norm"
+
+
+class SizedEncoderDecoder(EncoderDecoder):
+    """An encoder-decoder of layer normalizations and biases, whose sides have sizes of their own.
+
+    What a decoder's size leaves out is as in the encoder.
+    """
+
+    vocabulary_size: PositiveInt
+    num_layers: PositiveInt
+    num_heads: PositiveInt
+    hidden_dim: PositiveInt
+    intermediate_dim: PositiveInt
+    num_decoder_layers: int = None
+    num_decoder_heads: int = None
+    decoder_intermediate_dim: int = None
+    dropout: Rate = 0.1
+    attention_dropout: Rate = 0.0
+    activation_dropout: Rate = 0.0
+    activation: str = "gelu"
+
+    reference_prefix = "model"
+    config_names = SIZES
+    key_bias = True
+
+    def setup(self):
+        self.num_decoder_layers = self.num_decoder_layers or self.num_layers
+        self.num_decoder_heads = self.num_decoder_heads or self.num_heads
+        self.decoder_intermediate_dim = self.decoder_intermediate_dim or self.intermediate_dim
+        if self.hidden_dim % self.num_heads or self.hidden_dim % self.num_decoder_heads:
+            raise ValueError(
+                f"hidden_dim must be a multiple of num_heads and num_decoder_heads; got "
+                f"{self.hidden_dim}, {self.num_heads} and {self.num_decoder_heads}."
+            )
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(
+                f"activation must be one of {', '.join(ACTIVATIONS)}; got {self.activation!r}."
+            )
+        super().setup()
+
+    def build_sides(self, last_norms):
+        """The blocks of both sides, and where `last_norms` the norms behind them."""
+        self.drop = Dropout(self.dropout, dtype=self.dtype_policy)
+        encoder = self.num_layers, self.num_heads, self.intermediate_dim
+        decoder = self.num_decoder_layers, self.num_decoder_heads, self.decoder_intermediate_dim
+        for side, (count, heads, hidden) in (("encoder", encoder), ("decoder", decoder)):
+            options = dict(dropout=self.activation_dropout, dtype=self.dtype_policy)
+            blocks = self.make_blocks(
+                count,
+                side == "decoder",
+                self.norm,
+                partial(FeedForward, self.hidden_dim, hidden, self.activation, **options),
+                heads,
+                self.dropout,
+                bias=True,
+                key_bias=self.key_bias,
+                attention_dropout=self.attention_dropout,
+            )
+            setattr(self, f"{side}_blocks", blocks)
+            if last_norms:
+                setattr(self, f"{side}_norm", self.norm())
+
+    def table(self, rows):
+        made = Embedding(rows, self.hidden_dim, normal(), dtype=self.dtype_policy)
+        made.build()
+        return made
+
+    def norm(self):
+        return norm(self, self.hidden_dim, 1e-5)
+
+    @classmethod
+    def config_from_reference(cls, config):
+        names = cls.config_names
+        ours = {name: config[key] for name, key in names.items() if config.get(key) is not None}
+        missing = [names[name] for name in list(SIZES)[:5] if name not in ours]
+        if missing:
+            what = config.get("model_type")
+            raise ValueError(f"The config.json of a {what} must say {', '.join(missing)}.")
+        return ours
+
+    def reference_config(self):
+        ours = {key: getattr(self, name) for name, key in self.config_names.items()}
+        return {**ours, "is_encoder_decoder": True}

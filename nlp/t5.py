@@ -1,0 +1,302 @@
+"""T5: an encoder-decoder that takes every task as text to text. Raffel et al., arXiv:1910.10683.
+
+Version 1.1 and FLAN (arXiv:2210.11416) have gated layers and a head of their own; mT5 is
+arXiv:2010.11934, UMT5, which has relative positions in each block, arXiv:2304.09151.
+"""
+
+import numpy as np
+
+from khub import ops
+from khub.fields import PositiveInt, Rate
+from khub.initializers import RandomNormal, VarianceScaling
+from khub.layers import Dense, Dropout, Embedding, Layer
+
+from ..presets import Family, register
+from .encoder_decoder import EncoderDecoder
+from .generation import Seq2SeqLM
+from .sentence_piece import T5Tokenizer
+from .transformer import (
+    ACTIVATIONS,
+    FeedForward,
+    GatedFeedForward,
+    dense,
+    normal,
+    position_buckets,
+    root_mean_square_norm,
+)
+
+
+def _side(side, last):
+    """Renames of one side; `last`: which of a block's parts is its dense layers."""
+    block, dense = f"{side}.block.{{i}}.layer", f"{last}.DenseReluDense"
+    own, cross = "0.SelfAttention", "1.EncDecAttention"
+    for there, here in (
+        ((f"{own}.q", f"{own}.k", f"{own}.v"), "attention.qkv"),
+        (f"{own}.o", "attention.output_projection"),
+        ("0.layer_norm", "attention_norm"),
+        (f"{cross}.q", "cross.query"),
+        ((f"{cross}.k", f"{cross}.v"), "cross.key_value"),
+        (f"{cross}.o", "cross.output_projection"),
+        ("1.layer_norm", "cross_norm"),
+        ((f"{dense}.wi_0", f"{dense}.wi_1"), "feed_forward.gate_up"),
+        (f"{dense}.wi", "feed_forward.up"),
+        (f"{dense}.wo", "feed_forward.down"),
+        (f"{last}.layer_norm", "norm"),
+    ):
+        names = (there,) if isinstance(there, str) else there
+        yield tuple(f"{block}.{name}" for name in names), f"{side}_blocks.{{i}}.{here}"
+    yield f"{block}.{own}.relative_attention_bias", f"{side}_positions.{{i}}.table"
+    yield f"{side}.final_layer_norm", f"{side}_norm"
+
+
+WEIGHTS = [("shared", "embeddings"), *_side("encoder", 1), *_side("decoder", 2)]
+CONFIG = {  # khub's name -> the reference's
+    "vocabulary_size": "vocab_size",
+    "num_layers": "num_layers",
+    "num_heads": "num_heads",
+    "hidden_dim": "d_model",
+    "intermediate_dim": "d_ff",
+    "key_value_dim": "d_kv",
+    "num_decoder_layers": "num_decoder_layers",
+    "dropout": "dropout_rate",
+    "layer_norm_epsilon": "layer_norm_epsilon",
+    "num_buckets": "relative_attention_num_buckets",
+    "max_distance": "relative_attention_max_distance",
+    "max_sequence_length": "n_positions",
+    "decoder_start_token_id": "decoder_start_token_id",
+}
+GELU = "gelu_new"  # what "gated-gelu" means
+
+
+class QueryScaling(VarianceScaling):
+    """`VarianceScaling`, the first `count` columns times `factor`: they make queries, and T5 does
+    not scale what these give."""
+
+    count: int = 0
+    factor: float = 1.0
+
+    def _values(self, shape, dtype, seed):
+        values = np.array(super()._values(shape, dtype, seed))
+        values[:, : self.count] *= self.factor
+        return values
+
+
+class RelativePositions(Layer):
+    """What each head adds to the score of a key by its distance from the query; section 2.1.
+
+    Distances below half of the buckets have one each, the others share them by their logarithm.
+    queries, keys: int (n,), positions -> (1, heads, queries, keys)
+    """
+
+    heads: PositiveInt
+    buckets: PositiveInt = 32
+    max_distance: PositiveInt = 128
+    both_sides: bool = True
+
+    def build(self, shape=None):
+        self.table = Embedding(self.buckets, self.heads, normal(), dtype=self.dtype_policy)
+        self.table.build()
+        distances = np.arange(-self.max_distance, self.max_distance + 1)
+        options = self.buckets, self.max_distance, self.both_sides
+        self._bucket = position_buckets(distances, *options)
+
+    def call(self, queries, keys):
+        most = self.max_distance
+        distance = ops.clip(keys[None] - queries[:, None], -most, most) + most
+        bucket = ops.take(ops.convert_to_tensor(self._bucket), distance)
+        return ops.transpose(self.table(bucket), (2, 0, 1))[None]
+
+
+class T5Backbone(EncoderDecoder):
+    """T5's encoder and decoder; inputs and outputs: see `EncoderDecoder`.
+
+    scale_outputs: whether the head takes states times hidden_dim ** -0.5, None: where it is tied
+    position_biases: "shared" by the blocks of a side, or "each" block's own
+    """
+
+    vocabulary_size: PositiveInt
+    num_layers: PositiveInt
+    num_heads: PositiveInt
+    hidden_dim: PositiveInt
+    intermediate_dim: PositiveInt
+    key_value_dim: int = None
+    num_decoder_layers: int = None
+    dropout: Rate = 0.1
+    activation: str = GELU
+    use_gated_activation: bool = True
+    layer_norm_epsilon: float = 1e-6
+    tie_embedding_weights: bool = True
+    scale_outputs: bool = None
+    num_buckets: PositiveInt = 32
+    max_distance: PositiveInt = 128
+    position_biases: str = "shared"
+    max_sequence_length: PositiveInt = 512
+    decoder_start_token_id: int = 0
+    kind: str = "t5"
+
+    weight_map = WEIGHTS
+    ignored = (
+        "encoder.embed_tokens.weight",
+        "decoder.embed_tokens.weight",
+        "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",
+    )
+
+    def setup(self):
+        self.key_value_dim = self.key_value_dim or self.hidden_dim // self.num_heads
+        self.num_decoder_layers = self.num_decoder_layers or self.num_layers
+        if self.scale_outputs is None:
+            self.scale_outputs = self.tie_embedding_weights
+        for name, known in (
+            ("activation", ACTIVATIONS),
+            ("position_biases", ("shared", "each")),
+            ("kind", KINDS),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"T5's {name} must be one of {', '.join(known)}; got {getattr(self, name)!r}."
+                )
+        super().setup()
+
+    def build(self, shape=None):
+        self.embeddings = Embedding(
+            self.vocabulary_size, self.hidden_dim, normal(), dtype=self.dtype_policy
+        )
+        self.embeddings.build()
+        self.drop = Dropout(self.dropout, dtype=self.dtype_policy)
+        for side, count in (("encoder", self.num_layers), ("decoder", self.num_decoder_layers)):
+            setattr(self, f"{side}_blocks", self._blocks(count, side == "decoder"))
+            biases = [self._positions(side) for _ in range(count)]
+            biases = biases[:1] if self.position_biases == "shared" else biases
+            setattr(self, f"{side}_positions", biases)
+            setattr(self, f"{side}_norm", self._norm())
+        self._start()
+
+    def _start(self):
+        """Initial values as in the paper's code: with those of BERT the network hardly learns."""
+        self.embeddings.embeddings.initializer = RandomNormal(stddev=1.0)
+        inner = self.num_heads * self.key_value_dim
+        for name, layer in self.named_layers().items():
+            if isinstance(layer, Dense):
+                query = name.endswith(("attention.qkv", "cross.query"))
+                count = inner if query else 0
+                layer.kernel.initializer = QueryScaling(
+                    distribution="untruncated_normal", count=count, factor=self.key_value_dim**-0.5
+                )
+
+    def _blocks(self, count, cross):
+        sizes = (self.hidden_dim, self.intermediate_dim, self.activation, False, self.dropout)
+        kind = GatedFeedForward if self.use_gated_activation else FeedForward
+        return self.make_blocks(
+            count,
+            cross,
+            self._norm,
+            lambda: kind(*sizes, dtype=self.dtype_policy),
+            self.num_heads,
+            self.dropout,
+            head_width=self.key_value_dim,
+            bias=False,
+            scale=1.0,
+        )
+
+    def _norm(self):
+        return root_mean_square_norm(self, self.hidden_dim, self.layer_norm_epsilon)
+
+    def _positions(self, side):
+        sizes = (self.num_heads, self.num_buckets, self.max_distance, side == "encoder")
+        made = RelativePositions(*sizes, dtype=self.dtype_policy)
+        made.build()
+        return made
+
+    def source(self, token_ids, training=None):
+        return self.target(token_ids, None, training)
+
+    def target(self, token_ids, positions, training=None):
+        x = self.embeddings(token_ids)
+        return self.drop(x, training=training) if training else x
+
+    @classmethod
+    def config_from_reference(cls, config):
+        ours = {name: config[key] for name, key in CONFIG.items() if config.get(key) is not None}
+        missing = [CONFIG[name] for name in list(CONFIG)[:6] if name not in ours]
+        if missing:
+            raise ValueError(f"The config.json of a T5 must say {', '.join(missing)}.")
+        gate, _, activation = config.get("feed_forward_proj", "relu").rpartition("-")
+        if gate not in ("", "gated"):
+            raise ValueError(
+                f"feed_forward_proj must be an activation or 'gated-' and one; got "
+                f"{config['feed_forward_proj']!r}."
+            )
+        if gate and activation == "gelu":
+            activation = GELU
+        kind, tied = config.get("model_type", "t5"), config.get("tie_word_embeddings", True)
+        scaled = {"t5": config.get("scale_decoder_outputs", tied), "umt5": True}.get(kind, False)
+        return {
+            "decoder_start_token_id": config.get("pad_token_id") or 0,
+            **ours,
+            "use_gated_activation": bool(gate),
+            "activation": activation,
+            "tie_embedding_weights": bool(tied),
+            "scale_outputs": bool(scaled),
+            "position_biases": "each" if kind == "umt5" else "shared",
+            "kind": kind,
+        }
+
+    @classmethod
+    def config_from_names(cls, config, names):
+        """What the names of a checkpoint's tensors say: transformers 5 writes "tied" always."""
+        if config["kind"] != "t5" or not config["scale_outputs"]:
+            config = {**config, "tie_embedding_weights": "lm_head.weight" not in names}
+        return config
+
+    def reference_config(self):
+        ours = {key: getattr(self, name) for name, key in CONFIG.items()}
+        activation = "gelu" if self.activation == GELU else self.activation
+        return {
+            "model_type": self.kind,
+            **ours,
+            "feed_forward_proj": f"gated-{activation}" if self.use_gated_activation else activation,
+            "tie_word_embeddings": self.tie_embedding_weights,
+            "scale_decoder_outputs": self.scale_outputs,
+            "is_encoder_decoder": True,
+        }
+
+
+class T5Seq2SeqLM(Seq2SeqLM):
+    """The next token of the target: the embeddings, or a matrix of their shape, as the kernel."""
+
+    weight_map = [("lm_head", "lm_head")]
+
+    @property
+    def ignored(self):
+        return ("lm_head.weight",) if self.backbone.tie_embedding_weights else ()
+
+    def build(self, shape=None):
+        if not self.backbone.tie_embedding_weights:
+            sizes = self.backbone.hidden_dim, self.backbone.vocabulary_size
+            self.lm_head = dense(self, *sizes, use_bias=False)
+
+    def logits(self, x):
+        """(..., hidden_dim) -> (..., vocabulary_size)"""
+        backbone = self.backbone
+        if backbone.scale_outputs:
+            x = x * ops.cast(backbone.hidden_dim**-0.5, ops.dtype(x))
+        if not backbone.tie_embedding_weights:
+            return self.lm_head(x)
+        table = ops.cast(backbone.embeddings.embeddings.value, ops.dtype(x))
+        return ops.matmul(x, ops.transpose(table))
+
+
+KINDS = {"t5": "T5", "mt5": "MT5", "umt5": "UMT5"}
+register(
+    Family(
+        name="t5",
+        model_types=tuple(KINDS),
+        backbone=T5Backbone,
+        tokenizer=T5Tokenizer,
+        tasks={"Seq2SeqLM": T5Seq2SeqLM},
+        architectures={
+            "Seq2SeqLM": tuple(f"{name}ForConditionalGeneration" for name in KINDS.values()),
+            "Backbone": tuple(f"{name}Model" for name in KINDS.values()),
+        },
+    )
+)

@@ -9,7 +9,7 @@ from functools import partial
 
 from khub import ops
 from khub.fields import Choice, PositiveInt
-from khub.layers import Embedding, Layer
+from khub.layers import Layer
 
 from ..presets import Family, register
 from .cache import KVCache
@@ -22,12 +22,14 @@ from .transformer import (
     CausalAttention,
     FeedForward,
     GatedFeedForward,
+    check_choices,
     dense,
     frequencies,
     norm,
-    normal,
+    renames,
     root_mean_square_norm,
     rotation,
+    table,
     visible,
 )
 
@@ -44,60 +46,60 @@ CONFIG = {  # khub's name -> the reference's
     "activation": "hidden_act",
     "tie_embeddings": "tie_word_embeddings",
 }
-NEEDED = ("vocabulary_size", "num_layers", "num_query_heads", "hidden_dim", "intermediate_dim")
+NEEDED = list(CONFIG)[:5]
 
-WEIGHTS = [
-    ("embed_tokens", "embeddings"),
-    ("layers.{i}.input_layernorm", "blocks.{i}.attention_norm"),
-    (
-        tuple(f"layers.{{i}}.self_attn.{part}_proj" for part in "qkv"),
-        "blocks.{i}.attention.qkv",
-    ),
-    ("layers.{i}.self_attn.o_proj", "blocks.{i}.attention.output_projection"),
-    ("layers.{i}.self_attn.q_norm", "blocks.{i}.attention.query_norm"),
-    ("layers.{i}.self_attn.k_norm", "blocks.{i}.attention.key_norm"),
-    ("layers.{i}.post_attention_layernorm", "blocks.{i}.norm"),
-    (
-        ("layers.{i}.mlp.gate_proj", "layers.{i}.mlp.up_proj"),
-        "blocks.{i}.feed_forward.gate_up",
-    ),
-    ("layers.{i}.mlp.down_proj", "blocks.{i}.feed_forward.down"),
-    ("norm", "norm"),
-]
-FOUR = [  # Gemma 2 and 3 normalize before and after
-    ("layers.{i}.post_attention_layernorm", "blocks.{i}.after_attention_norm"),
-    ("layers.{i}.pre_feedforward_layernorm", "blocks.{i}.norm"),
-    ("layers.{i}.post_feedforward_layernorm", "blocks.{i}.after_norm"),
-]
-FUSED = [  # Phi-3 keeps as one what others keep apart
-    ("layers.{i}.self_attn.qkv_proj", "blocks.{i}.attention.qkv"),
-    ("layers.{i}.mlp.gate_up_proj", "blocks.{i}.feed_forward.gate_up"),
-]
+
+def layers(names, there="layers.{i}"):
+    """Renames of a block's parts: {khub's: the reference's}."""
+    return {ours: theirs for theirs, ours in renames(f"{there}.", "blocks.{i}.", names)}
 
 
 def _experts(inner, gate, up, down):
     """Renames of experts, each with layers of these names."""
-    at, expert = f"layers.{{i}}.{inner}", f"layers.{{i}}.{inner}.experts.{{e}}"
-    ours = "blocks.{i}.feed_forward"
-    return [
-        (f"{at}.gate", f"{ours}.router"),
-        ((f"{expert}.{gate}", f"{expert}.{up}"), f"{ours}.experts_gate_up"),
-        (f"{expert}.{down}", f"{ours}.experts_down"),
-    ]
+    expert = f"{inner}.experts.{{e}}"
+    return {
+        "feed_forward.router": f"{inner}.gate",
+        "feed_forward.experts_gate_up": f"{expert}.{gate} {expert}.{up}",
+        "feed_forward.experts_down": f"{expert}.{down}",
+    }
 
 
-MIXTRAL = _experts("block_sparse_moe", "w1", "w3", "w2")
-QWEN3_EXPERTS = _experts("mlp", "gate_proj", "up_proj", "down_proj")
-_SHARED = "layers.{i}.mlp.shared_expert"
-QWEN2_EXPERTS = [
-    *QWEN3_EXPERTS,
-    (f"{_SHARED}_gate", "blocks.{i}.feed_forward.shared_gate"),
-    (
-        (f"{_SHARED}.gate_proj", f"{_SHARED}.up_proj"),
-        "blocks.{i}.feed_forward.shared_expert.gate_up",
+WEIGHTS = {  # khub's -> the reference's
+    "embeddings": "embed_tokens",
+    "norm": "norm",
+    **layers(
+        {
+            "attention_norm": "input_layernorm",
+            "attention.qkv": "self_attn.q_proj self_attn.k_proj self_attn.v_proj",
+            "attention.output_projection": "self_attn.o_proj",
+            "attention.query_norm": "self_attn.q_norm",
+            "attention.key_norm": "self_attn.k_norm",
+            "norm": "post_attention_layernorm",
+            "feed_forward.gate_up": "mlp.gate_proj mlp.up_proj",
+            "feed_forward.down": "mlp.down_proj",
+        }
     ),
-    (f"{_SHARED}.down_proj", "blocks.{i}.feed_forward.shared_expert.down"),
-]
+}
+FOUR = layers(  # Gemma 2 and 3 normalize before and after
+    {
+        "after_attention_norm": "post_attention_layernorm",
+        "norm": "pre_feedforward_layernorm",
+        "after_norm": "post_feedforward_layernorm",
+    }
+)
+FUSED = layers(  # Phi-3 keeps as one what others keep apart
+    {"attention.qkv": "self_attn.qkv_proj", "feed_forward.gate_up": "mlp.gate_up_proj"}
+)
+MIXTRAL = layers(_experts("block_sparse_moe", "w1", "w3", "w2"))
+QWEN3_EXPERTS = layers(_experts("mlp", "gate_proj", "up_proj", "down_proj"))
+_SHARED = "mlp.shared_expert"
+QWEN2_EXPERTS = QWEN3_EXPERTS | layers(
+    {
+        "feed_forward.shared_gate": f"{_SHARED}_gate",
+        "feed_forward.shared_expert.gate_up": f"{_SHARED}.gate_proj {_SHARED}.up_proj",
+        "feed_forward.shared_expert.down": f"{_SHARED}.down_proj",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ class Kind:
     paper: str
     names: dict = field(default_factory=dict)
     fixed: dict = field(default_factory=dict)
-    weights: list = field(default_factory=list)
+    weights: dict = field(default_factory=dict)
     read: object = None
     write: object = None
     defaults: dict = field(default_factory=dict)
@@ -348,19 +350,16 @@ class DecoderBackbone(Backbone):
                 f"num_query_heads must be a multiple of num_key_value_heads; got "
                 f"{self.num_query_heads} and {self.num_key_value_heads}."
             )
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(
-                f"activation must be one of {', '.join(ACTIVATIONS)}; got {self.activation!r}."
-            )
+        check_choices(self, activation=ACTIVATIONS)
         super().setup()
 
     def build(self, shape=None):
         width, learned = self.embedding_dim or self.hidden_dim, self.position_kind == "learned"
-        self.embeddings = self._table(self.vocabulary_size, width)
+        self.embeddings = table(self, self.vocabulary_size, width)
         self.position_embeddings = self.project_in = self.project_out = None
         if learned:
             rows = self.max_sequence_length + self.position_offset
-            self.position_embeddings = self._table(rows, self.hidden_dim)
+            self.position_embeddings = table(self, rows, self.hidden_dim)
         if width != self.hidden_dim:
             self.project_in = dense(self, width, self.hidden_dim, use_bias=False)
             self.project_out = dense(self, self.hidden_dim, width, use_bias=False)
@@ -375,11 +374,6 @@ class DecoderBackbone(Backbone):
             self._turns = [frequencies(width, self.rope_max_wavelength, self.rope_scaling)]
         if self.rope_local_wavelength is not None:  # of the layers with a window
             self._turns.append(frequencies(width, self.rope_local_wavelength))
-
-    def _table(self, rows, width):
-        made = Embedding(rows, width, normal(), dtype=self.dtype_policy)
-        made.build()
-        return made
 
     def _norm(self):
         if self.norm_kind == "layer":
@@ -549,29 +543,13 @@ def _rotary(config):
 class DecoderCausalLM(CausalLM):
     """The next token: the embeddings, or a matrix of their shape, as the output's kernel."""
 
-    weight_map = [("lm_head", "lm_head")]
-
     @property
-    def ignored(self):
-        return (f"{self.backbone.kind.head}.weight",) if self.backbone.tie_embeddings else ()
-
-    def build(self, shape=None):
-        backbone = self.backbone
-        if not backbone.tie_embeddings:
-            width = backbone.embedding_dim or backbone.hidden_dim
-            self.lm_head = dense(self, width, backbone.vocabulary_size, use_bias=False)
+    def tied(self):
+        return self.backbone.tie_embeddings
 
     def logits(self, x):
-        """(..., hidden_dim) -> (..., vocabulary_size)"""
-        backbone = self.backbone
-        if backbone.tie_embeddings:
-            table = ops.cast(backbone.embeddings.embeddings.value, ops.dtype(x))
-            scores = ops.matmul(x, ops.transpose(table))
-        else:
-            scores = self.lm_head(x)
-        if backbone.logit_soft_cap is not None:
-            scores = ops.tanh(scores / backbone.logit_soft_cap) * backbone.logit_soft_cap
-        return scores
+        scores, most = super().logits(x), self.backbone.logit_soft_cap
+        return scores if most is None else ops.tanh(scores / most) * most
 
 
 class DecoderTokenizer(Tokenizer):
@@ -590,8 +568,7 @@ def families(kinds, module):
 
 def _family(kind, module):
     """Make and register an architecture's classes."""
-    replaced = {name for _, name in kind.weights}
-    weights = [*(pair for pair in WEIGHTS if pair[1] not in replaced), *kind.weights]
+    weights = [(theirs, ours) for ours, theirs in {**WEIGHTS, **kind.weights}.items()]
     text = f"{kind.name}'s decoder; see `DecoderBackbone`. {kind.paper}"
     members = {"__doc__": text, "__module__": module, "kind": kind, "weight_map": weights}
     backbone = type(f"{kind.name}Backbone", (DecoderBackbone,), {**members, **kind.members})

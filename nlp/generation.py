@@ -15,6 +15,7 @@ from .rules import Rules
 from .samplers import get_sampler
 from .searches import engine
 from .tasks import Backbone, Task, adamw, masked_crossentropy
+from .transformer import dense, tied_scores
 
 UNKNOWN = "\ufffd"  # what stands for bytes that are no character yet
 STOP_CHUNK = 16  # tokens that are made before stop texts are looked for
@@ -82,13 +83,31 @@ class Answers:
 
 
 class Generator(Task):
-    """A task that makes texts.  generate(prompts) makes them, stream(prompts) as they come."""
+    """A task that makes texts.  generate(prompts) makes them, stream(prompts) as they come.
+
+    tied: whether the embeddings are the output layer's kernel, and not a matrix of their shape
+    """
 
     backbone: Backbone
     preprocessor: object = None
 
     echo = False  # whether an answer goes on from its prompt
     rules = None  # see `Engine`
+    tied = True
+    weight_map = [("lm_head", "lm_head")]
+
+    @property
+    def ignored(self):
+        return tuple(f"{name}.weight" for name, _ in self.weight_map) if self.tied else ()
+
+    def build(self, shape=None):
+        if not self.tied:
+            table = self.backbone.embeddings
+            self.lm_head = dense(self, table.output_dim, table.input_dim, use_bias=False)
+
+    def logits(self, x):
+        """(..., hidden_dim) -> (..., vocabulary_size)"""
+        return tied_scores(x, self.backbone.embeddings) if self.tied else self.lm_head(x)
 
     def begin(self, prompts):
         """(lists of ids that the answers go on from, the encoder's memory) of texts or ids."""

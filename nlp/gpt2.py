@@ -6,7 +6,7 @@ No dropout is applied while they learn.
 
 from ..presets.weights import LAYOUTS
 from .byte_pair import GPT2Tokenizer
-from .decoder import Kind, families
+from .decoder import Kind, families, layers
 
 OLD = dict(norm_kind="layer", feed_forward_kind="plain", mlp_bias=True)
 LEARNED = dict(OLD, position_kind="learned")
@@ -49,43 +49,42 @@ NEOX_DEFAULTS = {
     "rotary_pct": 0.25,
 }
 
-GPT2 = [
-    ("wte", "embeddings"),
-    ("wpe", "position_embeddings"),
-    ("h.{i}.ln_1", "blocks.{i}.attention_norm"),
-    ("h.{i}.attn.c_attn", "blocks.{i}.attention.qkv"),
-    ("h.{i}.attn.c_proj", "blocks.{i}.attention.output_projection"),
-    ("h.{i}.ln_2", "blocks.{i}.norm"),
-    ("h.{i}.mlp.c_fc", "blocks.{i}.feed_forward.up"),
-    ("h.{i}.mlp.c_proj", "blocks.{i}.feed_forward.down"),
-    ("ln_f", "norm"),
-]
-_OPT = "decoder.layers.{i}"
-OPT = [
-    ("decoder.embed_tokens", "embeddings"),
-    ("decoder.embed_positions", "position_embeddings"),
-    ("decoder.project_in", "project_in"),
-    ("decoder.project_out", "project_out"),
-    (f"{_OPT}.self_attn_layer_norm", "blocks.{i}.attention_norm"),
-    (f"{_OPT}.self_attn_layer_norm", "blocks.{i}.last_attention_norm"),
-    (tuple(f"{_OPT}.self_attn.{part}_proj" for part in "qkv"), "blocks.{i}.attention.qkv"),
-    (f"{_OPT}.self_attn.out_proj", "blocks.{i}.attention.output_projection"),
-    (f"{_OPT}.final_layer_norm", "blocks.{i}.norm"),
-    (f"{_OPT}.final_layer_norm", "blocks.{i}.last_norm"),
-    (f"{_OPT}.fc1", "blocks.{i}.feed_forward.up"),
-    (f"{_OPT}.fc2", "blocks.{i}.feed_forward.down"),
-    ("decoder.final_layer_norm", "norm"),
-]
-NEOX = [
-    ("embed_in", "embeddings"),
-    ("layers.{i}.input_layernorm", "blocks.{i}.attention_norm"),
-    ("layers.{i}.attention.query_key_value", "blocks.{i}.attention.qkv"),
-    ("layers.{i}.attention.dense", "blocks.{i}.attention.output_projection"),
-    ("layers.{i}.post_attention_layernorm", "blocks.{i}.norm"),
-    ("layers.{i}.mlp.dense_h_to_4h", "blocks.{i}.feed_forward.up"),
-    ("layers.{i}.mlp.dense_4h_to_h", "blocks.{i}.feed_forward.down"),
-    ("final_layer_norm", "norm"),
-]
+_GPT2_BLOCK = {
+    "attention_norm": "ln_1",
+    "attention.qkv": "attn.c_attn",
+    "attention.output_projection": "attn.c_proj",
+    "norm": "ln_2",
+    "feed_forward.up": "mlp.c_fc",
+    "feed_forward.down": "mlp.c_proj",
+}
+GPT2 = {
+    "embeddings": "wte",
+    "position_embeddings": "wpe",
+    "norm": "ln_f",
+    **layers(_GPT2_BLOCK, "h.{i}"),
+}
+_OPT_BLOCK = {
+    **{f"{when}attention_norm": "self_attn_layer_norm" for when in ("", "last_")},
+    "attention.output_projection": "self_attn.out_proj",
+    "attention.qkv": "self_attn.q_proj self_attn.k_proj self_attn.v_proj",
+    **{f"{when}norm": "final_layer_norm" for when in ("", "last_")},
+    "feed_forward.up": "fc1",
+    "feed_forward.down": "fc2",
+}
+OPT = {
+    "embeddings": "decoder.embed_tokens",
+    "position_embeddings": "decoder.embed_positions",
+    **{name: f"decoder.{name}" for name in ("project_in", "project_out")},
+    "norm": "decoder.final_layer_norm",
+    **layers(_OPT_BLOCK, "decoder.layers.{i}"),
+}
+_NEOX_BLOCK = {
+    "attention.qkv": "attention.query_key_value",
+    "attention.output_projection": "attention.dense",
+    "feed_forward.up": "mlp.dense_h_to_4h",
+    "feed_forward.down": "mlp.dense_4h_to_h",
+}
+NEOX = {"embeddings": "embed_in", "norm": "final_layer_norm", **layers(_NEOX_BLOCK)}
 
 
 def _gpt2(config):

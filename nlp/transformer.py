@@ -524,6 +524,22 @@ def tied_scores(x, embedding):
 
 
 # --- configurations ------------------------------------------------------------------------------
+def renames(there, here, names):
+    """Pairs of a weight map, see presets/weights.py, of what lies below two modules.
+
+    names: {khub's: the reference's, or several with spaces between that khub keeps as one}
+    """
+    for ours, theirs in names.items():
+        yield tuple(f"{there}{name}" for name in theirs.split()), f"{here}{ours}"
+
+
+def check_choices(owner, **choices):
+    """Raise ValueError where an attribute is none of the names that it may be."""
+    for name, known in choices.items():
+        if (given := getattr(owner, name)) not in known:
+            raise ValueError(f"{name} must be one of {', '.join(known)}; got {given!r}.")
+
+
 def check_sizes(backbone, *activations):
     """Raise ValueError for heads that do not share the width, and for an unknown activation."""
     if backbone.hidden_dim % backbone.num_heads:
@@ -536,11 +552,11 @@ def check_sizes(backbone, *activations):
             raise ValueError(f"{name} must be one of {', '.join(ACTIVATIONS)}; got {given!r}.")
 
 
-def read_config(config, names, what):
-    """khub's arguments in a config.json.  names: khub's -> the reference's, first the needed five
+def read_config(config, names, what, needed=5):
+    """khub's arguments in a config.json.  names: khub's -> the reference's, first the needed ones
 
     what: the architecture, for the ValueError
     """
-    if missing := [name for name in list(names.values())[:5] if config.get(name) is None]:
+    if missing := [name for name in list(names.values())[:needed] if config.get(name) is None]:
         raise ValueError(f"The config.json of a {what} must say {', '.join(missing)}.")
     return {name: config[key] for name, key in names.items() if config.get(key) is not None}

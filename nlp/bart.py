@@ -6,9 +6,8 @@ mBART, which normalizes before each part, is arXiv:2001.08210.
 from khub import ops
 from khub.fields import PositiveInt
 
-from ..presets import Family, register
 from .byte_pair import RobertaTokenizer
-from .encoder_decoder import SIZES, SizedEncoderDecoder, block_weights
+from .encoder_decoder import SIZES, SizedEncoderDecoder, block_weights, text_family
 from .generation import Seq2SeqLM
 
 WEIGHTS = [("shared", "embeddings")]
@@ -47,7 +46,6 @@ class BartBackbone(SizedEncoderDecoder):
     }
     weight_map = WEIGHTS
     ignored = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
-    reference_prefix = "model"
 
     def build(self, shape=None):
         self.embeddings = self.table(self.vocabulary_size)
@@ -99,10 +97,7 @@ class BartSeq2SeqLM(Seq2SeqLM):
         self.logits_bias = self.add_weight(size, "zeros", name="logits_bias", trainable=False)
 
     def logits(self, x):
-        """(..., hidden_dim) -> (..., vocabulary_size)"""
-        table = ops.cast(self.backbone.embeddings.embeddings.value, ops.dtype(x))
-        bias = ops.cast(self.logits_bias.value[0], ops.dtype(x))
-        return ops.matmul(x, ops.transpose(table)) + bias
+        return super().logits(x) + ops.cast(self.logits_bias.value[0], ops.dtype(x))
 
 
 class BartTokenizer(RobertaTokenizer):
@@ -111,16 +106,4 @@ class BartTokenizer(RobertaTokenizer):
     reference_class = "BartTokenizer"
 
 
-register(
-    Family(
-        name="bart",
-        model_types=tuple(KINDS),
-        backbone=BartBackbone,
-        tokenizer=BartTokenizer,
-        tasks={"Seq2SeqLM": BartSeq2SeqLM},
-        architectures={
-            "Seq2SeqLM": tuple(f"{name}ForConditionalGeneration" for name in KINDS.values()),
-            "Backbone": tuple(f"{name}Model" for name in KINDS.values()),
-        },
-    )
-)
+text_family("bart", KINDS, BartBackbone, BartTokenizer, BartSeq2SeqLM)

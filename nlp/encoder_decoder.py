@@ -7,8 +7,9 @@ from functools import partial
 
 from khub import ops
 from khub.fields import PositiveInt, Rate
-from khub.layers import Dropout, Embedding, Layer
+from khub.layers import Dropout, Layer
 
+from ..presets import Family, register
 from .cache import KVCache
 from .tasks import Backbone
 from .transformer import (
@@ -17,8 +18,11 @@ from .transformer import (
     CausalAttention,
     CrossAttention,
     FeedForward,
+    check_choices,
     norm,
-    normal,
+    read_config,
+    renames,
+    table,
     visible,
 )
 
@@ -49,17 +53,7 @@ class Block(Layer):
         x = x + (self.drop(y, training=training) if training else y)
         return x if self.norm_first else norm(x)
 
-    def call(
-        self,
-        x,
-        seen=None,
-        bias=None,
-        cache=None,
-        at=0,
-        kept=None,
-        source=None,
-        training=None,
-    ):
+    def call(self, x, seen, bias, cache=None, at=0, kept=None, source=None, training=None):
         y = self._before(self.attention_norm, x)
         y, cache = self.attention(y, None, seen, cache, at, bias, training=training)
         x = self._after(self.attention_norm, x, y, training)
@@ -85,9 +79,8 @@ class EncoderDecoder(Backbone):
     source_name = "encoder_token_ids"
     norm_first = True
     encoder_norm = decoder_norm = None
-    encoder_positions = (
-        decoder_positions
-    ) = ()  # call(queries, keys) -> bias, for all blocks or each
+    # call(queries, keys) -> bias, for all blocks or each
+    encoder_positions = decoder_positions = ()
 
     def make_blocks(self, count, cross, norm, feed_forward, heads, dropout, **attention):
         """Blocks of `count`, those of a decoder where `cross`.
@@ -212,23 +205,36 @@ SIZES = {  # khub's name -> the reference's
 }
 
 
+_OWN, _CROSS = "self_attn", "encoder_attn"
+BLOCK = {
+    "attention.qkv": f"{_OWN}.q_proj {_OWN}.k_proj {_OWN}.v_proj",
+    "attention.query_bias": f"{_OWN}.q_proj.bias",
+    "attention.value_bias": f"{_OWN}.v_proj.bias",
+    "attention.output_projection": f"{_OWN}.out_proj",
+    "attention_norm": f"{_OWN}_layer_norm",
+    "cross.query": f"{_CROSS}.q_proj",
+    "cross.key_value": f"{_CROSS}.k_proj {_CROSS}.v_proj",
+    "cross.value_bias": f"{_CROSS}.v_proj.bias",
+    "cross.output_projection": f"{_CROSS}.out_proj",
+    "cross_norm": f"{_CROSS}_layer_norm",
+    "feed_forward.up": "fc1",
+    "feed_forward.down": "fc2",
+    "norm": "final_layer_norm",
+}
+
+
 def block_weights(side):
     """Renames of one side's blocks and last norms, for BART and what is built like it."""
-    there, here = f"{side}.layers.{{i}}", f"{side}_blocks.{{i}}"
-    yield tuple(f"{there}.self_attn.{x}_proj" for x in "qkv"), f"{here}.attention.qkv"
-    yield f"{there}.self_attn.q_proj.bias", f"{here}.attention.query_bias"
-    yield f"{there}.self_attn.v_proj.bias", f"{here}.attention.value_bias"
-    yield f"{there}.self_attn.out_proj", f"{here}.attention.output_projection"
-    yield f"{there}.self_attn_layer_norm", f"{here}.attention_norm"
-    yield f"{there}.encoder_attn.q_proj", f"{here}.cross.query"
-    yield tuple(f"{there}.encoder_attn.{x}_proj" for x in "kv"), f"{here}.cross.key_value"
-    yield f"{there}.encoder_attn.v_proj.bias", f"{here}.cross.value_bias"
-    yield f"{there}.encoder_attn.out_proj", f"{here}.cross.output_projection"
-    yield f"{there}.encoder_attn_layer_norm", f"{here}.cross_norm"
-    yield f"{there}.fc1", f"{here}.feed_forward.up"
-    yield f"{there}.fc2", f"{here}.feed_forward.down"
-    yield f"{there}.final_layer_norm", f"{here}.norm"
     yield f"{side}.layer_norm", f"{side}_norm"
+    yield from renames(f"{side}.layers.{{i}}.", f"{side}_blocks.{{i}}.", BLOCK)
+
+
+def text_family(name, kinds, backbone, tokenizer, task):
+    """Register the family of an encoder-decoder of texts.  kinds: {model_type: the class' name}"""
+    architectures = {"Seq2SeqLM": "{}ForConditionalGeneration", "Backbone": "{}Model"}
+    named = {key: tuple(map(form.format, kinds.values())) for key, form in architectures.items()}
+    tasks = {"Seq2SeqLM": task}
+    register(Family(name, tuple(kinds), backbone, tokenizer, tasks, named))
 
 
 class SizedEncoderDecoder(EncoderDecoder):
@@ -263,10 +269,7 @@ class SizedEncoderDecoder(EncoderDecoder):
                 f"hidden_dim must be a multiple of num_heads and num_decoder_heads; got "
                 f"{self.hidden_dim}, {self.num_heads} and {self.num_decoder_heads}."
             )
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(
-                f"activation must be one of {', '.join(ACTIVATIONS)}; got {self.activation!r}."
-            )
+        check_choices(self, activation=ACTIVATIONS)
         super().setup()
 
     def build_sides(self, last_norms):
@@ -292,22 +295,14 @@ class SizedEncoderDecoder(EncoderDecoder):
                 setattr(self, f"{side}_norm", self.norm())
 
     def table(self, rows):
-        made = Embedding(rows, self.hidden_dim, normal(), dtype=self.dtype_policy)
-        made.build()
-        return made
+        return table(self, rows, self.hidden_dim)
 
     def norm(self):
         return norm(self, self.hidden_dim, 1e-5)
 
     @classmethod
     def config_from_reference(cls, config):
-        names = cls.config_names
-        ours = {name: config[key] for name, key in names.items() if config.get(key) is not None}
-        missing = [names[name] for name in list(SIZES)[:5] if name not in ours]
-        if missing:
-            what = config.get("model_type")
-            raise ValueError(f"The config.json of a {what} must say {', '.join(missing)}.")
-        return ours
+        return read_config(config, cls.config_names, config.get("model_type"))
 
     def reference_config(self):
         ours = {key: getattr(self, name) for name, key in self.config_names.items()}

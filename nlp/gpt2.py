@@ -7,6 +7,7 @@ No dropout is applied while they learn.
 from ..presets.weights import LAYOUTS
 from .byte_pair import GPT2Tokenizer
 from .decoder import Kind, families, layers
+from .encoder_decoder import BLOCK
 
 OLD = dict(norm_kind="layer", feed_forward_kind="plain", mlp_bias=True)
 LEARNED = dict(OLD, position_kind="learned")
@@ -63,13 +64,10 @@ GPT2 = {
     "norm": "ln_f",
     **layers(_GPT2_BLOCK, "h.{i}"),
 }
-_OPT_BLOCK = {
-    **{f"{when}attention_norm": "self_attn_layer_norm" for when in ("", "last_")},
-    "attention.output_projection": "self_attn.out_proj",
-    "attention.qkv": "self_attn.q_proj self_attn.k_proj self_attn.v_proj",
-    **{f"{when}norm": "final_layer_norm" for when in ("", "last_")},
-    "feed_forward.up": "fc1",
-    "feed_forward.down": "fc2",
+_OPT_BLOCK = {  # the norms stand before or behind
+    **BLOCK,
+    "last_attention_norm": BLOCK["attention_norm"],
+    "last_norm": BLOCK["norm"],
 }
 OPT = {
     "embeddings": "decoder.embed_tokens",

@@ -9,43 +9,43 @@ import numpy as np
 from khub import ops
 from khub.fields import PositiveInt, Rate
 from khub.initializers import RandomNormal, VarianceScaling
-from khub.layers import Dense, Dropout, Embedding, Layer
+from khub.layers import Dense, Dropout, Layer
 
-from ..presets import Family, register
-from .encoder_decoder import EncoderDecoder
+from .encoder_decoder import EncoderDecoder, text_family
 from .generation import Seq2SeqLM
 from .sentence_piece import T5Tokenizer
 from .transformer import (
     ACTIVATIONS,
     FeedForward,
     GatedFeedForward,
-    dense,
-    normal,
+    check_choices,
     position_buckets,
+    read_config,
+    renames,
     root_mean_square_norm,
+    table,
 )
 
 
 def _side(side, last):
     """Renames of one side; `last`: which of a block's parts is its dense layers."""
-    block, dense = f"{side}.block.{{i}}.layer", f"{last}.DenseReluDense"
-    own, cross = "0.SelfAttention", "1.EncDecAttention"
-    for there, here in (
-        ((f"{own}.q", f"{own}.k", f"{own}.v"), "attention.qkv"),
-        (f"{own}.o", "attention.output_projection"),
-        ("0.layer_norm", "attention_norm"),
-        (f"{cross}.q", "cross.query"),
-        ((f"{cross}.k", f"{cross}.v"), "cross.key_value"),
-        (f"{cross}.o", "cross.output_projection"),
-        ("1.layer_norm", "cross_norm"),
-        ((f"{dense}.wi_0", f"{dense}.wi_1"), "feed_forward.gate_up"),
-        (f"{dense}.wi", "feed_forward.up"),
-        (f"{dense}.wo", "feed_forward.down"),
-        (f"{last}.layer_norm", "norm"),
-    ):
-        names = (there,) if isinstance(there, str) else there
-        yield tuple(f"{block}.{name}" for name in names), f"{side}_blocks.{{i}}.{here}"
-    yield f"{block}.{own}.relative_attention_bias", f"{side}_positions.{{i}}.table"
+    own, cross, dense = "0.SelfAttention.", "1.EncDecAttention.", f"{last}.DenseReluDense."
+    names = {
+        "attention.qkv": f"{own}q {own}k {own}v",
+        "attention.output_projection": f"{own}o",
+        "attention_norm": "0.layer_norm",
+        "cross.query": f"{cross}q",
+        "cross.key_value": f"{cross}k {cross}v",
+        "cross.output_projection": f"{cross}o",
+        "cross_norm": "1.layer_norm",
+        "feed_forward.gate_up": f"{dense}wi_0 {dense}wi_1",
+        "feed_forward.up": f"{dense}wi",
+        "feed_forward.down": f"{dense}wo",
+        "norm": f"{last}.layer_norm",
+    }
+    block = f"{side}.block.{{i}}.layer."
+    yield from renames(block, f"{side}_blocks.{{i}}.", names)
+    yield f"{block}{own}relative_attention_bias", f"{side}_positions.{{i}}.table"
     yield f"{side}.final_layer_norm", f"{side}_norm"
 
 
@@ -94,8 +94,7 @@ class RelativePositions(Layer):
     both_sides: bool = True
 
     def build(self, shape=None):
-        self.table = Embedding(self.buckets, self.heads, normal(), dtype=self.dtype_policy)
-        self.table.build()
+        self.table = table(self, self.buckets, self.heads)
         distances = np.arange(-self.max_distance, self.max_distance + 1)
         options = self.buckets, self.max_distance, self.both_sides
         self._bucket = position_buckets(distances, *options)
@@ -146,22 +145,12 @@ class T5Backbone(EncoderDecoder):
         self.num_decoder_layers = self.num_decoder_layers or self.num_layers
         if self.scale_outputs is None:
             self.scale_outputs = self.tie_embedding_weights
-        for name, known in (
-            ("activation", ACTIVATIONS),
-            ("position_biases", ("shared", "each")),
-            ("kind", KINDS),
-        ):
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"T5's {name} must be one of {', '.join(known)}; got {getattr(self, name)!r}."
-                )
+        known = dict(activation=ACTIVATIONS, position_biases=("shared", "each"), kind=KINDS)
+        check_choices(self, **known)
         super().setup()
 
     def build(self, shape=None):
-        self.embeddings = Embedding(
-            self.vocabulary_size, self.hidden_dim, normal(), dtype=self.dtype_policy
-        )
-        self.embeddings.build()
+        self.embeddings = table(self, self.vocabulary_size, self.hidden_dim)
         self.drop = Dropout(self.dropout, dtype=self.dtype_policy)
         for side, count in (("encoder", self.num_layers), ("decoder", self.num_decoder_layers)):
             setattr(self, f"{side}_blocks", self._blocks(count, side == "decoder"))
@@ -177,11 +166,9 @@ class T5Backbone(EncoderDecoder):
         inner = self.num_heads * self.key_value_dim
         for name, layer in self.named_layers().items():
             if isinstance(layer, Dense):
-                query = name.endswith(("attention.qkv", "cross.query"))
-                count = inner if query else 0
-                layer.kernel.initializer = QueryScaling(
-                    distribution="untruncated_normal", count=count, factor=self.key_value_dim**-0.5
-                )
+                queries = inner if name.endswith(("attention.qkv", "cross.query")) else 0
+                own = dict(count=queries, factor=self.key_value_dim**-0.5)
+                layer.kernel.initializer = QueryScaling(distribution="untruncated_normal", **own)
 
     def _blocks(self, count, cross):
         sizes = (self.hidden_dim, self.intermediate_dim, self.activation, False, self.dropout)
@@ -216,10 +203,7 @@ class T5Backbone(EncoderDecoder):
 
     @classmethod
     def config_from_reference(cls, config):
-        ours = {name: config[key] for name, key in CONFIG.items() if config.get(key) is not None}
-        missing = [CONFIG[name] for name in list(CONFIG)[:6] if name not in ours]
-        if missing:
-            raise ValueError(f"The config.json of a T5 must say {', '.join(missing)}.")
+        ours = read_config(config, CONFIG, "T5", needed=6)
         gate, _, activation = config.get("feed_forward_proj", "relu").rpartition("-")
         if gate not in ("", "gated"):
             raise ValueError(
@@ -264,39 +248,15 @@ class T5Backbone(EncoderDecoder):
 class T5Seq2SeqLM(Seq2SeqLM):
     """The next token of the target: the embeddings, or a matrix of their shape, as the kernel."""
 
-    weight_map = [("lm_head", "lm_head")]
-
     @property
-    def ignored(self):
-        return ("lm_head.weight",) if self.backbone.tie_embedding_weights else ()
-
-    def build(self, shape=None):
-        if not self.backbone.tie_embedding_weights:
-            sizes = self.backbone.hidden_dim, self.backbone.vocabulary_size
-            self.lm_head = dense(self, *sizes, use_bias=False)
+    def tied(self):
+        return self.backbone.tie_embedding_weights
 
     def logits(self, x):
-        """(..., hidden_dim) -> (..., vocabulary_size)"""
-        backbone = self.backbone
-        if backbone.scale_outputs:
-            x = x * ops.cast(backbone.hidden_dim**-0.5, ops.dtype(x))
-        if not backbone.tie_embedding_weights:
-            return self.lm_head(x)
-        table = ops.cast(backbone.embeddings.embeddings.value, ops.dtype(x))
-        return ops.matmul(x, ops.transpose(table))
+        width = self.backbone.hidden_dim
+        scale = width**-0.5 if self.backbone.scale_outputs else 1.0
+        return super().logits(x * ops.cast(scale, ops.dtype(x)) if scale != 1.0 else x)
 
 
 KINDS = {"t5": "T5", "mt5": "MT5", "umt5": "UMT5"}
-register(
-    Family(
-        name="t5",
-        model_types=tuple(KINDS),
-        backbone=T5Backbone,
-        tokenizer=T5Tokenizer,
-        tasks={"Seq2SeqLM": T5Seq2SeqLM},
-        architectures={
-            "Seq2SeqLM": tuple(f"{name}ForConditionalGeneration" for name in KINDS.values()),
-            "Backbone": tuple(f"{name}Model" for name in KINDS.values()),
-        },
-    )
-)
+text_family("t5", KINDS, T5Backbone, T5Tokenizer, T5Seq2SeqLM)

@@ -253,9 +253,9 @@ class T5Seq2SeqLM(Seq2SeqLM):
         return self.backbone.tie_embedding_weights
 
     def logits(self, x):
-        width = self.backbone.hidden_dim
-        scale = width**-0.5 if self.backbone.scale_outputs else 1.0
-        return super().logits(x * ops.cast(scale, ops.dtype(x)) if scale != 1.0 else x)
+        if self.backbone.scale_outputs:
+            x = x * ops.cast(self.backbone.hidden_dim**-0.5, ops.dtype(x))
+        return super().logits(x)
 
 
 KINDS = {"t5": "T5", "mt5": "MT5", "umt5": "UMT5"}

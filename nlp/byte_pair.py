@@ -5,13 +5,15 @@ import itertools
 from .token_files import (
     merge_pairs,
     merges_of,
+    named_tokens,
     parts,
-    read_added_tokens,
     read_ranks,
     refused,
     vocabulary_dict,
 )
 from .tokenizers import Tokenizer, described, engine
+
+END = dict.fromkeys(("eos_token", "unk_token"), "<|endoftext|>")
 
 
 class BytePairTokenizer(Tokenizer):
@@ -26,6 +28,7 @@ class BytePairTokenizer(Tokenizer):
     model_type = "BPE"
     byte_level = True
     files = ("vocab.json", "*.tiktoken")
+    settings = {"add_prefix_space": ("add_prefix_space", False)}
     word_end = ""  # what marks the last piece of a word, where spaces are not part of words
 
     def __init__(
@@ -73,16 +76,10 @@ class BytePairTokenizer(Tokenizer):
         return cls(ranks, merges_of(ranks), **options)
 
     @classmethod
-    def load_slow(cls, folder, config, special_tokens):
-        options = {
-            "special_tokens": special_tokens,
-            "added_tokens": read_added_tokens(folder, config, special_tokens),
-            "add_prefix_space": bool(config.get("add_prefix_space", False)),
-        }
-        path = cls.find(folder)
+    def from_file(cls, path, **options):
         if path.name != "vocab.json":
             return cls.from_tiktoken(path, **options)
-        return cls(path, cls.find(folder, "merges.txt"), **options)
+        return cls(path, cls.find(path.parent, "merges.txt"), **options)
 
     def reference_config(self):
         cut = list(parts(described(self.backend.pre_tokenizer)))
@@ -94,22 +91,14 @@ class GPT2Tokenizer(BytePairTokenizer):
     """GPT-2's byte-level BPE; no special tokens around a text."""
 
     reference_class = "GPT2Tokenizer"
-    special_tokens = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
+    special_tokens = {"bos_token": "<|endoftext|>", **END}
 
 
 class RobertaTokenizer(BytePairTokenizer):
     """RoBERTa's byte-level BPE.  <s> first </s></s> second </s>   Liu et al., arXiv:1907.11692."""
 
     reference_class = "RobertaTokenizer"
-    special_tokens = {
-        "bos_token": "<s>",
-        "eos_token": "</s>",
-        "unk_token": "<unk>",
-        "sep_token": "</s>",
-        "pad_token": "<pad>",
-        "cls_token": "<s>",
-        "mask_token": "<mask>",
-    }
+    special_tokens = named_tokens("<s> </s> <unk> </s> <pad> <s> <mask>")
     wrap = ("cls_token $A sep_token", "cls_token $A sep_token sep_token $B sep_token")
 
     def __init__(self, vocabulary, merges, trim_offsets=True, **options):
@@ -121,12 +110,7 @@ class CLIPTokenizer(BytePairTokenizer):
 
     reference_class = "CLIPTokenizer"
     word_end = "</w>"
-    special_tokens = {
-        "bos_token": "<|startoftext|>",
-        "eos_token": "<|endoftext|>",
-        "unk_token": "<|endoftext|>",
-        "pad_token": "<|endoftext|>",
-    }
+    special_tokens = {"bos_token": "<|startoftext|>", **END, "pad_token": "<|endoftext|>"}
     wrap = ("bos_token $A eos_token", "bos_token $A eos_token eos_token $B eos_token")
     words = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 
@@ -150,7 +134,7 @@ class WhisperTokenizer(BytePairTokenizer):
     """Whisper's byte-level BPE; its tasks and languages are added tokens. arXiv:2212.04356."""
 
     reference_class = "WhisperTokenizer"
-    special_tokens = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
+    special_tokens = GPT2Tokenizer.special_tokens
     wrap = (
         "<|startoftranscript|> <|notimestamps|> $A eos_token",
         "<|startoftranscript|> <|notimestamps|> $A $B eos_token",
@@ -176,12 +160,9 @@ class ByteTokenizer(BytePairTokenizer):
         super().__init__(vocabulary, [], special_tokens=special_tokens, added_tokens=added_tokens)
         lib = engine()
         self.backend.pre_tokenizer = lib.pre_tokenizers.ByteLevel(False, use_regex=False)
-        steps = (
-            [getattr(lib.normalizers, check_form(normalization_form))()]
-            if normalization_form
-            else []
-        )
-        steps += [lib.normalizers.Lowercase()] if lowercase else []
+        names = [check_form(normalization_form)] if normalization_form else []
+        names += ["Lowercase"] if lowercase else []
+        steps = [getattr(lib.normalizers, name)() for name in names]
         self.backend.normalizer = lib.normalizers.Sequence(steps) if steps else None
 
 

@@ -7,13 +7,12 @@ from .token_files import (
     UNIGRAM,
     USER,
     merges_of,
+    named_tokens,
     parse_sentence_piece,
-    parts,
-    read_added_tokens,
     read_bytes,
     refused,
 )
-from .tokenizers import Tokenizer, described, engine
+from .tokenizers import Tokenizer, WordPieceTokenizer, described, engine, kinds
 
 SPACE = "▁"
 EXTRA_LIMIT = 10_000  # sentinels; T5 has 100
@@ -29,27 +28,22 @@ class SentencePieceTokenizer(Tokenizer):
     model_type = "Unigram or BPE"
     byte_level = False
     files = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model", "*.model")
+    by_words = False  # whether texts are cut at any white space; every word begins with SPACE then
 
     def __init__(self, model, special_tokens=None, added_tokens=()):
-        lib = engine()
-        where = "These bytes" if isinstance(model, bytes) else str(model)
-        model = parse_sentence_piece(
-            model if isinstance(model, bytes) else read_bytes(model), where
-        )
-        named = {
-            f"{n}_token": model.pieces[i][0]
-            for n, i in model.ids.items()
-            if 0 <= i < len(model.pieces)
-        }
+        lib, given = engine(), isinstance(model, bytes)
+        where = "These bytes" if given else str(model)
+        model = parse_sentence_piece(model if given else read_bytes(model), where)
+        count = len(model.pieces)
+        named = {f"{n}_token": model.pieces[i][0] for n, i in model.ids.items() if 0 <= i < count}
         special_tokens = {**(type(self).special_tokens or named), **(special_tokens or {})}
         with refused(where):
             backend = lib.Tokenizer(self._model(lib, model))
             self._pipeline(backend, lib, model)
         marks = [
-            (piece, kind == CONTROL) for piece, _, kind in model.pieces if kind in (CONTROL, USER)
-        ]
-        marks = [
-            {"content": piece, "special": special, "normalized": False} for piece, special in marks
+            {"content": piece, "special": kind == CONTROL, "normalized": False}
+            for piece, _, kind in model.pieces
+            if kind in (CONTROL, USER)
         ]
         super().__init__(backend, special_tokens, [*marks, *added_tokens])
         self._set_wrap()
@@ -69,14 +63,22 @@ class SentencePieceTokenizer(Tokenizer):
         )
 
     def _pipeline(self, backend, lib, model):
-        normal = lib.normalizers
-        steps = [normal.Precompiled(model.charsmap)] if model.charsmap else []
-        if model.remove_extra_spaces:
-            steps += [normal.Replace(lib.Regex(pattern), to) for pattern, to in SPACES]
-        backend.normalizer = normal.Sequence(steps) if steps else None
-        # "first" would ask where the text began before its leading spaces were taken off.
-        prefix = "always" if model.dummy_prefix else "never"
-        self._spaces(backend, lib, prefix, whole=crosses_spaces(model))
+        steps = self._steps(lib.normalizers, model)
+        if model.remove_extra_spaces and not self.by_words:
+            steps += [lib.normalizers.Replace(lib.Regex(old), to) for old, to in SPACES]
+        backend.normalizer = lib.normalizers.Sequence(steps) if steps else None
+        if self.by_words:
+            cut = lib.pre_tokenizers
+            words = [cut.WhitespaceSplit(), cut.Metaspace(SPACE, "always", split=True)]
+            backend.pre_tokenizer = cut.Sequence(words)
+            backend.decoder = lib.decoders.Metaspace(SPACE, "always", split=True)
+        else:  # "first" would ask where the text began before its leading spaces were taken off
+            prefix = "always" if model.dummy_prefix else "never"
+            self._spaces(backend, lib, prefix, whole=crosses_spaces(model))
+
+    def _steps(self, normal, model):
+        """What happens to a text first."""
+        return [normal.Precompiled(model.charsmap)] if model.charsmap else []
 
     def _spaces(self, backend, lib, prefix, whole):
         """Write spaces as SPACE, and back.  whole: pieces may reach over spaces"""
@@ -85,20 +87,6 @@ class SentencePieceTokenizer(Tokenizer):
         steps = [back.Replace(SPACE, " "), back.ByteFallback(), back.Fuse()]
         steps += [back.Strip(" ", 1, 0)] if prefix != "never" else []
         backend.decoder = back.Sequence(steps)
-
-    @classmethod
-    def load_slow(cls, folder, config, special_tokens):
-        return cls(
-            cls.find(folder),
-            special_tokens=special_tokens,
-            added_tokens=read_added_tokens(folder, config, special_tokens),
-            **cls.options(config),
-        )
-
-    @classmethod
-    def options(cls, config):
-        """Constructor arguments that tokenizer_config.json says."""
-        return {}
 
 
 SPACES = [(r"\A +| +\z", ""), (" {2,}", " ")]
@@ -115,6 +103,8 @@ class T5Tokenizer(SentencePieceTokenizer):
     reference_class = "T5Tokenizer"
     special_tokens = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
     wrap = ("$A eos_token", "$A eos_token $B eos_token")
+    by_words = True
+    settings = {"extra_ids": ("extra_ids", 100)}
 
     def __init__(self, model, extra_ids=100, special_tokens=None, added_tokens=()):
         if type(extra_ids) is not int or not 0 <= extra_ids <= EXTRA_LIMIT:
@@ -123,22 +113,6 @@ class T5Tokenizer(SentencePieceTokenizer):
         given = {token if isinstance(token, str) else token["content"] for token in added_tokens}
         added_tokens = [*(s for s in sentinels if s not in given), *added_tokens]
         super().__init__(model, special_tokens, added_tokens)
-
-    def _pipeline(self, backend, lib, model):
-        if model.charsmap:
-            backend.normalizer = lib.normalizers.Precompiled(model.charsmap)
-        self._words(backend, lib)
-
-    def _words(self, backend, lib):
-        """Cut at any white space; every word begins with SPACE."""
-        cut = lib.pre_tokenizers
-        words = [cut.WhitespaceSplit(), cut.Metaspace(SPACE, "always", split=True)]
-        backend.pre_tokenizer = cut.Sequence(words)
-        backend.decoder = lib.decoders.Metaspace(SPACE, "always", split=True)
-
-    @classmethod
-    def options(cls, config):
-        return {"extra_ids": config.get("extra_ids", 100)}
 
     def reference_config(self):
         sentinels = [token for token in self.backend.get_vocab() if token.startswith("<extra_id_")]
@@ -149,16 +123,10 @@ class AlbertTokenizer(SentencePieceTokenizer):
     """ALBERT's unigram model.  [CLS] first [SEP] second [SEP]   Lan et al., arXiv:1909.11942."""
 
     reference_class = "AlbertTokenizer"
-    special_tokens = {
-        "bos_token": "[CLS]",
-        "eos_token": "[SEP]",
-        "unk_token": "<unk>",
-        "sep_token": "[SEP]",
-        "pad_token": "<pad>",
-        "cls_token": "[CLS]",
-        "mask_token": "[MASK]",
-    }
-    wrap = ("cls_token $A sep_token", "cls_token $A sep_token $B:1 sep_token:1")
+    special_tokens = named_tokens("[CLS] [SEP] <unk> [SEP] <pad> [CLS] [MASK]")
+    wrap = WordPieceTokenizer.wrap
+    by_words = True
+    settings = {"lowercase": ("do_lower_case", True), "keep_accents": ("keep_accents", False)}
 
     def __init__(
         self, model, lowercase=True, strip_accents=True, special_tokens=None, added_tokens=()
@@ -166,24 +134,19 @@ class AlbertTokenizer(SentencePieceTokenizer):
         self.lowercase, self.strip_accents = lowercase, strip_accents  # for _pipeline
         super().__init__(model, special_tokens, added_tokens)
 
-    def _pipeline(self, backend, lib, model):
-        normal = lib.normalizers
+    def _steps(self, normal, model):
         steps = [normal.Replace("``", '"'), normal.Replace("''", '"')]
         steps += [normal.NFKD(), normal.StripAccents()] if self.strip_accents else []
         steps += [normal.Lowercase()] if self.lowercase else []
-        steps += [normal.Precompiled(model.charsmap)] if model.charsmap else []
-        backend.normalizer = normal.Sequence(steps)
-        T5Tokenizer._words(self, backend, lib)
+        return steps + super()._steps(normal, model)
 
     @classmethod
     def options(cls, config):
-        return {
-            "lowercase": config.get("do_lower_case", True),
-            "strip_accents": not config.get("keep_accents", False),
-        }
+        found = super().options(config)
+        return {**found, "strip_accents": not found.pop("keep_accents")}
 
     def reference_config(self):
-        steps = {part.get("type") for part in parts(described(self.backend.normalizer))}
+        steps = kinds(self.backend.normalizer)
         ours = {"do_lower_case": "Lowercase" in steps, "keep_accents": "StripAccents" not in steps}
         return {**super().reference_config(), **ours}
 
@@ -197,6 +160,7 @@ class XLMRobertaTokenizer(SentencePieceTokenizer):
     reference_class = "XLMRobertaTokenizer"
     special_tokens = RobertaTokenizer.special_tokens
     wrap = RobertaTokenizer.wrap
+    by_words = True
 
     def __init__(self, model, special_tokens=None, added_tokens=()):
         mask = {"content": "<mask>", "lstrip": True, "normalized": False, "special": True}
@@ -209,11 +173,6 @@ class XLMRobertaTokenizer(SentencePieceTokenizer):
         first = [(piece, 0.0) for piece in ("<s>", "<pad>", "</s>", "<unk>")]
         return lib.models.Unigram([*first, *own, ("<mask>", 0.0)], 3, model.byte_fallback)
 
-    def _pipeline(self, backend, lib, model):
-        if model.charsmap:
-            backend.normalizer = lib.normalizers.Precompiled(model.charsmap)
-        T5Tokenizer._words(self, backend, lib)
-
 
 class DebertaV3Tokenizer(SentencePieceTokenizer):
     """DeBERTa's unigram model, versions 2 and 3.  [CLS] first [SEP] second [SEP]   arXiv:2111.09543
@@ -223,16 +182,12 @@ class DebertaV3Tokenizer(SentencePieceTokenizer):
 
     files = ("spm.model", *SentencePieceTokenizer.files)
     reference_class = "DebertaV2Tokenizer"
-    special_tokens = {
-        "bos_token": "[CLS]",
-        "eos_token": "[SEP]",
-        "unk_token": "[UNK]",
-        "sep_token": "[SEP]",
-        "pad_token": "[PAD]",
-        "cls_token": "[CLS]",
-        "mask_token": "[MASK]",
+    special_tokens = named_tokens("[CLS] [SEP] [UNK] [SEP] [PAD] [CLS] [MASK]")
+    wrap = WordPieceTokenizer.wrap
+    settings = {
+        "lowercase": ("do_lower_case", False),
+        "split_punctuation": ("split_by_punct", False),
     }
-    wrap = AlbertTokenizer.wrap
 
     def __init__(
         self, model, lowercase=False, split_punctuation=False, special_tokens=None, added_tokens=()
@@ -251,18 +206,9 @@ class DebertaV3Tokenizer(SentencePieceTokenizer):
         backend.pre_tokenizer = cut.Sequence([*steps, cut.Metaspace(SPACE, "always")])
         backend.decoder = lib.decoders.Metaspace(SPACE, "always")
 
-    @classmethod
-    def options(cls, config):
-        return {
-            "lowercase": config.get("do_lower_case", False),
-            "split_punctuation": config.get("split_by_punct", False),
-        }
-
     def reference_config(self):
-        pieces = [*parts(described(self.backend.normalizer))]
-        pieces += parts(described(self.backend.pre_tokenizer))
-        kinds = {part.get("type") for part in pieces}
-        ours = {"do_lower_case": "Lowercase" in kinds, "split_by_punct": "Punctuation" in kinds}
+        steps = kinds(self.backend.normalizer, self.backend.pre_tokenizer)
+        ours = {"do_lower_case": "Lowercase" in steps, "split_by_punct": "Punctuation" in steps}
         return {**super().reference_config(), **ours}
 
 
@@ -271,6 +217,10 @@ class LlamaTokenizer(SentencePieceTokenizer):
 
     reference_class = "LlamaTokenizer"
     special_tokens = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    settings = {
+        name: (name, name in ("add_bos_token", "add_prefix_space"))
+        for name in ("add_bos_token", "add_eos_token", "add_prefix_space", "legacy")
+    }
 
     def __init__(
         self,
@@ -292,12 +242,6 @@ class LlamaTokenizer(SentencePieceTokenizer):
 
     def _pipeline(self, backend, lib, model):
         self._spaces(backend, lib, self.prefix, whole=True)
-
-    @classmethod
-    def options(cls, config):
-        found = {name: config.get(name) for name in ("add_bos_token", "add_eos_token", "legacy")}
-        found["add_prefix_space"] = config.get("add_prefix_space")
-        return {name: bool(value) for name, value in found.items() if value is not None}
 
     def reference_config(self):
         around = described(self.backend.post_processor).get("single", [])

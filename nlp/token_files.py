@@ -15,6 +15,11 @@ PIECE_LIMIT = 512  # characters or bytes of a piece that merges are worked out f
 NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
+def named_tokens(tokens):
+    """{"bos_token": "<s>", ...} of tokens in the order of NAMES, with spaces between."""
+    return dict(zip(NAMES, tokens.split()))
+
+
 @contextmanager
 def refused(where):
     """Turn whatever the `tokenizers` package raises for bad content into a ValueError."""
@@ -146,14 +151,9 @@ def content_of(token, where):
 def read_special_tokens(folder, config, defaults):
     """{"pad_token": "[PAD]", ...} that the folder's files name, over the class' own."""
     named = {**read_json(folder / "special_tokens_map.json", missing_ok=True), **config}
-    found = {
-        name: named.get(name) or defaults.get(name) for name in {**defaults, **dict.fromkeys(NAMES)}
-    }
-    return {
-        name: content_of(token, f"{folder}: {name}")
-        for name, token in found.items()
-        if token is not None
-    }
+    found = {name: named.get(name) or defaults.get(name) for name in [*defaults, *NAMES]}
+    given = [(name, token) for name, token in found.items() if token is not None]
+    return {name: content_of(token, f"{folder}: {name}") for name, token in given}
 
 
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
@@ -324,12 +324,9 @@ def parse_sentence_piece(data, where):
                     index = spec.get(key, model.ids[name])
                     model.ids[name] = index - 2**64 if index >= 2**63 else index
             elif number == 3:
-                spec = dict(fields(value, where))
+                spec = {3: 1, 4: 1, **dict(fields(value, where))}
                 model.charsmap = bytes(spec.get(2, b""))
-                model.dummy_prefix, model.remove_extra_spaces = (
-                    bool(spec.get(3, 1)),
-                    bool(spec.get(4, 1)),
-                )
+                model.dummy_prefix, model.remove_extra_spaces = bool(spec[3]), bool(spec[4])
     except (ValueError, TypeError, AttributeError, struct.error) as error:
         raise ValueError(f"{where} is no valid SentencePiece model: {error}") from error
     if model.kind not in (UNIGRAM, BPE) or not 0 <= model.ids["unk"] < len(model.pieces):

@@ -57,6 +57,7 @@ class Tokenizer(Presettable):
     model_type = None  # the kind of model in tokenizer.json, e.g. "WordPiece"
     byte_level = None  # whether the text is cut as UTF-8 bytes; None where it does not matter
     files = ()  # patterns of what `load_slow` reads
+    settings = {}  # argument of the constructor -> its name in tokenizer_config.json, its default
     reference_class = "PreTrainedTokenizerFast"  # the class that transformers opens the folder with
     special_tokens = {}  # the family's; an instance has its own
     # What surrounds a text, and a pair of texts, by the names of special tokens; ":1": segment 1.
@@ -254,11 +255,9 @@ class Tokenizer(Presettable):
             tokenizer = cls.load_slow(folder, config, special)
         else:
             if not cls.reads(content):
-                model = content.get("model")
-                kind = model.get("type") if isinstance(model, dict) else None
+                own = f"{cls.model_type}{' of bytes' if cls.byte_level else ''}"
                 raise ValueError(
-                    f"{path} holds a {kind} tokenizer; {cls.__name__} reads {cls.model_type}"
-                    f"{' of bytes' if cls.byte_level else ''}. "
+                    f"{path} holds a {kind_of(content)} tokenizer; {cls.__name__} reads {own}. "
                     "Load it with the tokenizer class of its own family."
                 )
             check_normalizers(content, path)
@@ -285,12 +284,10 @@ class Tokenizer(Presettable):
     @classmethod
     def reads(cls, content):
         """Whether the content of a tokenizer.json is of this class' kind."""
-        model = content.get("model")
-        kind = model.get("type") if isinstance(model, dict) else None
         cut = [*parts(content.get("pre_tokenizer")), *parts(content.get("decoder"))]
         in_bytes = any(part.get("type") == "ByteLevel" for part in cut)
-        kinds = (cls.model_type or kind or "").split(" or ")
-        return (kind in kinds or cls.model_type is None) and cls.byte_level in (None, in_bytes)
+        known = cls.model_type is None or kind_of(content) in cls.model_type.split(" or ")
+        return known and cls.byte_level in (None, in_bytes)
 
     @classmethod
     def from_backend(cls, backend, special_tokens):
@@ -311,19 +308,33 @@ class Tokenizer(Presettable):
     @classmethod
     def load_slow(cls, folder, config, special_tokens):
         """Read the family's own files, where there is no tokenizer.json."""
-        raise FileNotFoundError(f"{folder} has no tokenizer.json; {cls.__name__} needs it.")
+        if not cls.files:
+            raise FileNotFoundError(f"{folder} has no tokenizer.json; {cls.__name__} needs it.")
+        added = read_added_tokens(folder, config, special_tokens)
+        options = dict(special_tokens=special_tokens, added_tokens=added)
+        return cls.from_file(cls.find(folder), **cls.options(config), **options)
+
+    @classmethod
+    def from_file(cls, path, **options):
+        """Make one of the first of the family's own files."""
+        return cls(path, **options)
+
+    @classmethod
+    def options(cls, config):
+        """Constructor arguments that tokenizer_config.json says."""
+        found = {name: config.get(key) for name, (key, _) in cls.settings.items()}
+        given = {name: value for name, value in found.items() if value is not None}
+        defaults = {name: default for name, (_, default) in cls.settings.items()}
+        flags = {name: bool(x) for name, x in given.items() if isinstance(defaults[name], bool)}
+        return {**defaults, **given, **flags}
 
     def reference_config(self):
         """Content of tokenizer_config.json."""
-        config = {"tokenizer_class": self.reference_class, **self.special_tokens}
-        if isinstance(self.chat_template, dict):
-            named = self.chat_template.items()
-            return config | {"chat_template": [{"name": n, "template": t} for n, t in named]}
-        return (
-            config
-            if self.chat_template is None
-            else {**config, "chat_template": self.chat_template}
-        )
+        template = self.chat_template
+        if isinstance(template, dict):
+            template = [{"name": name, "template": text} for name, text in template.items()]
+        own = {} if template is None else {"chat_template": template}
+        return {"tokenizer_class": self.reference_class, **self.special_tokens, **own}
 
     def save(self, folder):
         """Write the files that transformers' AutoTokenizer (and `load`) reads."""
@@ -346,6 +357,11 @@ class WordPieceTokenizer(Tokenizer):
     reference_class = "BertTokenizer"
     special_tokens = SPECIAL_TOKENS
     wrap = ("cls_token $A sep_token", "cls_token $A sep_token $B:1 sep_token:1")
+    settings = {
+        "lowercase": ("do_lower_case", True),
+        "strip_accents": ("strip_accents", None),
+        "split_on_cjk": ("tokenize_chinese_chars", True),
+    }
 
     def __init__(
         self,
@@ -356,15 +372,10 @@ class WordPieceTokenizer(Tokenizer):
         special_tokens=None,
         added_tokens=(),
     ):
-        lib = engine()
+        lib, words = engine(), vocabulary_dict(vocabulary)
         special_tokens = {**type(self).special_tokens, **(special_tokens or {})}
-        backend = lib.Tokenizer(
-            lib.models.WordPiece(
-                vocabulary_dict(vocabulary),
-                unk_token=special_tokens["unk_token"],
-                max_input_chars_per_word=100,
-            )
-        )
+        more = dict(unk_token=special_tokens["unk_token"], max_input_chars_per_word=100)
+        backend = lib.Tokenizer(lib.models.WordPiece(words, **more))
         backend.normalizer = lib.normalizers.BertNormalizer(
             clean_text=True,
             handle_chinese_chars=split_on_cjk,
@@ -375,17 +386,6 @@ class WordPieceTokenizer(Tokenizer):
         backend.decoder = lib.decoders.WordPiece(prefix="##")
         super().__init__(backend, special_tokens, added_tokens)
         self._set_wrap()
-
-    @classmethod
-    def load_slow(cls, folder, config, special_tokens):
-        return cls(
-            cls.find(folder),
-            lowercase=config.get("do_lower_case", True),
-            strip_accents=config.get("strip_accents"),
-            split_on_cjk=config.get("tokenize_chinese_chars", True),
-            special_tokens=special_tokens,
-            added_tokens=read_added_tokens(folder, config, special_tokens),
-        )
 
     def reference_config(self):
         # A foreign tokenizer.json may lack these; then transformers' defaults hold.
@@ -402,9 +402,20 @@ class WordPieceTokenizer(Tokenizer):
         write_text(Path(folder) / "vocab.txt", "".join(t + "\n" for t in self.get_vocabulary()))
 
 
+def kind_of(content):
+    """The type of the model in a tokenizer.json."""
+    model = content.get("model")
+    return model.get("type") if isinstance(model, dict) else None
+
+
 def described(component):
     """What tokenizer.json says of a normalizer, pre-tokenizer or post-processor."""
     return json.loads(component.__getstate__()) if component else {}
+
+
+def kinds(*components):
+    """The types of normalizers and pre-tokenizers, and of all that stand inside them."""
+    return {part.get("type") for each in components for part in parts(described(each))}
 
 
 def subclasses(cls):

@@ -44,12 +44,9 @@ class BytePairTokenizer(Tokenizer):
         lib, special_tokens = engine(), {**type(self).special_tokens, **(special_tokens or {})}
         vocabulary = vocabulary_dict(vocabulary)
         with refused(f"A vocabulary of {len(vocabulary):,} tokens with its merges"):
-            model = lib.models.BPE(
-                vocabulary,
-                merge_pairs(merges),
-                end_of_word_suffix=self.word_end,
-                unk_token=special_tokens.get("unk_token") if self.word_end else None,
-            )
+            unknown = special_tokens.get("unk_token") if self.word_end else None
+            more = dict(end_of_word_suffix=self.word_end, unk_token=unknown)
+            model = lib.models.BPE(vocabulary, merge_pairs(merges), **more)
         backend = lib.Tokenizer(model)
         self._cut(backend, lib, add_prefix_space, split)
         backend.decoder = lib.decoders.ByteLevel()
@@ -160,17 +157,16 @@ class ByteTokenizer(BytePairTokenizer):
         super().__init__(vocabulary, [], special_tokens=special_tokens, added_tokens=added_tokens)
         lib = engine()
         self.backend.pre_tokenizer = lib.pre_tokenizers.ByteLevel(False, use_regex=False)
-        names = [check_form(normalization_form)] if normalization_form else []
-        names += ["Lowercase"] if lowercase else []
-        steps = [getattr(lib.normalizers, name)() for name in names]
+        names = [check_form(normalization_form), "Lowercase" if lowercase else None]
+        steps = [getattr(lib.normalizers, name)() for name in names if name]
         self.backend.normalizer = lib.normalizers.Sequence(steps) if steps else None
 
 
 def check_form(form):
-    """The name of a Unicode normalization form. Raises ValueError for all else."""
-    if form not in ("NFC", "NFD", "NFKC", "NFKD"):
+    """The name of a Unicode normalization form, or None. Raises ValueError for all else."""
+    if form and form not in ("NFC", "NFD", "NFKC", "NFKD"):
         raise ValueError(f"normalization_form must be NFC, NFD, NFKC, NFKD or None; got {form!r}.")
-    return form
+    return form or None
 
 
 def byte_characters():

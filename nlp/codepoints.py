@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 
-from ..presets.tensors import write_json
 from .byte_pair import check_form
 from .token_files import read_json, read_special_tokens
 from .tokenizers import Tokenizer, check_pairs, check_texts, check_unicode
@@ -32,7 +31,7 @@ class UnicodeCodepointTokenizer(Tokenizer):
         special_tokens=None,
     ):
         self.lowercase, self.size = lowercase, vocabulary_size
-        self.form = check_form(normalization_form) if normalization_form else None
+        self.form = check_form(normalization_form)
         if type(vocabulary_size) is not int or not 0 < vocabulary_size <= CODE_POINTS:
             raise ValueError(
                 f"vocabulary_size must be 1 .. {CODE_POINTS}, got {vocabulary_size!r}."
@@ -90,10 +89,8 @@ class UnicodeCodepointTokenizer(Tokenizer):
     def get_vocabulary(self):
         return [chr(code) for code in range(self.size)]
 
-    def id_to_token(self, index):
-        if not 0 <= index < self.size:
-            raise ValueError(f"No token has the id {index}; ids are 0 .. {self.size - 1}.")
-        return chr(int(index))
+    def _token(self, index):
+        return chr(index) if 0 <= index < self.size else None
 
     def token_to_id(self, token):
         return min(ord(token), self.size - 1)
@@ -108,11 +105,6 @@ class UnicodeCodepointTokenizer(Tokenizer):
     def reference_config(self):
         own = dict(zip(OPTIONS, (self.lowercase, self.form, self.size)))
         return {**super().reference_config(), **own}
-
-    def save(self, folder):
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "tokenizer_config.json", self.reference_config())
 
 
 OPTIONS = ("lowercase", "normalization_form", "vocabulary_size")

@@ -188,66 +188,47 @@ def _write_phi3(backbone):
 TANH = "gelu_pytorch_tanh"
 TIED = {"tie_word_embeddings": True}
 BIAS = {"attention_bias": "attention_bias"}
+NORMED = dict(query_key_norm=True)
 GEMMA = dict(norm_offset=1.0, scale_embeddings=True)
 AROUND = dict(GEMMA, norm_places="around")
+GEMMA3 = dict(
+    read=partial(_gemma2, every=6), defaults=TIED, only={"use_bidirectional_attention": False}
+)
 SHARED = {"shared_expert_dim": "shared_expert_intermediate_size", "qkv_bias": "qkv_bias"}
 HIDDEN = {"activation": "hidden_activation"}
 EXPERTS = {"num_experts": "num_local_experts", "experts_per_token": "num_experts_per_tok"}
-QWEN = dict(read=_windows, write=_switch, defaults={"use_sliding_window": False})
-QWEN_MOE = dict(read=_qwen_moe, write=_write_qwen_moe)
-QWEN_EXPERTS = {
+MOE = {
     **EXPERTS,
     "num_experts": "num_experts",
     "expert_dim": "moe_intermediate_size",
     "normalize_experts": "norm_topk_prob",
 }
+QWEN = dict(read=_windows, write=_switch, defaults={"use_sliding_window": False})
+QWEN_MOE = dict(
+    read=_qwen_moe,
+    write=_write_qwen_moe,
+    defaults={"use_sliding_window": False, "qkv_bias": True, "norm_topk_prob": False},
+)
+STABLE = dict(
+    defaults={"partial_rotary_factor": 0.25, "layer_norm_eps": 1e-5},
+    only={"qk_layernorm": False, "use_parallel_residual": False},
+)
+STABLE_NAMES = {"layer_norm_epsilon": "layer_norm_eps", "qkv_bias": "use_qkv_bias"}
+QWEN2_PAPER, QWEN3_PAPER = "arXiv:2407.10671", "arXiv:2505.09388"
 KINDS = [
     Kind("Llama", "llama", "arXiv:2302.13971", {**BIAS, "mlp_bias": "mlp_bias"}),
     Kind("Mistral", "mistral", "arXiv:2310.06825", read=_windows),
-    Kind("Mixtral", "mixtral", "arXiv:2401.04088", EXPERTS, weights=MIXTRAL, read=_windows),
-    Kind("Qwen2", "qwen2", "arXiv:2407.10671", fixed=dict(qkv_bias=True), **QWEN),
-    Kind(
-        "Qwen2Moe",
-        "qwen2_moe",
-        "arXiv:2407.10671",
-        {**QWEN_EXPERTS, **SHARED},
-        weights=QWEN2_EXPERTS,
-        defaults={"use_sliding_window": False, "qkv_bias": True, "norm_topk_prob": False},
-        **QWEN_MOE,
-    ),
-    Kind("Qwen3", "qwen3", "arXiv:2505.09388", BIAS, dict(query_key_norm=True), **QWEN),
-    Kind(
-        "Qwen3Moe",
-        "qwen3_moe",
-        "arXiv:2505.09388",
-        {**QWEN_EXPERTS, **BIAS},
-        dict(query_key_norm=True),
-        QWEN3_EXPERTS,
-        defaults={"use_sliding_window": False, "norm_topk_prob": False},
-        **QWEN_MOE,
-    ),
-    Kind("Gemma", "gemma", "arXiv:2403.08295", fixed=GEMMA, read=_gemma, defaults=TIED),
+    Kind("Mixtral", "mixtral", "arXiv:2401.04088", EXPERTS, {}, MIXTRAL, _windows),
+    Kind("Qwen2", "qwen2", QWEN2_PAPER, {}, dict(qkv_bias=True), **QWEN),
+    Kind("Qwen2Moe", "qwen2_moe", QWEN2_PAPER, MOE | SHARED, {}, QWEN2_EXPERTS, **QWEN_MOE),
+    Kind("Qwen3", "qwen3", QWEN3_PAPER, BIAS, NORMED, **QWEN),
+    Kind("Qwen3Moe", "qwen3_moe", QWEN3_PAPER, MOE | BIAS, NORMED, QWEN3_EXPERTS, **QWEN_MOE),
+    Kind("Gemma", "gemma", "arXiv:2403.08295", {}, GEMMA, read=_gemma, defaults=TIED),
     Kind("Gemma2", "gemma2", "arXiv:2408.00118", HIDDEN, AROUND, FOUR, _gemma2, defaults=TIED),
+    Kind("Gemma3", "gemma3_text", "arXiv:2503.19786", HIDDEN, AROUND | NORMED, FOUR, **GEMMA3),
+    Kind("Phi3", "phi3", "arXiv:2404.14219", {}, {}, FUSED, _windows, _write_phi3),
     Kind(
-        "Gemma3",
-        "gemma3_text",
-        "arXiv:2503.19786",
-        HIDDEN,
-        dict(AROUND, query_key_norm=True),
-        FOUR,
-        partial(_gemma2, every=6),
-        defaults=TIED,
-        only={"use_bidirectional_attention": False},
-    ),
-    Kind("Phi3", "phi3", "arXiv:2404.14219", weights=FUSED, read=_windows, write=_write_phi3),
-    Kind(
-        "StableLm",
-        "stablelm",
-        "arXiv:2402.17834",
-        {"layer_norm_epsilon": "layer_norm_eps", "qkv_bias": "use_qkv_bias"},
-        dict(norm_kind="layer"),
-        defaults={"partial_rotary_factor": 0.25, "layer_norm_eps": 1e-5},
-        only={"qk_layernorm": False, "use_parallel_residual": False},
+        "StableLm", "stablelm", "arXiv:2402.17834", STABLE_NAMES, {"norm_kind": "layer"}, **STABLE
     ),
 ]
 
@@ -267,10 +248,9 @@ class DecoderBlock(Layer):
     def __init__(self, attention, feed_forward, norms, parallel, **options):
         super().__init__(**options)
         self.attention, self.feed_forward, self.parallel = attention, feed_forward, parallel
-        none = None, None
-        self.attention_norm, self.norm = norms.get("before", none)
-        self.after_attention_norm, self.after_norm = norms.get("after", none)
-        self.last_attention_norm, self.last_norm = norms.get("last", none)
+        for place, prefix in (("before", ""), ("after", "after_"), ("last", "last_")):
+            first, second = norms.get(place, (None, None))
+            setattr(self, f"{prefix}attention_norm", first), setattr(self, f"{prefix}norm", second)
         self.build(None)
 
     def call(self, x, turned=None, visible=None, cache=None, at=0):
@@ -376,18 +356,17 @@ class DecoderBackbone(Backbone):
             self._turns.append(frequencies(width, self.rope_local_wavelength))
 
     def _norm(self):
+        sizes = self.hidden_dim, self.layer_norm_epsilon
         if self.norm_kind == "layer":
-            return norm(self, self.hidden_dim, self.layer_norm_epsilon)
-        sizes = self.hidden_dim, self.layer_norm_epsilon, self.norm_offset
-        return root_mean_square_norm(self, *sizes)
+            return norm(self, *sizes)
+        return root_mean_square_norm(self, *sizes, self.norm_offset)
 
     def _block(self, number):
         options = dict(dtype=self.dtype_policy)
+        heads = self.num_query_heads, self.num_key_value_heads, self.head_dim
         attention = CausalAttention(
             self.hidden_dim,
-            self.num_query_heads,
-            self.num_key_value_heads,
-            self.head_dim,
+            *heads,
             bias=self.qkv_bias or self.attention_bias,
             output_bias=self.attention_bias,
             norm_epsilon=self.layer_norm_epsilon if self.query_key_norm else None,
@@ -404,16 +383,10 @@ class DecoderBackbone(Backbone):
 
     def _feed_forward(self, number, **options):
         if self.num_experts and (self.expert_layers is None or number in self.expert_layers):
-            return Experts(
-                self.hidden_dim,
-                self.expert_dim or self.intermediate_dim,
-                self.num_experts,
-                self.experts_per_token,
-                self.activation,
-                self.normalize_experts,
-                self.shared_expert_dim,
-                **options,
-            )
+            sizes = self.hidden_dim, self.expert_dim or self.intermediate_dim
+            chosen = self.num_experts, self.experts_per_token, self.activation
+            shared = self.normalize_experts, self.shared_expert_dim
+            return Experts(*sizes, *chosen, *shared, **options)
         kind = GatedFeedForward if self.feed_forward_kind == "gated" else FeedForward
         sizes = self.hidden_dim, self.intermediate_dim
         return kind(*sizes, self.activation, self.mlp_bias, **options)
@@ -487,10 +460,8 @@ class DecoderBackbone(Backbone):
         made |= {**kind.fixed, **(kind.read(config) if kind.read else {})}
         if made.get("position_kind") != "learned":
             made = {**_rotary(config), **made}
-        missing = [names[name] for name in NEEDED if not made.get(name)]
-        if missing:
-            what = kind.model_type
-            raise ValueError(f"The config.json of a {what} must say {', '.join(missing)}.")
+        if missing := ", ".join(names[name] for name in NEEDED if not made.get(name)):
+            raise ValueError(f"The config.json of a {kind.model_type} must say {missing}.")
         return made
 
     def reference_config(self):
@@ -575,19 +546,9 @@ def _family(kind, module):
     members = {"__doc__": f"{kind.name} as a language model.", "__module__": module}
     members["weight_map"] = [(kind.head, "lm_head")]
     task = type(f"{kind.name}CausalLM", (DecoderCausalLM,), members)
-    register(
-        Family(
-            name=kind.model_type,
-            model_types=(kind.model_type,),
-            backbone=backbone,
-            tokenizer=kind.tokenizer or DecoderTokenizer,
-            tasks={"CausalLM": task},
-            architectures={
-                "CausalLM": kind.task.format(kind.name),
-                "Backbone": f"{kind.name}Model",
-            },
-        )
-    )
+    named = {"CausalLM": kind.task.format(kind.name), "Backbone": f"{kind.name}Model"}
+    types, tokenizer = (kind.model_type,), kind.tokenizer or DecoderTokenizer
+    register(Family(kind.model_type, types, backbone, tokenizer, {"CausalLM": task}, named))
     return backbone, task
 
 

@@ -36,6 +36,7 @@ OPT_NAMES = {
     "activation": "activation_function",
     "attention_bias": "enable_bias",
 }
+OPT_DEFAULTS = {"tie_word_embeddings": True, "activation_function": "relu", "enable_bias": True}
 NEOX_NAMES = {
     **NONE,
     "layer_norm_epsilon": "layer_norm_eps",
@@ -116,15 +117,12 @@ def _masks(at):  # that old files keep
     return f"{at}.bias", f"{at}.masked_bias"
 
 
+NEOX_IGNORED = (*_masks("layers.*.attention"), "layers.*.attention.rotary_emb.inv_freq")
+
 KINDS = [
     Kind(
-        "GPT2",
-        "gpt2",
-        "Radford et al. 2019",
-        GPT2_NAMES,
-        dict(LEARNED, attention_bias=True),
-        GPT2,
-        _gpt2,
+        *("GPT2", "gpt2", "Radford et al. 2019"),
+        *(GPT2_NAMES, dict(LEARNED, attention_bias=True), GPT2, _gpt2),
         defaults={"tie_word_embeddings": True, "layer_norm_epsilon": 1e-5},
         only=GPT2_ONLY,
         task="GPT2LMHeadModel",
@@ -132,31 +130,19 @@ KINDS = [
         members=dict(reference_prefix="transformer", ignored=_masks("h.*.attn"), layouts=CONV1D),
     ),
     Kind(
-        "OPT",
-        "opt",
-        "arXiv:2205.01068",
-        OPT_NAMES,
-        dict(LEARNED, layer_norm_epsilon=1e-5, position_offset=2),
-        OPT,
-        _opt,
-        _write_opt,
-        {"tie_word_embeddings": True, "activation_function": "relu", "enable_bias": True},
-        {"layer_norm_elementwise_affine": True},
+        *("OPT", "opt", "arXiv:2205.01068"),
+        *(OPT_NAMES, dict(LEARNED, layer_norm_epsilon=1e-5, position_offset=2), OPT, _opt),
+        write=_write_opt,
+        defaults=OPT_DEFAULTS,
+        only={"layer_norm_elementwise_affine": True},
     ),
     Kind(
-        "GPTNeoX",
-        "gpt_neox",
-        "arXiv:2204.06745",
-        NEOX_NAMES,
-        dict(OLD, qkv_by_head=True),
-        NEOX,
+        *("GPTNeoX", "gpt_neox", "arXiv:2204.06745"),
+        *(NEOX_NAMES, dict(OLD, qkv_by_head=True), NEOX),
         write=_write_neox,
         defaults=NEOX_DEFAULTS,
         head="embed_out",
-        members=dict(
-            reference_prefix="gpt_neox",
-            ignored=(*_masks("layers.*.attention"), "layers.*.attention.rotary_emb.inv_freq"),
-        ),
+        members=dict(reference_prefix="gpt_neox", ignored=NEOX_IGNORED),
     ),
 ]
 _made = families(KINDS, __name__)

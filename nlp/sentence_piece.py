@@ -54,13 +54,9 @@ class SentencePieceTokenizer(Tokenizer):
             return lib.models.Unigram(pieces, model.ids["unk"], model.byte_fallback)
         ids = {piece: index for index, (piece, _, _) in enumerate(model.pieces)}
         score = {piece: -score for piece, score, kind in model.pieces if kind == NORMAL}
-        return lib.models.BPE(
-            ids,
-            merges_of(score),
-            unk_token=model.pieces[model.ids["unk"]][0],
-            fuse_unk=True,
-            byte_fallback=model.byte_fallback,
-        )
+        unknown = model.pieces[model.ids["unk"]][0]
+        more = dict(unk_token=unknown, fuse_unk=True, byte_fallback=model.byte_fallback)
+        return lib.models.BPE(ids, merges_of(score), **more)
 
     def _pipeline(self, backend, lib, model):
         steps = self._steps(lib.normalizers, model)
@@ -229,16 +225,13 @@ class LlamaTokenizer(SentencePieceTokenizer):
         add_eos_token=False,
         add_prefix_space=True,
         legacy=False,
-        special_tokens=None,
-        added_tokens=(),
+        **options,
     ):
         self.prefix = ("always" if legacy else "first") if add_prefix_space else "never"
         bos, eos = "bos_token" if add_bos_token else "", "eos_token" if add_eos_token else ""
-        self.wrap = (
-            f"{bos} $A {eos}",
-            f"{bos} $A {eos} {bos and bos + ':1'} $B:1 {eos and eos + ':1'}",
-        )
-        super().__init__(model, special_tokens, added_tokens)
+        second = f"{bos and bos + ':1'} $B:1 {eos and eos + ':1'}"
+        self.wrap = (f"{bos} $A {eos}", f"{bos} $A {eos} {second}")
+        super().__init__(model, **options)
 
     def _pipeline(self, backend, lib, model):
         self._spaces(backend, lib, self.prefix, whole=True)

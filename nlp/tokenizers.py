@@ -54,6 +54,7 @@ class Tokenizer(Presettable):
     tokens beyond the vocabulary, as text or as records of tokenizer_config.json.
     """
 
+    backend = None
     model_type = None  # the kind of model in tokenizer.json, e.g. "WordPiece"
     byte_level = None  # whether the text is cut as UTF-8 bytes; None where it does not matter
     files = ()  # patterns of what `load_slow` reads
@@ -165,15 +166,12 @@ class Tokenizer(Presettable):
     # --- ids to text ------------------------------------------------------------------------------
     def detokenize(self, ids, skip_special_tokens=False):
         """Text of ids.  (n,) -> str; (batch, n) or list of lists -> list[str]"""
-        if isinstance(ids, np.ndarray):
-            ids = ids.tolist()
-        if len(ids) and isinstance(ids[0], (list, tuple, np.ndarray)):
-            rows = [self._check_ids(row) for row in ids]
-            with refused(f"What {self} was read from"):
-                return self.backend.decode_batch(rows, skip_special_tokens=skip_special_tokens)
-        ids = self._check_ids(ids)
+        ids = ids.tolist() if isinstance(ids, np.ndarray) else ids
+        several = len(ids) and isinstance(ids[0], (list, tuple, np.ndarray))
+        rows = [self._check_ids(row) for row in (ids if several else [ids])]
         with refused(f"What {self} was read from"):
-            return self.backend.decode(ids, skip_special_tokens=skip_special_tokens)
+            texts = self.backend.decode_batch(rows, skip_special_tokens=skip_special_tokens)
+        return texts if several else texts[0]
 
     def join(self, tokens):
         """The text of tokens, each given as the vocabulary has it."""
@@ -198,12 +196,13 @@ class Tokenizer(Presettable):
         return sorted(vocabulary, key=vocabulary.get)
 
     def id_to_token(self, index):
-        token = self.backend.id_to_token(int(index)) if 0 <= index < 2**32 else None
-        if token is None:
-            raise ValueError(
-                f"No token has the id {index}; ids are 0 .. {self.vocabulary_size() - 1}."
-            )
+        if (token := self._token(int(index))) is None:
+            most = self.vocabulary_size() - 1
+            raise ValueError(f"No token has the id {index}; ids are 0 .. {most}.")
         return token
+
+    def _token(self, index):
+        return self.backend.id_to_token(index) if 0 <= index < 2**32 else None
 
     def token_to_id(self, token):
         """Id of a token; the id of the unknown token when the vocabulary does not have it."""
@@ -219,8 +218,7 @@ class Tokenizer(Presettable):
         (tools, ...)   The template runs in a sandbox, see `chat`; `pip install khub[chat]`.
         """
         source = chat.choose(self.chat_template, template, variables, type(self).__name__)
-        absent = {"tools": None, "documents": None}
-        names = absent | self.special_tokens | variables
+        names = {"tools": None, "documents": None, **self.special_tokens, **variables}
         names["add_generation_prompt"] = add_generation_prompt
         return chat.render(source, messages=messages, **names)
 
@@ -275,9 +273,8 @@ class Tokenizer(Presettable):
         classes = list(subclasses(cls))
         classes.sort(key=lambda each: vars(each).get("reference_class") != name)  # stable
         for each in classes:
-            if content is None and any(any(folder.glob(pattern)) for pattern in each.files):
-                return each
-            if content is not None and each.model_type and each.reads(content):
+            found = any(any(folder.glob(pattern)) for pattern in each.files)
+            if found if content is None else each.model_type and each.reads(content):
                 return each
         return cls
 
@@ -340,9 +337,10 @@ class Tokenizer(Presettable):
         """Write the files that transformers' AutoTokenizer (and `load`) reads."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / "tokenizer.json", self.backend.to_str(pretty=True))
         write_json(folder / "tokenizer_config.json", self.reference_config())
-        write_json(folder / "special_tokens_map.json", self.special_tokens)
+        if self.backend is not None:
+            write_text(folder / "tokenizer.json", self.backend.to_str(pretty=True))
+            write_json(folder / "special_tokens_map.json", self.special_tokens)
 
 
 class WordPieceTokenizer(Tokenizer):
@@ -376,12 +374,9 @@ class WordPieceTokenizer(Tokenizer):
         special_tokens = {**type(self).special_tokens, **(special_tokens or {})}
         more = dict(unk_token=special_tokens["unk_token"], max_input_chars_per_word=100)
         backend = lib.Tokenizer(lib.models.WordPiece(words, **more))
-        backend.normalizer = lib.normalizers.BertNormalizer(
-            clean_text=True,
-            handle_chinese_chars=split_on_cjk,
-            strip_accents=strip_accents,  # None: as `lowercase`
-            lowercase=lowercase,
-        )
+        # clean_text, handle_chinese_chars, strip_accents (None: as `lowercase`), lowercase
+        normalizer = lib.normalizers.BertNormalizer(True, split_on_cjk, strip_accents, lowercase)
+        backend.normalizer = normalizer
         backend.pre_tokenizer = lib.pre_tokenizers.BertPreTokenizer()
         backend.decoder = lib.decoders.WordPiece(prefix="##")
         super().__init__(backend, special_tokens, added_tokens)
@@ -389,13 +384,10 @@ class WordPieceTokenizer(Tokenizer):
 
     def reference_config(self):
         # A foreign tokenizer.json may lack these; then transformers' defaults hold.
-        normalizer = described(self.backend.normalizer)
-        return {
-            **super().reference_config(),
-            "do_lower_case": normalizer.get("lowercase", True),
-            "strip_accents": normalizer.get("strip_accents"),
-            "tokenize_chinese_chars": normalizer.get("handle_chinese_chars", True),
-        }
+        found = described(self.backend.normalizer)
+        found = {**found, "split_on_cjk": found.get("handle_chinese_chars", True)}
+        own = {key: found.get(name, default) for name, (key, default) in self.settings.items()}
+        return {**super().reference_config(), **own}
 
     def save(self, folder):
         super().save(folder)
@@ -455,11 +447,11 @@ def check_pairs(texts, others):
 def check_unicode(texts):
     """Raise ValueError for the text that has half of a surrogate pair: it is no Unicode."""
     for index, text in enumerate(texts):
-        for each in text if isinstance(text, tuple) else (text,):
-            try:
+        try:
+            for each in text if isinstance(text, tuple) else (text,):
                 each.encode()
-            except UnicodeEncodeError as error:
-                raise ValueError(
-                    f"Item {index} of the texts has a lone surrogate at character {error.start}, "
-                    "which no UTF-8 has; replace it: text.encode('utf-8', 'replace').decode()."
-                ) from error
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"Item {index} of the texts has a lone surrogate at character {error.start}, "
+                "which no UTF-8 has; replace it: text.encode('utf-8', 'replace').decode()."
+            ) from error

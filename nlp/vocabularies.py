@@ -22,21 +22,21 @@ def train_word_piece(texts, vocabulary_size, lowercase=True, min_frequency=2):
     # Characters are numbered here: the trainer numbers "##x" in the order of a hash table that
     # differs from process to process, and the numbers decide between pairs of equal frequency.
     first = [*SPECIAL_TOKENS.values(), *(f"##{c}" for c in inside)]
-    if vocabulary_size < len(first) + len(alphabet):
-        raise ValueError(
-            f"vocabulary_size={vocabulary_size} is less than the {len(first) + len(alphabet)} "
-            "tokens that the special tokens and the characters of the texts need."
-        )
-    trainer = lib.trainers.WordPieceTrainer(
-        vocab_size=vocabulary_size,
-        min_frequency=min_frequency,
-        special_tokens=first,
-        initial_alphabet=alphabet,
-        limit_alphabet=len(alphabet),
-        show_progress=False,
-    )
-    blank.backend.train_from_iterator(texts, trainer=trainer)
+    make, sizes = lib.trainers.WordPieceTrainer, (vocabulary_size, min_frequency)
+    learn(blank.backend, texts, make, *sizes, first, alphabet, "characters of the texts")
     return WordPieceTokenizer(blank.backend.get_vocab(), lowercase=lowercase)
+
+
+def learn(backend, texts, make, vocabulary_size, min_frequency, first, alphabet, what):
+    """Train a backend.  make: its trainer   first, alphabet: tokens   what: of these, for errors"""
+    if vocabulary_size < (needed := len(first) + len(alphabet)):
+        raise ValueError(
+            f"vocabulary_size={vocabulary_size} is less than the {needed} tokens that the special "
+            f"tokens and the {what} need."
+        )
+    sizes = dict(vocab_size=vocabulary_size, min_frequency=min_frequency)
+    tokens = dict(special_tokens=first, initial_alphabet=alphabet, limit_alphabet=len(alphabet))
+    backend.train_from_iterator(texts, make(**sizes, **tokens, show_progress=False))
 
 
 def characters(backend, texts):
@@ -61,25 +61,13 @@ def train_byte_pair(texts, vocabulary_size, min_frequency=2, special_tokens=None
     """
     lib, special_tokens = engine(), special_tokens or {}
     first = list(dict.fromkeys(special_tokens.values()))
-    if vocabulary_size < len(first) + 256:
-        raise ValueError(
-            f"vocabulary_size={vocabulary_size} is less than the {len(first) + 256} tokens that "
-            "the special tokens and the 256 bytes need."
-        )
     alphabet = {token: index for index, token in enumerate([*first, *byte_characters()])}
     blank = BytePairTokenizer(alphabet, [], special_tokens=special_tokens, **options).backend
-    trainer = lib.trainers.BpeTrainer(
-        vocab_size=vocabulary_size,
-        min_frequency=min_frequency,
-        special_tokens=first,
-        initial_alphabet=byte_characters(),
-        show_progress=False,
-    )
-    blank.train_from_iterator(texts, trainer=trainer)
+    make, sizes = lib.trainers.BpeTrainer, (vocabulary_size, min_frequency)
+    learn(blank, texts, make, *sizes, first, byte_characters(), "256 bytes")
     learned = json.loads(blank.to_str())["model"]
-    return BytePairTokenizer(
-        learned["vocab"], learned["merges"], special_tokens=special_tokens, **options
-    )
+    options["special_tokens"] = special_tokens
+    return BytePairTokenizer(learned["vocab"], learned["merges"], **options)
 
 
 def train_sentence_piece(texts, vocabulary_size, model="unigram", byte_fallback=False, cls=None):
@@ -95,9 +83,8 @@ def train_sentence_piece(texts, vocabulary_size, model="unigram", byte_fallback=
         raise ValueError(f'model must be "unigram" or "bpe"; got {model!r}.')
     given = cls.special_tokens or {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
     names, taken = {}, {}
-    for name in (
-        ("pad", "eos", "unk", "bos") if cls.special_tokens else ("unk", "bos", "eos", "pad")
-    ):
+    order = ("pad", "eos", "unk", "bos") if cls.special_tokens else ("unk", "bos", "eos", "pad")
+    for name in order:
         token = given.get(f"{name}_token")
         names |= {f"{name}_id": -1 if token is None or token in taken else len(taken)}
         if names[f"{name}_id"] >= 0:

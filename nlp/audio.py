@@ -59,7 +59,7 @@ NAMES = {  # transformers' -> ours
 }
 FIXED = {"feature_extractor_type": "WhisperFeatureExtractor", "padding_side": "right", "dither": 0}
 FOLLOWING = ("n_samples", "nb_max_frames", "mel_filters")  # from the others
-UNUSED = ("processor_class", "return_attention_mask")  # they change no feature
+UNUSED = {"return_attention_mask": False, "processor_class": "WhisperProcessor"}  # as written
 
 
 # --- files ----------------------------------------------------------------------------------------
@@ -133,9 +133,7 @@ def _read_wav(data, what):
         )
     dtype, silence, full = ENCODINGS[code, size]
     if size == 3:  # the lowest byte of four is 0
-        wide = np.zeros((len(sound) // 3, 4), "u1")
-        wide[:, 1:] = np.frombuffer(sound, "u1").reshape(-1, 3)
-        sound = wide.reshape(-1)
+        sound = np.pad(np.frombuffer(sound, "u1").reshape(-1, 3), ((0, 0), (1, 0)))
     x = np.frombuffer(sound, dtype).reshape(-1, channels)
     with np.errstate(over="ignore", invalid="ignore"):  # NaN and inf are named later
         x = x.astype("float32") - np.float32(silence)
@@ -234,8 +232,7 @@ def resample(samples, source, rate):
     _sane_rate("rate", rate)
     if source == rate:
         return x
-    common = math.gcd(source, rate)
-    up, down = rate // common, source // common
+    up, down = (hz // math.gcd(source, rate) for hz in (rate, source))
     size = -(-len(x) * up // down)
     if size > LONGEST:
         raise ValueError(f"{size:,} samples at {rate:,} Hz; at most {LONGEST:,} are made: cut x.")
@@ -254,8 +251,7 @@ def resample(samples, source, rate):
         t = phase * down / up - np.arange(start, end)[:, None] + half
         window = np.i0(BETA * np.sqrt(np.maximum(1 - (t / reach) ** 2, 0))) / np.i0(BETA)
         weights = cutoff * np.sinc(cutoff * t) * np.where(np.abs(t) <= reach, window, 0)
-        weights = weights.astype("float32")
-        made = 0
+        weights, made = weights.astype("float32"), 0
         for row in range(0, end - start, down):  # so that rows lie beside each other: no copies
             part = weights[row : row + down]
             rows = padded[start + row :][: periods * down].reshape(periods, down)
@@ -387,12 +383,12 @@ class WhisperFeatures(Presettable, Configurable):
     @classmethod
     def load(cls, folder):
         """Read preprocessor_config.json, or its part of processor_config.json."""
-        path, nested = Path(folder, FILE), Path(folder, NESTED)
-        if not path.is_file() and not nested.is_file():
+        there = [Path(folder, name) for name in (FILE, NESTED) if Path(folder, name).is_file()]
+        if not there:
             raise FileNotFoundError(f"{folder} has neither {FILE} nor {NESTED}.")
-        path = path if path.is_file() else nested
+        path = there[0]
         found = parse_json(path.read_bytes(), str(path))
-        found = found.get("feature_extractor") if path == nested else found
+        found = found.get("feature_extractor") if path.name == NESTED else found
         try:
             return cls(**from_transformers(found))
         except ValueError as error:
@@ -405,14 +401,13 @@ class WhisperFeatures(Presettable, Configurable):
 
     def preset_config(self):
         """What config.json keeps."""
-        return {name: getattr(self, name) for name, *_ in self._fields}
+        return self.get_config()
 
     def save(self, folder):
         """Write the preprocessor_config.json that transformers reads."""
         content = {theirs: getattr(self, ours) for theirs, ours in NAMES.items()}
-        sizes = {"n_samples": self.samples, "nb_max_frames": self.frames}
-        more = {"return_attention_mask": False, "processor_class": "WhisperProcessor"}
-        write_json(Path(folder, FILE), {**FIXED, **content, **sizes, **more})
+        content |= {"n_samples": self.samples, "nb_max_frames": self.frames}
+        write_json(Path(folder, FILE), {**FIXED, **content, **UNUSED})
 
 
 def from_transformers(found):

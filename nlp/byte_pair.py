@@ -2,15 +2,8 @@
 
 import itertools
 
-from .token_files import (
-    merge_pairs,
-    merges_of,
-    named_tokens,
-    parts,
-    read_ranks,
-    refused,
-    vocabulary_dict,
-)
+from . import token_files
+from .token_files import merges_of, named_tokens, parts, refused
 from .tokenizers import Tokenizer, described, engine
 
 END = dict.fromkeys(("eos_token", "unk_token"), "<|endoftext|>")
@@ -42,11 +35,11 @@ class BytePairTokenizer(Tokenizer):
         added_tokens=(),
     ):
         lib, special_tokens = engine(), {**type(self).special_tokens, **(special_tokens or {})}
-        vocabulary = vocabulary_dict(vocabulary)
+        vocabulary = token_files.vocabulary_dict(vocabulary)
         with refused(f"A vocabulary of {len(vocabulary):,} tokens with its merges"):
             unknown = special_tokens.get("unk_token") if self.word_end else None
             more = dict(end_of_word_suffix=self.word_end, unk_token=unknown)
-            model = lib.models.BPE(vocabulary, merge_pairs(merges), **more)
+            model = lib.models.BPE(vocabulary, token_files.merge_pairs(merges), **more)
         backend = lib.Tokenizer(model)
         self._cut(backend, lib, add_prefix_space, split)
         backend.decoder = lib.decoders.ByteLevel()
@@ -68,8 +61,8 @@ class BytePairTokenizer(Tokenizer):
         The file holds neither special tokens (added_tokens=[...], in the order of their ids) nor
         the expression that cuts words (split=..., GPT-2's by default).
         """
-        letters = byte_characters()
-        ranks = {"".join(letters[b] for b in t): rank for t, rank in read_ranks(path).items()}
+        letters, ranks = byte_characters(), token_files.read_ranks(path)
+        ranks = {"".join(letters[byte] for byte in token): ranks[token] for token in ranks}
         return cls(ranks, merges_of(ranks), **options)
 
     @classmethod

@@ -12,26 +12,13 @@ from khub.fields import Choice, PositiveInt
 from khub.layers import Layer
 
 from ..presets import Family, register
+from . import transformer
 from .cache import KVCache
 from .experts import Experts
 from .generation import CausalLM
 from .tasks import Backbone
 from .tokenizers import Tokenizer
-from .transformer import (
-    ACTIVATIONS,
-    CausalAttention,
-    FeedForward,
-    GatedFeedForward,
-    check_choices,
-    dense,
-    frequencies,
-    norm,
-    renames,
-    root_mean_square_norm,
-    rotation,
-    table,
-    visible,
-)
+from .transformer import FeedForward, frequencies, renames, rotation, table, visible
 
 CONFIG = {  # khub's name -> the reference's
     "vocabulary_size": "vocab_size",
@@ -155,8 +142,6 @@ def _gemma2(config, every=2):
     return {
         **_windows(config, every),
         "query_scale": config.get("query_pre_attn_scalar", 256) ** -0.5,
-        "attention_soft_cap": config.get("attn_logit_softcapping"),
-        "logit_soft_cap": config.get("final_logit_softcapping"),
     }
 
 
@@ -191,11 +176,16 @@ BIAS = {"attention_bias": "attention_bias"}
 NORMED = dict(query_key_norm=True)
 GEMMA = dict(norm_offset=1.0, scale_embeddings=True)
 AROUND = dict(GEMMA, norm_places="around")
+GEMMA2 = dict(read=_gemma2, defaults=TIED)
 GEMMA3 = dict(
     read=partial(_gemma2, every=6), defaults=TIED, only={"use_bidirectional_attention": False}
 )
 SHARED = {"shared_expert_dim": "shared_expert_intermediate_size", "qkv_bias": "qkv_bias"}
-HIDDEN = {"activation": "hidden_activation"}
+GEMMA_NAMES = {
+    "activation": "hidden_activation",
+    "attention_soft_cap": "attn_logit_softcapping",
+    "logit_soft_cap": "final_logit_softcapping",
+}
 EXPERTS = {"num_experts": "num_local_experts", "experts_per_token": "num_experts_per_tok"}
 MOE = {
     **EXPERTS,
@@ -224,8 +214,8 @@ KINDS = [
     Kind("Qwen3", "qwen3", QWEN3_PAPER, BIAS, NORMED, **QWEN),
     Kind("Qwen3Moe", "qwen3_moe", QWEN3_PAPER, MOE | BIAS, NORMED, QWEN3_EXPERTS, **QWEN_MOE),
     Kind("Gemma", "gemma", "arXiv:2403.08295", {}, GEMMA, read=_gemma, defaults=TIED),
-    Kind("Gemma2", "gemma2", "arXiv:2408.00118", HIDDEN, AROUND, FOUR, _gemma2, defaults=TIED),
-    Kind("Gemma3", "gemma3_text", "arXiv:2503.19786", HIDDEN, AROUND | NORMED, FOUR, **GEMMA3),
+    Kind("Gemma2", "gemma2", "arXiv:2408.00118", GEMMA_NAMES, AROUND, FOUR, **GEMMA2),
+    Kind("Gemma3", "gemma3_text", "arXiv:2503.19786", GEMMA_NAMES, AROUND | NORMED, FOUR, **GEMMA3),
     Kind("Phi3", "phi3", "arXiv:2404.14219", {}, {}, FUSED, _windows, _write_phi3),
     Kind(
         "StableLm", "stablelm", "arXiv:2402.17834", STABLE_NAMES, {"norm_kind": "layer"}, **STABLE
@@ -330,7 +320,7 @@ class DecoderBackbone(Backbone):
                 f"num_query_heads must be a multiple of num_key_value_heads; got "
                 f"{self.num_query_heads} and {self.num_key_value_heads}."
             )
-        check_choices(self, activation=ACTIVATIONS)
+        transformer.check_choices(self, activation=transformer.ACTIVATIONS)
         super().setup()
 
     def build(self, shape=None):
@@ -341,8 +331,8 @@ class DecoderBackbone(Backbone):
             rows = self.max_sequence_length + self.position_offset
             self.position_embeddings = table(self, rows, self.hidden_dim)
         if width != self.hidden_dim:
-            self.project_in = dense(self, width, self.hidden_dim, use_bias=False)
-            self.project_out = dense(self, self.hidden_dim, width, use_bias=False)
+            self.project_in = transformer.dense(self, width, self.hidden_dim, use_bias=False)
+            self.project_out = transformer.dense(self, self.hidden_dim, width, use_bias=False)
         local = range(self.num_layers) if self.local_layers is None else self.local_layers
         window = self.sliding_window is not None
         self._local = [window and i in local for i in range(self.num_layers)]
@@ -358,13 +348,13 @@ class DecoderBackbone(Backbone):
     def _norm(self):
         sizes = self.hidden_dim, self.layer_norm_epsilon
         if self.norm_kind == "layer":
-            return norm(self, *sizes)
-        return root_mean_square_norm(self, *sizes, self.norm_offset)
+            return transformer.norm(self, *sizes)
+        return transformer.root_mean_square_norm(self, *sizes, self.norm_offset)
 
     def _block(self, number):
         options = dict(dtype=self.dtype_policy)
         heads = self.num_query_heads, self.num_key_value_heads, self.head_dim
-        attention = CausalAttention(
+        attention = transformer.CausalAttention(
             self.hidden_dim,
             *heads,
             bias=self.qkv_bias or self.attention_bias,
@@ -387,7 +377,7 @@ class DecoderBackbone(Backbone):
             chosen = self.num_experts, self.experts_per_token, self.activation
             shared = self.normalize_experts, self.shared_expert_dim
             return Experts(*sizes, *chosen, *shared, **options)
-        kind = GatedFeedForward if self.feed_forward_kind == "gated" else FeedForward
+        kind = transformer.GatedFeedForward if self.feed_forward_kind == "gated" else FeedForward
         sizes = self.hidden_dim, self.intermediate_dim
         return kind(*sizes, self.activation, self.mlp_bias, **options)
 
@@ -481,8 +471,6 @@ class DecoderBackbone(Backbone):
             ours |= {"sliding_window": self.sliding_window, "layer_types": kinds}
         if self.query_scale is not None:
             ours["query_pre_attn_scalar"] = round(self.query_scale**-2)
-            ours["attn_logit_softcapping"] = self.attention_soft_cap
-            ours["final_logit_softcapping"] = self.logit_soft_cap
         ours |= self.kind.write(self) if self.kind.write else {}
         return {"model_type": self.kind.model_type, **ours}
 

@@ -10,21 +10,10 @@ from khub.fields import PositiveInt, Rate
 from khub.layers import Dropout, Layer
 
 from ..presets import Family, register
+from . import transformer
 from .cache import KVCache
 from .tasks import Backbone
-from .transformer import (
-    ACTIVATIONS,
-    Attention,
-    CausalAttention,
-    CrossAttention,
-    FeedForward,
-    check_choices,
-    norm,
-    read_config,
-    renames,
-    table,
-    visible,
-)
+from .transformer import Attention, CrossAttention, FeedForward, norm, renames, table, visible
 
 
 class Block(Layer):
@@ -88,14 +77,14 @@ class EncoderDecoder(Backbone):
         norm, feed_forward: make one   attention: fields of both kinds of attention
         """
         width, options = self.hidden_dim, dict(dtype=self.dtype_policy)
-        head = attention.pop("head_width", width // heads)
-        attention["dropout"] = attention.pop("attention_dropout", dropout)
-        own = {**attention, "output_bias": attention["bias"], **options}
-        kind = CausalAttention if cross else Attention
+        sizes = width, heads, heads, attention.pop("head_width", width // heads)
+        dropouts = {"dropout": attention.pop("attention_dropout", dropout)}
+        own = {**attention, **dropouts, "output_bias": attention["bias"], **options}
+        kind = transformer.CausalAttention if cross else Attention
         return [
             Block(
-                kind(width, heads, heads, head, **own),
-                CrossAttention(width, heads, head, **attention, **options) if cross else None,
+                kind(*sizes, **own),
+                CrossAttention(*sizes, **own) if cross else None,
                 feed_forward(),
                 [norm() for _ in range(3 if cross else 2)],
                 self.norm_first,
@@ -269,7 +258,7 @@ class SizedEncoderDecoder(EncoderDecoder):
                 f"hidden_dim must be a multiple of num_heads and num_decoder_heads; got "
                 f"{self.hidden_dim}, {self.num_heads} and {self.num_decoder_heads}."
             )
-        check_choices(self, activation=ACTIVATIONS)
+        transformer.check_choices(self, activation=transformer.ACTIVATIONS)
         super().setup()
 
     def build_sides(self, last_norms):
@@ -302,7 +291,7 @@ class SizedEncoderDecoder(EncoderDecoder):
 
     @classmethod
     def config_from_reference(cls, config):
-        return read_config(config, cls.config_names, config.get("model_type"))
+        return transformer.read_config(config, cls.config_names, config.get("model_type"))
 
     def reference_config(self):
         ours = {key: getattr(self, name) for name, key in self.config_names.items()}

@@ -10,7 +10,7 @@ from khub.fields import PositiveInt
 from khub.layers import Layer
 
 from .cache import EAGER
-from .transformer import ACTIVATIONS, GatedFeedForward, dense, normal
+from .transformer import GatedFeedForward, dense, gated, normal
 
 
 class ExpertDense(Layer):
@@ -62,9 +62,8 @@ class Experts(Layer):
         self.experts_down = ExpertDense(self.count, self.hidden, self.width, **options)
         self.experts_gate_up.build(), self.experts_down.build()
         if self.shared:
-            self.shared_expert = GatedFeedForward(
-                self.width, self.shared, self.activation, **options
-            )
+            sizes = self.width, self.shared, self.activation
+            self.shared_expert = GatedFeedForward(*sizes, **options)
             self.shared_expert.build()
             self.shared_gate = dense(self, self.width, 1, use_bias=False)
 
@@ -80,10 +79,6 @@ class Experts(Layer):
             y = y + ops.sigmoid(self.shared_gate(tokens)) * self.shared_expert(tokens)
         return ops.reshape(y, ops.shape(x))
 
-    def _gated(self, both):
-        gate, up = both[..., : self.hidden], both[..., self.hidden :]
-        return ACTIVATIONS[self.activation](gate) * up
-
     def _sorted(self, tokens, shares, ids):
         """Each expert that is chosen computes its tokens, which lie side by side."""
         ids = ops.convert_to_numpy(ids).reshape(-1)
@@ -92,23 +87,22 @@ class Experts(Layer):
         rows, parts, at = ops.take(tokens, order // self.chosen, axis=0), [], 0
         for expert in np.flatnonzero(counts).tolist():
             part = rows[at : (at := at + int(counts[expert]))]
-            hidden = self._gated(self.experts_gate_up(part, expert))
+            hidden = gated(self.experts_gate_up(part, expert), self.activation)
             parts.append(self.experts_down(hidden, expert))
         y = ops.take(ops.concatenate(parts, 0), np.argsort(order), axis=0)
         return ops.sum(ops.reshape(y, (-1, self.chosen, self.width)) * shares[..., None], 1)
 
     def _at_once(self, tokens, shares, ids):
         """In one program: the kernels of the chosen for a few tokens, else all experts."""
-        first, second = (
-            ops.cast(part.kernel.value, ops.dtype(tokens))
-            for part in (self.experts_gate_up, self.experts_down)
-        )
+        kernels = self.experts_gate_up.kernel, self.experts_down.kernel
+        first, second = (ops.cast(kernel.value, ops.dtype(tokens)) for kernel in kernels)
         rows = ops.shape(tokens)[0]
         if isinstance(rows, int) and 2 * rows * self.chosen <= self.count:
             both = ops.einsum("nw,nkwh->nkh", tokens, ops.take(first, ids, axis=0))
-            hidden = self._gated(both) * shares[..., None]
+            hidden = gated(both, self.activation) * shares[..., None]
             return ops.einsum("nkh,nkhw->nw", hidden, ops.take(second, ids, axis=0))
         places = ops.one_hot(ids, self.count, dtype=ops.dtype(tokens))
         share = ops.sum(places * shares[..., None], 1)
-        hidden = self._gated(ops.einsum("nw,ewh->neh", tokens, first)) * share[..., None]
+        both = ops.einsum("nw,ewh->neh", tokens, first)
+        hidden = gated(both, self.activation) * share[..., None]
         return ops.einsum("neh,ehw->nw", hidden, second)

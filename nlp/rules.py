@@ -45,8 +45,7 @@ class Rules(Configurable):
         if self.no_repeat:
             scores = self._without_repeats(scores, tokens, i)
         if self.min_length:
-            early = i + len(self.start) < self.min_length
-            scores = without(scores, (self.end,), early)
+            scores = without(scores, (self.end,), i + len(self.start) < self.min_length)
         if self.first is not None:
             scores = only(scores, self.first, i == 0)
         if self.last is not None:
@@ -63,10 +62,9 @@ class Rules(Configurable):
         size, done = self.no_repeat, i + len(self.start)
         if EAGER:  # what is not there yet needs no look
             tokens = tokens[:, :i]
-        start = ops.zeros_like(tokens[:, :1]) + ops.convert_to_tensor(
-            np.array([self.start], "int32")
-        )
-        tokens = ops.concatenate([start, tokens], 1) if self.start else tokens
+        if self.start:
+            start = ops.convert_to_tensor(np.array([self.start], "int32"))
+            tokens = ops.concatenate([ops.zeros_like(tokens[:, :1]) + start, tokens], 1)
         batch, length = ops.shape(tokens)
         if EAGER and length < size:
             return scores
@@ -122,11 +120,9 @@ def among(scores, ids):
 
 def without(scores, ids, when):
     """Scores without tokens where `when`, a bool or a tensor of one, or one for each row."""
-    return (
-        scores
-        if when is False
-        else ops.where(ops.logical_and(among(scores, ids), when), NEVER, scores)
-    )
+    if when is False:
+        return scores
+    return ops.where(ops.logical_and(among(scores, ids), when), NEVER, scores)
 
 
 def only(scores, index, when):

@@ -1,17 +1,8 @@
 """SentencePiece: pieces of raw text, spaces included. Kudo, Richardson 2018, arXiv:1808.06226."""
 
+from . import token_files
 from .byte_pair import RobertaTokenizer
-from .token_files import (
-    CONTROL,
-    NORMAL,
-    UNIGRAM,
-    USER,
-    merges_of,
-    named_tokens,
-    parse_sentence_piece,
-    read_bytes,
-    refused,
-)
+from .token_files import CONTROL, NORMAL, UNIGRAM, USER, named_tokens, refused
 from .tokenizers import Tokenizer, WordPieceTokenizer, described, engine, kinds
 
 SPACE = "▁"
@@ -33,7 +24,8 @@ class SentencePieceTokenizer(Tokenizer):
     def __init__(self, model, special_tokens=None, added_tokens=()):
         lib, given = engine(), isinstance(model, bytes)
         where = "These bytes" if given else str(model)
-        model = parse_sentence_piece(model if given else read_bytes(model), where)
+        model = model if given else token_files.read_bytes(model)
+        model = token_files.parse_sentence_piece(model, where)
         count = len(model.pieces)
         named = {f"{n}_token": model.pieces[i][0] for n, i in model.ids.items() if 0 <= i < count}
         special_tokens = {**(type(self).special_tokens or named), **(special_tokens or {})}
@@ -56,7 +48,7 @@ class SentencePieceTokenizer(Tokenizer):
         score = {piece: -score for piece, score, kind in model.pieces if kind == NORMAL}
         unknown = model.pieces[model.ids["unk"]][0]
         more = dict(unk_token=unknown, fuse_unk=True, byte_fallback=model.byte_fallback)
-        return lib.models.BPE(ids, merges_of(score), **more)
+        return lib.models.BPE(ids, token_files.merges_of(score), **more)
 
     def _pipeline(self, backend, lib, model):
         steps = self._steps(lib.normalizers, model)

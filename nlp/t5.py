@@ -4,6 +4,8 @@ Version 1.1 and FLAN (arXiv:2210.11416) have gated layers and a head of their ow
 arXiv:2010.11934, UMT5, which has relative positions in each block, arXiv:2304.09151.
 """
 
+from functools import partial
+
 import numpy as np
 
 from khub import ops
@@ -11,20 +13,11 @@ from khub.fields import PositiveInt, Rate
 from khub.initializers import RandomNormal, VarianceScaling
 from khub.layers import Dense, Dropout, Layer
 
+from . import transformer
 from .encoder_decoder import EncoderDecoder, text_family
 from .generation import Seq2SeqLM
 from .sentence_piece import T5Tokenizer
-from .transformer import (
-    ACTIVATIONS,
-    FeedForward,
-    GatedFeedForward,
-    check_choices,
-    position_buckets,
-    read_config,
-    renames,
-    root_mean_square_norm,
-    table,
-)
+from .transformer import ACTIVATIONS, FeedForward, renames, root_mean_square_norm, table
 
 
 def _side(side, last):
@@ -97,7 +90,7 @@ class RelativePositions(Layer):
         self.table = table(self, self.buckets, self.heads)
         distances = np.arange(-self.max_distance, self.max_distance + 1)
         options = self.buckets, self.max_distance, self.both_sides
-        self._bucket = position_buckets(distances, *options)
+        self._bucket = transformer.position_buckets(distances, *options)
 
     def call(self, queries, keys):
         most = self.max_distance
@@ -146,18 +139,24 @@ class T5Backbone(EncoderDecoder):
         if self.scale_outputs is None:
             self.scale_outputs = self.tie_embedding_weights
         known = dict(activation=ACTIVATIONS, position_biases=("shared", "each"), kind=KINDS)
-        check_choices(self, **known)
+        transformer.check_choices(self, **known)
         super().setup()
 
     def build(self, shape=None):
         self.embeddings = table(self, self.vocabulary_size, self.hidden_dim)
         self.drop = Dropout(self.dropout, dtype=self.dtype_policy)
+        norm = partial(root_mean_square_norm, self, self.hidden_dim, self.layer_norm_epsilon)
+        kind = transformer.GatedFeedForward if self.use_gated_activation else FeedForward
+        sizes = (self.hidden_dim, self.intermediate_dim, self.activation, False, self.dropout)
+        feed_forward = partial(kind, *sizes, dtype=self.dtype_policy)
+        common = norm, feed_forward, self.num_heads, self.dropout
+        options = dict(head_width=self.key_value_dim, bias=False, scale=1.0)
         for side, count in (("encoder", self.num_layers), ("decoder", self.num_decoder_layers)):
-            setattr(self, f"{side}_blocks", self._blocks(count, side == "decoder"))
-            biases = [self._positions(side) for _ in range(count)]
-            biases = biases[:1] if self.position_biases == "shared" else biases
-            setattr(self, f"{side}_positions", biases)
-            setattr(self, f"{side}_norm", self._norm())
+            blocks = self.make_blocks(count, side == "decoder", *common, **options)
+            biases = range(count if self.position_biases == "each" else 1)
+            setattr(self, f"{side}_blocks", blocks)
+            setattr(self, f"{side}_positions", [self._positions(side) for _ in biases])
+            setattr(self, f"{side}_norm", norm())
         self._start()
 
     def _start(self):
@@ -169,24 +168,6 @@ class T5Backbone(EncoderDecoder):
                 queries = inner if name.endswith(("attention.qkv", "cross.query")) else 0
                 own = dict(count=queries, factor=self.key_value_dim**-0.5)
                 layer.kernel.initializer = QueryScaling(distribution="untruncated_normal", **own)
-
-    def _blocks(self, count, cross):
-        sizes = (self.hidden_dim, self.intermediate_dim, self.activation, False, self.dropout)
-        kind = GatedFeedForward if self.use_gated_activation else FeedForward
-        return self.make_blocks(
-            count,
-            cross,
-            self._norm,
-            lambda: kind(*sizes, dtype=self.dtype_policy),
-            self.num_heads,
-            self.dropout,
-            head_width=self.key_value_dim,
-            bias=False,
-            scale=1.0,
-        )
-
-    def _norm(self):
-        return root_mean_square_norm(self, self.hidden_dim, self.layer_norm_epsilon)
 
     def _positions(self, side):
         sizes = (self.num_heads, self.num_buckets, self.max_distance, side == "encoder")
@@ -203,7 +184,7 @@ class T5Backbone(EncoderDecoder):
 
     @classmethod
     def config_from_reference(cls, config):
-        ours = read_config(config, CONFIG, "T5", needed=6)
+        ours = transformer.read_config(config, CONFIG, "T5", needed=6)
         gate, _, activation = config.get("feed_forward_proj", "relu").rpartition("-")
         if gate not in ("", "gated"):
             raise ValueError(

@@ -270,7 +270,7 @@ class SentencePieceModel:
     remove_extra_spaces: bool = True
 
 
-def fields(data, where):
+def fields(data):
     """(number, value) of a protobuf message: int for varints, bytes for all else."""
     position, end = 0, len(data)
 
@@ -282,7 +282,7 @@ def fields(data, where):
             position, shift = position + 1, shift + 7
             if byte < 128:
                 return value & (2**64 - 1), position
-        raise ValueError(f"{where} is no SentencePiece model: cut off at byte {position}.")
+        raise ValueError(f"it is cut off at byte {position}.")
 
     while position < end:
         key, position = varint(position)
@@ -292,14 +292,11 @@ def fields(data, where):
         elif kind in (1, 2, 5):
             size, position = varint(position) if kind == 2 else ({1: 8, 5: 4}[kind], position)
             value = bytes(data[position : position + size])
-            if size > end - position:
-                raise ValueError(
-                    f"{where} is no SentencePiece model: at byte {position} it claims {size:,} "
-                    f"bytes, and {end - position:,} are left."
-                )
+            if size > (left := end - position):
+                raise ValueError(f"byte {position} claims {size:,} bytes, and {left:,} are left.")
             position += size
         else:
-            raise ValueError(f"{where} is no SentencePiece model: wire type {kind}.")
+            raise ValueError(f"wire type {kind}.")
         yield key >> 3, value
 
 
@@ -307,24 +304,23 @@ def parse_sentence_piece(data, where):
     """Read a SentencePiece model file: https://github.com/google/sentencepiece, its .proto."""
     model, seen = SentencePieceModel(), set()
     try:
-        for number, value in fields(data, where):
+        for number, value in fields(data):
             if number == 1:
-                piece = {1: b"", 2: struct.pack("<f", 0), 3: NORMAL, **dict(fields(value, where))}
+                piece = {1: b"", 2: struct.pack("<f", 0), 3: NORMAL, **dict(fields(value))}
                 text, (score,) = piece[1].decode("utf-8"), struct.unpack("<f", piece[2])
                 if text in seen or not text or len(text) > PIECE_LIMIT or score != score:
-                    raise ValueError(
-                        f"piece {len(seen)}, {text!r:.60}, is empty, long or there twice"
-                    )
+                    what = f"piece {len(seen)}, {text!r:.60},"
+                    raise ValueError(f"{what} is empty, long or there twice")
                 seen.add(text)
                 model.pieces.append((text, score, piece[3]))
             elif number == 2:
-                spec = dict(fields(value, where))
+                spec = dict(fields(value))
                 model.kind, model.byte_fallback = spec.get(3, UNIGRAM), bool(spec.get(35, 0))
                 for key, name in ((40, "unk"), (41, "bos"), (42, "eos"), (43, "pad")):
                     index = spec.get(key, model.ids[name])
                     model.ids[name] = index - 2**64 if index >= 2**63 else index
             elif number == 3:
-                spec = {3: 1, 4: 1, **dict(fields(value, where))}
+                spec = {3: 1, 4: 1, **dict(fields(value))}
                 model.charsmap = bytes(spec.get(2, b""))
                 model.dummy_prefix, model.remove_extra_spaces = bool(spec[3]), bool(spec[4])
     except (ValueError, TypeError, AttributeError, struct.error) as error:

@@ -10,18 +10,8 @@ import numpy as np
 from ..presets import Presettable, family
 from ..presets.download import download
 from ..presets.tensors import write_json, write_text
-from . import chat
-from .token_files import (
-    FLAGS,
-    check_normalizers,
-    parts,
-    read_added_tokens,
-    read_chat_template,
-    read_json,
-    read_special_tokens,
-    refused,
-    vocabulary_dict,
-)
+from . import chat, token_files
+from .token_files import parts, read_json, refused
 
 SPECIAL_TOKENS = {  # BERT's
     "pad_token": "[PAD]",
@@ -90,7 +80,7 @@ class Tokenizer(Presettable):
         for token in tokens:
             record = token if isinstance(token, dict) else {"content": token, "special": True}
             content, special = record["content"], record.get("special", False)
-            flags = {name: record[name] for name in FLAGS if name in record}
+            flags = {name: record[name] for name in token_files.FLAGS if name in record}
             flags = {"normalized": not special, **flags}
             expected = record.get("id", self.backend.token_to_id(content))
             self.backend.add_tokens([engine().AddedToken(content, **flags)])
@@ -248,7 +238,7 @@ class Tokenizer(Presettable):
         content = read_json(path) if path.is_file() else None
         if cls is Tokenizer:
             cls = cls.suited(folder, config, content)
-        special = read_special_tokens(folder, config, cls.special_tokens)
+        special = token_files.read_special_tokens(folder, config, cls.special_tokens)
         if content is None:
             tokenizer = cls.load_slow(folder, config, special)
         else:
@@ -258,11 +248,11 @@ class Tokenizer(Presettable):
                     f"{path} holds a {kind_of(content)} tokenizer; {cls.__name__} reads {own}. "
                     "Load it with the tokenizer class of its own family."
                 )
-            check_normalizers(content, path)
+            token_files.check_normalizers(content, path)
             with refused(path):
                 backend = engine().Tokenizer.from_file(str(path))
             tokenizer = cls.from_backend(backend, special)
-        if (template := read_chat_template(folder, config)) is not None:
+        if (template := token_files.read_chat_template(folder, config)) is not None:
             tokenizer.chat_template = template
         return tokenizer
 
@@ -307,7 +297,7 @@ class Tokenizer(Presettable):
         """Read the family's own files, where there is no tokenizer.json."""
         if not cls.files:
             raise FileNotFoundError(f"{folder} has no tokenizer.json; {cls.__name__} needs it.")
-        added = read_added_tokens(folder, config, special_tokens)
+        added = token_files.read_added_tokens(folder, config, special_tokens)
         options = dict(special_tokens=special_tokens, added_tokens=added)
         return cls.from_file(cls.find(folder), **cls.options(config), **options)
 
@@ -370,7 +360,7 @@ class WordPieceTokenizer(Tokenizer):
         special_tokens=None,
         added_tokens=(),
     ):
-        lib, words = engine(), vocabulary_dict(vocabulary)
+        lib, words = engine(), token_files.vocabulary_dict(vocabulary)
         special_tokens = {**type(self).special_tokens, **(special_tokens or {})}
         more = dict(unk_token=special_tokens["unk_token"], max_input_chars_per_word=100)
         backend = lib.Tokenizer(lib.models.WordPiece(words, **more))

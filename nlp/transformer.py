@@ -346,14 +346,18 @@ class Attention(Layer):
         parts = tuple(n * self.head_width for n in (self.heads, self.key_heads, self.key_heads))
         options = dict(parts=parts, use_bias=self.bias and self.key_bias)
         self.qkv = dense(self, self.width, sum(parts), JoinedDense, **options)
-        self.output_projection = dense(self, parts[0], self.width, use_bias=self.output_bias)
         if self.bias and not self.key_bias:
             self.query_bias = self.add_weight((parts[0],), "zeros", name="query_bias")
             self.value_bias = self.add_weight((parts[2],), "zeros", name="value_bias")
-        self.drop = Dropout(self.dropout, dtype=self.dtype_policy) if self.dropout else None
+        self._build_last()
         if self.norm_epsilon is not None:
             made = partial(root_mean_square_norm, self, self.head_width, self.norm_epsilon)
             self.query_norm, self.key_norm = made(self.norm_offset), made(self.norm_offset)
+
+    def _build_last(self):
+        inner, biased = self.heads * self.head_width, self.output_bias
+        self.output_projection = dense(self, inner, self.width, use_bias=biased)
+        self.drop = Dropout(self.dropout, dtype=self.dtype_policy) if self.dropout else None
 
     def _projected(self, x):
         y = self.qkv(x)
@@ -405,30 +409,21 @@ class CausalAttention(Attention):
     causal = True
 
 
-class CrossAttention(Layer):
+class CrossAttention(Attention):
     """Attention to what an encoder gave, whose keys and values are computed once.
 
     keep(encoded (batch, source, width)) -> [keys, values], each (batch, source, heads, head_width)
     call(x (batch, time, width), kept, visible: bool (batch, 1, 1, source)) -> (batch, time, width)
     """
 
-    width: PositiveInt
-    heads: PositiveInt
-    head_width: PositiveInt
-    bias: bool = True
-    key_bias: bool = True
-    scale: float = None
-    dropout: Rate = 0.0
-
     def build(self, shape=None):
         inner = self.heads * self.head_width
         self.query = dense(self, self.width, inner, use_bias=self.bias)
         options = dict(parts=(inner, inner), use_bias=self.bias and self.key_bias)
         self.key_value = dense(self, self.width, 2 * inner, JoinedDense, **options)
-        self.output_projection = dense(self, inner, self.width, use_bias=self.bias)
         if self.bias and not self.key_bias:
             self.value_bias = self.add_weight((inner,), "zeros", name="value_bias")
-        self.drop = Dropout(self.dropout, dtype=self.dtype_policy) if self.dropout else None
+        self._build_last()
 
     def keep(self, encoded):
         batch, source, _ = ops.shape(encoded)
@@ -446,29 +441,6 @@ class CrossAttention(Layer):
         return self.output_projection(ops.reshape(y, (batch, time, -1)))
 
 
-class GatedFeedForward(Layer):
-    """down(activation(gate(x)) * up(x)).  Shazeer 2020, arXiv:2002.05202"""
-
-    width: PositiveInt
-    hidden: PositiveInt
-    activation: str = "silu"
-    bias: bool = False
-    dropout: Rate = 0.0
-
-    def build(self, shape=None):
-        parts = (self.hidden, self.hidden)
-        options = dict(parts=parts, use_bias=self.bias)
-        self.gate_up = dense(self, self.width, sum(parts), JoinedDense, **options)
-        self.down = dense(self, self.hidden, self.width, use_bias=self.bias)
-        self.drop = Dropout(self.dropout, dtype=self.dtype_policy)
-
-    def call(self, x, training=None):
-        both = self.gate_up(x)
-        gate, up = both[..., : self.hidden], both[..., self.hidden :]
-        x = ACTIVATIONS[self.activation](gate) * up
-        return self.down(self.drop(x, training=training) if training else x)
-
-
 class FeedForward(Layer):
     """down(activation(up(x))).  x: (..., width) -> same"""
 
@@ -479,13 +451,40 @@ class FeedForward(Layer):
     dropout: Rate = 0.0
 
     def build(self, shape=None):
-        self.up = dense(self, self.width, self.hidden, use_bias=self.bias)
+        self._build_first()
         self.down = dense(self, self.hidden, self.width, use_bias=self.bias)
         self.drop = Dropout(self.dropout, dtype=self.dtype_policy)
 
+    def _build_first(self):
+        self.up = dense(self, self.width, self.hidden, use_bias=self.bias)
+
+    def _hidden(self, x):
+        return ACTIVATIONS[self.activation](self.up(x))
+
     def call(self, x, training=None):
-        x = ACTIVATIONS[self.activation](self.up(x))
+        x = self._hidden(x)
         return self.down(self.drop(x, training=training) if training else x)
+
+
+class GatedFeedForward(FeedForward):
+    """down(activation(gate(x)) * up(x)).  Shazeer 2020, arXiv:2002.05202"""
+
+    activation = "silu"
+    bias = False
+
+    def _build_first(self):
+        parts = (self.hidden, self.hidden)
+        options = dict(parts=parts, use_bias=self.bias)
+        self.gate_up = dense(self, self.width, sum(parts), JoinedDense, **options)
+
+    def _hidden(self, x):
+        return gated(self.gate_up(x), self.activation)
+
+
+def gated(both, activation):
+    """activation(gate) * up of gate and up side by side, (..., 2 hidden) -> (..., hidden)"""
+    hidden = both.shape[-1] // 2
+    return ACTIVATIONS[activation](both[..., :hidden]) * both[..., hidden:]
 
 
 # --- masked language models ----------------------------------------------------------------------

@@ -18,11 +18,9 @@ for _side in ("encoder", "decoder"):
         (f"{_side}.layernorm_embedding", f"{_side}_embedding_norm"),
     ]
 ALWAYS = {  # of old files
-    "normalize_before": False,
-    "normalize_embedding": True,
-    "add_final_layer_norm": False,
+    **dict.fromkeys(("normalize_before", "add_final_layer_norm"), False),
+    **dict.fromkeys(("normalize_embedding", "tie_word_embeddings"), True),
     "static_position_embeddings": False,
-    "tie_word_embeddings": True,
 }
 OFFSET = 2  # the first row of a position table that is used
 KINDS = {"bart": "Bart", "mbart": "MBart"}

@@ -125,10 +125,7 @@ class WhisperTokenizer(BytePairTokenizer):
 
     reference_class = "WhisperTokenizer"
     special_tokens = GPT2Tokenizer.special_tokens
-    wrap = (
-        "<|startoftranscript|> <|notimestamps|> $A eos_token",
-        "<|startoftranscript|> <|notimestamps|> $A $B eos_token",
-    )
+    wrap = tuple(f"<|startoftranscript|> <|notimestamps|> {x} eos_token" for x in ("$A", "$A $B"))
 
 
 class ByteTokenizer(BytePairTokenizer):

@@ -2,6 +2,7 @@
 
 import unicodedata
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -9,7 +10,7 @@ from .byte_pair import check_form
 from .token_files import read_json, read_special_tokens
 from .tokenizers import Tokenizer, check_pairs, check_texts, check_unicode
 
-CODE_POINTS = 0x110000
+POINTS = 0x110000
 
 
 class UnicodeCodepointTokenizer(Tokenizer):
@@ -24,18 +25,12 @@ class UnicodeCodepointTokenizer(Tokenizer):
     wrap = ("cls_token $A sep_token", "cls_token $A sep_token $B sep_token")
 
     def __init__(
-        self,
-        lowercase=True,
-        normalization_form=None,
-        vocabulary_size=CODE_POINTS,
-        special_tokens=None,
+        self, lowercase=True, normalization_form=None, vocabulary_size=POINTS, special_tokens=None
     ):
         self.lowercase, self.size = lowercase, vocabulary_size
         self.form = check_form(normalization_form)
-        if type(vocabulary_size) is not int or not 0 < vocabulary_size <= CODE_POINTS:
-            raise ValueError(
-                f"vocabulary_size must be 1 .. {CODE_POINTS}, got {vocabulary_size!r}."
-            )
+        if type(vocabulary_size) is not int or not 0 < vocabulary_size <= POINTS:
+            raise ValueError(f"vocabulary_size must be 1 .. {POINTS}, got {vocabulary_size!r}.")
         self.special_tokens = dict(special_tokens or {})
         for name, token in self.special_tokens.items():
             if len(token) != 1 or ord(token) >= vocabulary_size:
@@ -46,12 +41,12 @@ class UnicodeCodepointTokenizer(Tokenizer):
         text = text.lower() if self.lowercase else text
         return unicodedata.normalize(self.form, text) if self.form else text
 
-    def encode(self, texts, pair=None, add_special_tokens=True):
-        if isinstance(texts, (str, bytes)):
-            return self.encode([texts], None if pair is None else [pair], add_special_tokens)[0]
+    def _encodings(self, texts, pair, add_special_tokens, method):
         found = [(t,) for t in check_texts(texts)] if pair is None else check_pairs(texts, pair)
         check_unicode(found)
-        return [self._ids(*each, special=add_special_tokens) for each in found]
+        rows = [self._ids(*each, special=add_special_tokens) for each in found]
+        places = [[(i, i + 1) for i in range(len(row))] for row in rows]
+        return [SimpleNamespace(ids=row, offsets=at) for row, at in zip(rows, places)]
 
     def _ids(self, *texts, special):
         texts, ids = dict(zip(("$A", "$B"), texts)), []
@@ -71,10 +66,7 @@ class UnicodeCodepointTokenizer(Tokenizer):
                 "offsets needs lowercase=False, normalization_form=None, no pair and no special "
                 "tokens: otherwise characters of the text and tokens do not correspond."
             )
-        if isinstance(texts, (str, bytes)):
-            return self.offsets([texts])[0]
-        rows = self.encode(texts, add_special_tokens=False)
-        return [(ids, [(i, i + 1) for i in range(len(ids))]) for ids in rows]
+        return super().offsets(texts)
 
     def detokenize(self, ids, skip_special_tokens=False):
         if len(ids) and isinstance(ids[0], (list, tuple, np.ndarray)):

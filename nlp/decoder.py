@@ -36,9 +36,9 @@ CONFIG = {  # khub's name -> the reference's
 NEEDED = list(CONFIG)[:5]
 
 
-def layers(names, there="layers.{i}"):
-    """Renames of a block's parts: {khub's: the reference's}."""
-    return {ours: theirs for theirs, ours in renames(f"{there}.", "blocks.{i}.", names)}
+def layers(names, there="layers.{i}", **others):
+    """Renames of a block's parts, {khub's: the reference's}, and those of other modules."""
+    return {ours: at for at, ours in renames(f"{there}.", "blocks.{i}.", names)} | others
 
 
 def _experts(inner, gate, up, down):
@@ -51,22 +51,17 @@ def _experts(inner, gate, up, down):
     }
 
 
-WEIGHTS = {  # khub's -> the reference's
-    "embeddings": "embed_tokens",
-    "norm": "norm",
-    **layers(
-        {
-            "attention_norm": "input_layernorm",
-            "attention.qkv": "self_attn.q_proj self_attn.k_proj self_attn.v_proj",
-            "attention.output_projection": "self_attn.o_proj",
-            "attention.query_norm": "self_attn.q_norm",
-            "attention.key_norm": "self_attn.k_norm",
-            "norm": "post_attention_layernorm",
-            "feed_forward.gate_up": "mlp.gate_proj mlp.up_proj",
-            "feed_forward.down": "mlp.down_proj",
-        }
-    ),
+_BLOCK = {  # khub's name -> the reference's
+    "attention_norm": "input_layernorm",
+    "attention.qkv": "self_attn.q_proj self_attn.k_proj self_attn.v_proj",
+    "attention.output_projection": "self_attn.o_proj",
+    "attention.query_norm": "self_attn.q_norm",
+    "attention.key_norm": "self_attn.k_norm",
+    "norm": "post_attention_layernorm",
+    "feed_forward.gate_up": "mlp.gate_proj mlp.up_proj",
+    "feed_forward.down": "mlp.down_proj",
 }
+WEIGHTS = layers(_BLOCK, embeddings="embed_tokens", norm="norm")
 FOUR = layers(  # Gemma 2 and 3 normalize before and after
     {
         "after_attention_norm": "post_attention_layernorm",
@@ -339,9 +334,8 @@ class DecoderBackbone(Backbone):
         self.blocks = [self._block(i) for i in range(self.num_layers)]
         self.norm = self._norm() if self.final_norm else None
         width = int(self.head_dim * self.rope_share)
-        self._turns = []
-        if not learned:
-            self._turns = [frequencies(width, self.rope_max_wavelength, self.rope_scaling)]
+        first = width, self.rope_max_wavelength, self.rope_scaling
+        self._turns = [] if learned else [frequencies(*first)]
         if self.rope_local_wavelength is not None:  # of the layers with a window
             self._turns.append(frequencies(width, self.rope_local_wavelength))
 
@@ -354,18 +348,11 @@ class DecoderBackbone(Backbone):
     def _block(self, number):
         options = dict(dtype=self.dtype_policy)
         heads = self.num_query_heads, self.num_key_value_heads, self.head_dim
-        attention = transformer.CausalAttention(
-            self.hidden_dim,
-            *heads,
-            bias=self.qkv_bias or self.attention_bias,
-            output_bias=self.attention_bias,
-            norm_epsilon=self.layer_norm_epsilon if self.query_key_norm else None,
-            norm_offset=self.norm_offset,
-            scale=self.query_scale,
-            soft_cap=self.attention_soft_cap,
-            by_head=self.qkv_by_head,
-            **options,
-        )
+        biases = self.qkv_bias or self.attention_bias, self.attention_bias
+        norms = self.layer_norm_epsilon if self.query_key_norm else None, self.norm_offset
+        scores = self.query_scale, self.attention_soft_cap, self.qkv_by_head
+        parts = *heads, *biases, *norms, *scores
+        attention = transformer.CausalAttention(self.hidden_dim, *parts, **options)
         feed_forward = self._feed_forward(number, **options)
         attention.build(), feed_forward.build()
         norms = {place: (self._norm(), self._norm()) for place in PLACES[self.norm_places]}
@@ -531,8 +518,8 @@ def _family(kind, module):
     text = f"{kind.name}'s decoder; see `DecoderBackbone`. {kind.paper}"
     members = {"__doc__": text, "__module__": module, "kind": kind, "weight_map": weights}
     backbone = type(f"{kind.name}Backbone", (DecoderBackbone,), {**members, **kind.members})
-    members = {"__doc__": f"{kind.name} as a language model.", "__module__": module}
-    members["weight_map"] = [(kind.head, "lm_head")]
+    text, weights = f"{kind.name} as a language model.", [(kind.head, "lm_head")]
+    members = {"__doc__": text, "__module__": module, "weight_map": weights}
     task = type(f"{kind.name}CausalLM", (DecoderCausalLM,), members)
     named = {"CausalLM": kind.task.format(kind.name), "Backbone": f"{kind.name}Model"}
     types, tokenizer = (kind.model_type,), kind.tokenizer or DecoderTokenizer

@@ -266,19 +266,12 @@ class SizedEncoderDecoder(EncoderDecoder):
         self.drop = Dropout(self.dropout, dtype=self.dtype_policy)
         encoder = self.num_layers, self.num_heads, self.intermediate_dim
         decoder = self.num_decoder_layers, self.num_decoder_heads, self.decoder_intermediate_dim
+        options = dict(dropout=self.activation_dropout, dtype=self.dtype_policy)
+        own = dict(bias=True, key_bias=self.key_bias, attention_dropout=self.attention_dropout)
         for side, (count, heads, hidden) in (("encoder", encoder), ("decoder", decoder)):
-            options = dict(dropout=self.activation_dropout, dtype=self.dtype_policy)
-            blocks = self.make_blocks(
-                count,
-                side == "decoder",
-                self.norm,
-                partial(FeedForward, self.hidden_dim, hidden, self.activation, **options),
-                heads,
-                self.dropout,
-                bias=True,
-                key_bias=self.key_bias,
-                attention_dropout=self.attention_dropout,
-            )
+            sizes = self.hidden_dim, hidden, self.activation
+            make = self.norm, partial(FeedForward, *sizes, **options)
+            blocks = self.make_blocks(count, side == "decoder", *make, heads, self.dropout, **own)
             setattr(self, f"{side}_blocks", blocks)
             if last_norms:
                 setattr(self, f"{side}_norm", self.norm())

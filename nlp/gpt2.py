@@ -44,11 +44,8 @@ NEOX_NAMES = {
     "parallel": "use_parallel_residual",
 }
 NEOX_DEFAULTS = {
-    "attention_bias": True,
-    "use_parallel_residual": True,
-    "layer_norm_eps": 1e-5,
-    "hidden_act": "gelu",
-    "rotary_pct": 0.25,
+    **dict.fromkeys(("attention_bias", "use_parallel_residual"), True),
+    **{"layer_norm_eps": 1e-5, "hidden_act": "gelu", "rotary_pct": 0.25},
 }
 
 _GPT2_BLOCK = {
@@ -59,31 +56,23 @@ _GPT2_BLOCK = {
     "feed_forward.up": "mlp.c_fc",
     "feed_forward.down": "mlp.c_proj",
 }
-GPT2 = {
-    "embeddings": "wte",
-    "position_embeddings": "wpe",
-    "norm": "ln_f",
-    **layers(_GPT2_BLOCK, "h.{i}"),
-}
-_OPT_BLOCK = {  # the norms stand before or behind
-    **BLOCK,
-    "last_attention_norm": BLOCK["attention_norm"],
-    "last_norm": BLOCK["norm"],
-}
-OPT = {
+GPT2 = layers(_GPT2_BLOCK, "h.{i}", embeddings="wte", position_embeddings="wpe", norm="ln_f")
+# The norms stand before or behind.
+_OPT_BLOCK = BLOCK | {f"last_{name}": BLOCK[name] for name in ("attention_norm", "norm")}
+_OPT_MODULES = {
+    **{name: f"decoder.{name}" for name in ("project_in", "project_out")},
     "embeddings": "decoder.embed_tokens",
     "position_embeddings": "decoder.embed_positions",
-    **{name: f"decoder.{name}" for name in ("project_in", "project_out")},
     "norm": "decoder.final_layer_norm",
-    **layers(_OPT_BLOCK, "decoder.layers.{i}"),
 }
+OPT = layers(_OPT_BLOCK, "decoder.layers.{i}", **_OPT_MODULES)
 _NEOX_BLOCK = {
     "attention.qkv": "attention.query_key_value",
     "attention.output_projection": "attention.dense",
     "feed_forward.up": "mlp.dense_h_to_4h",
     "feed_forward.down": "mlp.dense_4h_to_h",
 }
-NEOX = {"embeddings": "embed_in", "norm": "final_layer_norm", **layers(_NEOX_BLOCK)}
+NEOX = layers(_NEOX_BLOCK, embeddings="embed_in", norm="final_layer_norm")
 
 
 def _gpt2(config):

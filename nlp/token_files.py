@@ -66,14 +66,13 @@ def check_ids(vocabulary, where):
 
 def vocabulary_dict(vocabulary):
     """{token: id} of a list, a dict, a vocab.json or a vocab.txt."""
-    if not isinstance(vocabulary, (dict, list, tuple)) and str(vocabulary).endswith(".json"):
-        found = read_json(vocabulary)
-        check_ids(found, f"the vocabulary in {vocabulary}")
-        return found
+    where, path = "a vocabulary", not isinstance(vocabulary, (dict, list, tuple))
+    if path and str(vocabulary).endswith(".json"):
+        where, vocabulary = f"the vocabulary in {vocabulary}", read_json(vocabulary)
     if isinstance(vocabulary, dict):
-        check_ids(vocabulary, "a vocabulary")
+        check_ids(vocabulary, where)
         return vocabulary
-    if not isinstance(vocabulary, (list, tuple)):
+    if path:
         lines = read_text(vocabulary).split("\n")
         vocabulary = lines[:-1] if lines[-1] == "" else lines
     ids = {token: index for index, token in enumerate(vocabulary)}

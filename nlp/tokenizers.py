@@ -13,13 +13,8 @@ from ..presets.tensors import write_json, write_text
 from . import chat, token_files
 from .token_files import parts, read_json, refused
 
-SPECIAL_TOKENS = {  # BERT's
-    "pad_token": "[PAD]",
-    "unk_token": "[UNK]",
-    "cls_token": "[CLS]",
-    "sep_token": "[SEP]",
-    "mask_token": "[MASK]",
-}
+# BERT's
+SPECIAL_TOKENS = {f"{x.lower()}_token": f"[{x}]" for x in ("PAD", "UNK", "CLS", "SEP", "MASK")}
 
 
 @functools.cache

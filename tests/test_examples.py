@@ -70,6 +70,7 @@ ARGUMENTS = {
         f"{folder}/bert",
     ],
     "custom_train_step": lambda folder: ["--epochs", "20"],
+    "lora_sentences": lambda folder: ["--count", "12", "--epochs", "30"],
     "mnist_cnn": write_digits,
     "text_embeddings": lambda folder: ["--rows", "240", "The food was cold.", "--count", "3"],
 }
@@ -104,6 +105,11 @@ def digits(text):
     assert sum(a == b for a, b in zip(answers, truth)) > 0.7 * len(truth)
 
 
+def by_heart(text):
+    known, count = map(int, re.search(r"(\d+) of (\d+) sentences", text).groups())
+    assert count == 12 and known > 8
+
+
 def nearest(text):
     scores = [float(line.split()[0]) for line in text.splitlines()[-3:]]
     assert scores == sorted(scores, reverse=True) and scores[0] > 0
@@ -113,6 +119,7 @@ CHECKS = {
     "fine_tune_images": better_than_random,
     "fine_tune_bert": tuned,
     "custom_train_step": close_to_the_circle,
+    "lora_sentences": by_heart,
     "mnist_cnn": digits,
     "text_embeddings": nearest,
     **dict.fromkeys(NATIVE, falls),

@@ -46,7 +46,7 @@ class BartBackbone(SizedEncoderDecoder):
         "scale_embeddings": "scale_embedding",
     }
     weight_map = WEIGHTS
-    ignored = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+    ignored = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "*coder.version")
     reference_prefix = "model"
 
     def build(self, shape=None):

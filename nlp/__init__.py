@@ -1,51 +1,68 @@
 """Text models: tokenizers, preprocessors, tasks, and one file for each architecture family."""
 
-from . import audio, datasets, decoder, preprocessing, samplers, tasks, tokenizers
+from . import (
+    audio,
+    bert,
+    datasets,
+    deberta,
+    decoder,
+    gpt2,
+    modernbert,
+    preprocessing,
+    samplers,
+    tasks,
+    tokenizers,
+)
 from .audio import WhisperFeatures, read_audio
 from .bart import BartBackbone, BartSeq2SeqLM, BartTokenizer
-from .bert import BertBackbone, BertClassifier, BertMaskedLM, BertTextEmbedder, BertTokenizer
+from .bert import *  # noqa: F403  (made of a table)
 from .byte_pair import (
     BytePairTokenizer,
     ByteTokenizer,
     CLIPTokenizer,
     GPT2Tokenizer,
-    RobertaTokenizer,
     WhisperTokenizer,
 )
 from .codepoints import UnicodeCodepointTokenizer
+from .deberta import *  # noqa: F403
 from .decoder import *  # noqa: F403  (made of a table)
 from .generation import CausalLM, Seq2SeqLM
+from .gpt2 import *  # noqa: F403  (made of a table)
+from .modernbert import *  # noqa: F403
 from .preprocessing import (
     CausalLMPreprocessor,
     MaskedLMPreprocessor,
+    QuestionAnswererPreprocessor,
     Seq2SeqLMPreprocessor,
     TextClassifierPreprocessor,
     TextEmbedderPreprocessor,
+    TokenClassifierPreprocessor,
 )
 from .sentence_piece import (
-    AlbertTokenizer,
     LlamaTokenizer,
     SentencePieceTokenizer,
     T5Tokenizer,
 )
 from .speech import SpeechToText, SpeechToTextPreprocessor
 from .t5 import T5Backbone, T5Seq2SeqLM
-from .tasks import Backbone, MaskedLM, Task, TextClassifier, TextEmbedder
+from .tasks import (
+    Backbone,
+    MaskedLM,
+    QuestionAnswerer,
+    Task,
+    TextClassifier,
+    TextEmbedder,
+    TokenClassifier,
+)
 from .tokenizers import Tokenizer, WordPieceTokenizer
 from .vocabularies import train_byte_pair, train_sentence_piece, train_word_piece
 from .whisper import WhisperBackbone, WhisperSpeechToText
 
 __all__ = [
-    "AlbertTokenizer",
     "Backbone",
     "BartBackbone",
     "BartSeq2SeqLM",
     "BartTokenizer",
-    "BertBackbone",
-    "BertClassifier",
-    "BertMaskedLM",
-    "BertTextEmbedder",
-    "BertTokenizer",
     "CausalLM",
     "CausalLMPreprocessor",
     "BytePairTokenizer",
@@ -55,7 +72,8 @@ __all__ = [
     "LlamaTokenizer",
     "MaskedLM",
     "MaskedLMPreprocessor",
-    "RobertaTokenizer",
+    "QuestionAnswerer",
+    "QuestionAnswererPreprocessor",
     "SentencePieceTokenizer",
     "Seq2SeqLM",
     "Seq2SeqLMPreprocessor",
@@ -69,6 +87,8 @@ __all__ = [
     "TextClassifierPreprocessor",
     "TextEmbedder",
     "TextEmbedderPreprocessor",
+    "TokenClassifier",
+    "TokenClassifierPreprocessor",
     "Tokenizer",
     "WhisperBackbone",
     "WhisperFeatures",
@@ -87,4 +107,5 @@ __all__ = [
     "train_sentence_piece",
     "train_word_piece",
 ]
-__all__ += decoder.__all__
+for _module in (bert, deberta, decoder, gpt2, modernbert):
+    __all__ += _module.__all__

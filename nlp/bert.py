@@ -1,13 +1,42 @@
-"""BERT: a bidirectional transformer encoder of text. Devlin et al. 2018, arXiv:1810.04805."""
+"""BERT and its relatives: one encoder, and a table of what each architecture changes.
+
+Attention to both sides and two dense layers a block, normalized after each addition. Devlin et al.
+2018, arXiv:1810.04805.
+"""
+
+from dataclasses import dataclass, field
 
 from khub import ops
 from khub.fields import PositiveInt, Rate
-from khub.layers import Dropout, Embedding, Layer
+from khub.layers import Dropout, Layer
 
 from ..presets import Family, register
-from .tasks import Backbone, MaskedLM, TextClassifier, TextEmbedder
-from .tokenizers import WordPieceTokenizer
-from .transformer import ACTIVATIONS, attend, dense, norm, normal
+from .byte_pair import RobertaTokenizer
+from .sentence_piece import AlbertTokenizer, XLMRobertaTokenizer
+from .tasks import (
+    Backbone,
+    MaskedLM,
+    QuestionAnswerer,
+    TextClassifier,
+    TextEmbedder,
+    TokenClassifier,
+)
+from .tokenizers import Tokenizer, WordPieceTokenizer
+from .transformer import (
+    ACTIVATIONS,
+    EncoderBlock,
+    PredictionHead,
+    SelfAttention,
+    at_masks,
+    check_sizes,
+    dense,
+    hidden_bias,
+    norm,
+    position_buckets,
+    read_config,
+    table,
+    tied_scores,
+)
 
 
 def sizes(vocabulary, layers, heads, width):
@@ -36,220 +65,6 @@ VARIANTS = {  # vocabulary, layers, heads, width
     # khub's own, presets/recipes/bert_micro_en_uncased.py
     "bert_micro_en_uncased": sizes(8_192, 2, 2, 128),
 }
-
-WEIGHTS = [
-    ("embeddings.word_embeddings", "embeddings.word"),
-    ("embeddings.position_embeddings", "embeddings.position"),
-    ("embeddings.token_type_embeddings", "embeddings.segment"),
-    ("embeddings.LayerNorm", "embeddings.norm"),
-    ("encoder.layer.{i}.attention.self", "blocks.{i}.attention"),  # query, key, value
-    ("encoder.layer.{i}.attention.output.dense", "blocks.{i}.attention.projection"),
-    ("encoder.layer.{i}.attention.output.LayerNorm", "blocks.{i}.attention_norm"),
-    ("encoder.layer.{i}.intermediate.dense", "blocks.{i}.up"),
-    ("encoder.layer.{i}.output.dense", "blocks.{i}.down"),
-    ("encoder.layer.{i}.output.LayerNorm", "blocks.{i}.norm"),
-    ("pooler.dense", "pooler"),
-]
-
-
-class BertEmbeddings(Layer):
-    """norm(word + position + segment).
-
-    token_ids, segment_ids: int (batch, time) -> (batch, time, width)
-    """
-
-    vocabulary_size: PositiveInt
-    width: PositiveInt
-    max_sequence_length: PositiveInt
-    num_segments: PositiveInt
-    dropout: Rate
-    epsilon: float
-
-    def build(self, shape=None):
-        def table(rows):
-            made = Embedding(rows, self.width, normal(), dtype=self.dtype_policy)
-            made.build()
-            return made
-
-        self.word = table(self.vocabulary_size)
-        self.position = table(self.max_sequence_length)
-        self.segment = table(self.num_segments)
-        self.norm = norm(self, self.width, self.epsilon)
-        self.drop = Dropout(self.dropout, dtype=self.dtype_policy)
-
-    def call(self, token_ids, segment_ids=None, training=None):
-        time = ops.shape(token_ids)[1]
-        if isinstance(time, int) and time > self.max_sequence_length:
-            raise ValueError(
-                f"Got {time} tokens; this model has positions for {self.max_sequence_length}. "
-                "Use a preprocessor with a shorter sequence_length."
-            )
-        if segment_ids is None:
-            segment_ids = ops.zeros_like(token_ids)
-        x = self.word(token_ids) + self.position(ops.arange(time)) + self.segment(segment_ids)
-        return self.drop(self.norm(x), training=training)
-
-
-class BertAttention(Layer):
-    """softmax(q k' / sqrt(head width)) v in every head, then a projection.
-
-    x: (batch, time, width), visible: bool (batch, 1, 1, time) -> (batch, time, width)
-    """
-
-    width: PositiveInt
-    heads: PositiveInt
-    dropout: Rate
-
-    def build(self, shape=None):
-        self.query = dense(self, self.width, self.width)
-        self.key = dense(self, self.width, self.width)
-        self.value = dense(self, self.width, self.width)
-        self.projection = dense(self, self.width, self.width)
-        self.drop = Dropout(self.dropout, dtype=self.dtype_policy)
-
-    def call(self, x, visible=None, training=None):
-        batch, time, _ = ops.shape(x)
-        split = (batch, time, self.heads, self.width // self.heads)
-        q, k, v = (ops.reshape(part(x), split) for part in (self.query, self.key, self.value))
-        y = attend(q, k, v, self.drop, training, mask=visible)
-        return self.projection(ops.reshape(y, (batch, time, self.width)))
-
-
-class BertBlock(Layer):
-    """Attention, then two dense layers, normalized after each addition.
-
-    x: (batch, time, width), visible: bool (batch, 1, 1, time) -> (batch, time, width)
-    """
-
-    width: PositiveInt
-    heads: PositiveInt
-    hidden: PositiveInt
-    activation: str
-    dropout: Rate
-    attention_dropout: Rate
-    epsilon: float
-
-    def build(self, shape=None):
-        self.attention = BertAttention(
-            self.width, self.heads, self.attention_dropout, dtype=self.dtype_policy
-        )
-        self.attention.build()
-        self.attention_norm = norm(self, self.width, self.epsilon)
-        self.up = dense(self, self.width, self.hidden)
-        self.down = dense(self, self.hidden, self.width)
-        self.norm = norm(self, self.width, self.epsilon)
-        self.drop = Dropout(self.dropout, dtype=self.dtype_policy)
-
-    def call(self, x, visible=None, training=None):
-        y = self.attention(x, visible, training=training)
-        x = self.attention_norm(x + self.drop(y, training=training))
-        y = self.down(ACTIVATIONS[self.activation](self.up(x)))
-        return self.norm(x + self.drop(y, training=training))
-
-
-class BertBackbone(Backbone):
-    """BERT's encoder.
-
-    inputs: {"token_ids": int (batch, time), "segment_ids": int, "padding_mask": bool, both the same
-    shape}; without segment_ids all are 0, without padding_mask all tokens count
-    -> {"sequence_output": (batch, time, hidden_dim), "pooled_output": (batch, hidden_dim)}
-    """
-
-    vocabulary_size: PositiveInt
-    num_layers: PositiveInt
-    num_heads: PositiveInt
-    hidden_dim: PositiveInt
-    intermediate_dim: PositiveInt
-    dropout: Rate = 0.1
-    max_sequence_length: PositiveInt = 512
-    num_segments: PositiveInt = 2
-    activation: str = "gelu"
-    attention_dropout: Rate = 0.1
-    layer_norm_epsilon: float = 1e-12
-
-    weight_map = WEIGHTS
-    ignored = ("embeddings.position_ids", "cls.predictions.decoder.*", "cls.seq_relationship.*")
-    optional = ("pooler",)
-    reference_prefix = "bert"
-
-    def setup(self):
-        if self.hidden_dim % self.num_heads:
-            raise ValueError(
-                f"hidden_dim must be a multiple of num_heads; got {self.hidden_dim} and "
-                f"{self.num_heads}."
-            )
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(
-                f"BERT's activation must be one of {', '.join(ACTIVATIONS)}; got "
-                f"{self.activation!r}."
-            )
-        super().setup()
-
-    def build(self, shape=None):
-        self.embeddings = BertEmbeddings(
-            self.vocabulary_size,
-            self.hidden_dim,
-            self.max_sequence_length,
-            self.num_segments,
-            self.dropout,
-            self.layer_norm_epsilon,
-            dtype=self.dtype_policy,
-        )
-        self.embeddings.build()
-        self.blocks = [
-            BertBlock(
-                self.hidden_dim,
-                self.num_heads,
-                self.intermediate_dim,
-                self.activation,
-                self.dropout,
-                self.attention_dropout,
-                self.layer_norm_epsilon,
-                dtype=self.dtype_policy,
-            )
-            for _ in range(self.num_layers)
-        ]
-        for block in self.blocks:
-            block.build()
-        self.pooler = dense(self, self.hidden_dim, self.hidden_dim, activation="tanh")
-
-    def call(self, inputs, training=None):
-        self.check_inputs(inputs)
-        x = self.embeddings(inputs["token_ids"], inputs.get("segment_ids"), training=training)
-        visible = inputs.get("padding_mask")
-        if visible is not None:
-            visible = ops.cast(visible, "bool")[:, None, None, :]
-        for block in self.blocks:
-            x = block(x, visible, training=training)
-        return {"sequence_output": x, "pooled_output": self.pooler(x[:, 0])}
-
-    @classmethod
-    def config_from_reference(cls, config):
-        if config.get("position_embedding_type", "absolute") != "absolute":
-            raise ValueError(
-                "BERT with position_embedding_type "
-                f"{config['position_embedding_type']!r} is not supported; expected 'absolute'."
-            )
-        if config.get("is_decoder") or config.get("add_cross_attention"):
-            raise ValueError(
-                "BERT as a decoder (is_decoder, add_cross_attention) is not supported."
-            )
-        ours = {name: config[key] for name, key in CONFIG.items() if key in config}
-        missing = [CONFIG[name] for name in list(CONFIG)[:5] if name not in ours]
-        if missing:
-            raise ValueError(f"The config.json of a BERT must say {', '.join(missing)}.")
-        return ours
-
-    def reference_config(self):
-        ours = {key: getattr(self, name) for name, key in CONFIG.items()}
-        return {
-            "model_type": "bert",
-            **ours,
-            "pad_token_id": 0,
-            "position_embedding_type": "absolute",
-        }
-
-
 CONFIG = {  # khub's name -> the reference's
     "vocabulary_size": "vocab_size",
     "num_layers": "num_hidden_layers",
@@ -265,80 +80,576 @@ CONFIG = {  # khub's name -> the reference's
 }
 
 
-class BertClassifier(TextClassifier):
-    """A class for a text or a pair: dropout and a dense layer on the pooled first token."""
+def _block(theirs, ours, qkv, projection, attention_norm, up, down, after):
+    """The weight map of a block from the reference's names of its parts."""
+    parts = {
+        "attention.projection": projection,
+        "attention_norm": attention_norm,
+        "up": up,
+        "down": down,
+        "norm": after,
+    }
+    joined = tuple(f"{theirs}.attention.{name}" for name in qkv)
+    rows = [(f"{theirs}.{name}", f"{ours}.{part}") for part, name in parts.items()]
+    return [(joined, f"{ours}.attention.qkv"), *rows]
 
-    weight_map = [("classifier", "classifier")]
+
+EMBEDDINGS = [
+    ("embeddings.word_embeddings", "embeddings.word"),
+    ("embeddings.position_embeddings", "embeddings.position"),
+    ("embeddings.token_type_embeddings", "embeddings.segment"),
+    ("embeddings.LayerNorm", "embeddings.norm"),
+]
+LAYER, AFTER = "encoder.layer.{i}", ("intermediate.dense", "output.dense", "output.LayerNorm")
+PARTS = ("query", "key", "value")
+ATTENTION = ("attention.output.dense", "attention.output.LayerNorm")
+BERT = [
+    *EMBEDDINGS,
+    *_block(LAYER, "blocks.{i}", [f"self.{part}" for part in PARTS], *ATTENTION, *AFTER),
+    ("pooler.dense", "pooler"),
+]
+DISTIL_BERT = [
+    *EMBEDDINGS,
+    *_block(
+        "transformer.layer.{i}",
+        "blocks.{i}",
+        ("q_lin", "k_lin", "v_lin"),
+        "attention.out_lin",
+        "sa_layer_norm",
+        "ffn.lin1",
+        "ffn.lin2",
+        "output_layer_norm",
+    ),
+]
+ALBERT = [
+    *EMBEDDINGS,
+    ("encoder.embedding_hidden_mapping_in", "projection"),
+    *_block(
+        "encoder.albert_layer_groups.{i}.albert_layers.{i}",
+        "groups.{i}.{i}",
+        PARTS,
+        "attention.dense",
+        "attention.LayerNorm",
+        "ffn",
+        "ffn_output",
+        "full_layer_layer_norm",
+    ),
+    ("pooler", "pooler"),
+]
+MPNET_ATTENTION = ("attention.attn.o", "attention.LayerNorm")
+MPNET = [
+    *EMBEDDINGS,
+    *_block(LAYER, "blocks.{i}", ("attn.q", "attn.k", "attn.v"), *MPNET_ATTENTION, *AFTER),
+    ("encoder.relative_attention_bias", "relative"),
+    ("pooler.dense", "pooler"),
+]
+
+
+def masked_weights(transform, after, decoder, bias=None):
+    """The weight map of a masked language model's head; bias: of tied embeddings."""
+    names = [("head.dense", transform), ("head.norm", after), ("decoder", decoder)]
+    rows = [(theirs, ours) for ours, theirs in names]
+    return [*rows, (bias or f"{decoder}.bias", "decoder_bias")]
+
+
+LM_HEAD = masked_weights("lm_head.dense", "lm_head.layer_norm", "lm_head.decoder", "lm_head.bias")
+ROBERTA_CLASSIFIER = [("classifier.dense", "hidden"), ("classifier.out_proj", "classifier")]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What an architecture has that BERT has not.
+
+    prefix: of the backbone's weights in a model with a head   names: khub's name -> its own name in
+    config.json   without: names of CONFIG that it lacks   defaults: of the backbone's arguments
+    classifier: the weight map of its head; one with "hidden" reads the first token through a dense
+    layer with the activation `hidden`, the other the pooled output   masked: of a masked language
+    model's head, `masked_activation`: its activation where that is not the backbone's
+    dropout: the names in config.json of the dropout of texts' and tokens' heads   extra: what
+    config.json says besides
+    """
+
+    name: str
+    model_type: str
+    prefix: str
+    tokenizer: type
+    names: dict = field(default_factory=dict)
+    without: tuple = ()
+    defaults: dict = field(default_factory=dict)
+    weights: list = field(default_factory=lambda: BERT)
+    pooler: bool = True
+    counted: bool = False  # positions count the tokens that are no padding, from padding_id + 1 on
+    classifier: list = field(default_factory=lambda: [("classifier", "classifier")])
+    hidden: str = "tanh"
+    drops_twice: bool = True  # before the dense layer `hidden` and after it
+    masked: list = field(default_factory=lambda: LM_HEAD)
+    masked_activation: str = None
+    dropout: tuple = ("classifier_dropout",) * 2
+    extra: dict = field(default_factory=dict)
+    ignored: tuple = ()
+    paper: str = ""
+    reference: str = None  # the name in the reference's classes, where it is another
+
+
+PADDED = dict(
+    names={"padding_id": "pad_token_id"},
+    defaults={"padding_id": 1},
+    counted=True,
+    classifier=ROBERTA_CLASSIFIER,
+    masked_activation="gelu",
+)
+
+
+class DistilBertTokenizer(WordPieceTokenizer):
+    """BERT's WordPiece; segments do not count."""
+
+    reference_class = "DistilBertTokenizer"
+
+
+class MPNetTokenizer(WordPieceTokenizer):
+    """WordPiece with RoBERTa's special tokens.  <s> first </s></s> second </s>"""
+
+    reference_class = "MPNetTokenizer"
+    special_tokens = {**RobertaTokenizer.special_tokens, "unk_token": "[UNK]"}
+    wrap = RobertaTokenizer.wrap
+
+
+KINDS = [
+    Kind(
+        "Bert",
+        "bert",
+        "bert",
+        WordPieceTokenizer,
+        masked=masked_weights(
+            "cls.predictions.transform.dense",
+            "cls.predictions.transform.LayerNorm",
+            "cls.predictions.decoder",
+            "cls.predictions.bias",
+        ),
+        ignored=("cls.seq_relationship.*",),
+    ),
+    Kind("Roberta", "roberta", "roberta", RobertaTokenizer, **PADDED, paper="arXiv:1907.11692"),
+    Kind(
+        "XLMRoberta",
+        "xlm-roberta",
+        "roberta",
+        XLMRobertaTokenizer,
+        **PADDED,
+        paper="arXiv:1911.02116",
+    ),
+    Kind("Camembert", "camembert", "roberta", Tokenizer, **PADDED, paper="arXiv:1911.03894"),
+    Kind(
+        "DistilBert",
+        "distilbert",
+        "distilbert",
+        DistilBertTokenizer,
+        names={
+            "num_layers": "n_layers",
+            "num_heads": "n_heads",
+            "hidden_dim": "dim",
+            "intermediate_dim": "hidden_dim",
+            "dropout": "dropout",
+            "activation": "activation",
+            "attention_dropout": "attention_dropout",
+        },
+        without=("num_segments", "layer_norm_epsilon"),
+        defaults={"num_segments": 0},
+        weights=DISTIL_BERT,
+        pooler=False,
+        classifier=[("pre_classifier", "hidden"), ("classifier", "classifier")],
+        hidden="relu",
+        drops_twice=False,
+        masked=masked_weights("vocab_transform", "vocab_layer_norm", "vocab_projector"),
+        dropout=("seq_classif_dropout", "classifier_dropout"),
+        paper="arXiv:1910.01108",
+    ),
+    Kind(
+        "Electra",
+        "electra",
+        "electra",
+        WordPieceTokenizer,
+        names={"embedding_dim": "embedding_size"},
+        weights=[*BERT, ("embeddings_project", "projection")],
+        pooler=False,
+        classifier=ROBERTA_CLASSIFIER,
+        hidden="gelu",
+        masked=masked_weights(
+            "generator_predictions.dense", "generator_predictions.LayerNorm", "generator_lm_head"
+        ),
+        masked_activation="gelu",
+        ignored=("discriminator_predictions.*",),
+        paper="arXiv:2003.10555",
+    ),
+    Kind(
+        "Albert",
+        "albert",
+        "albert",
+        AlbertTokenizer,
+        names={
+            "embedding_dim": "embedding_size",
+            "num_groups": "num_hidden_groups",
+            "group_layers": "inner_group_num",
+        },
+        defaults={"embedding_dim": 128, "num_groups": 1, "activation": "gelu_new"},
+        weights=ALBERT,
+        masked=masked_weights(
+            "predictions.dense",
+            "predictions.LayerNorm",
+            "predictions.decoder",
+            "predictions.bias",
+        ),
+        dropout=("classifier_dropout_prob",) * 2,
+        ignored=("sop_classifier.*",),
+        paper="arXiv:1909.11942",
+    ),
+    Kind(
+        "MPNet",
+        "mpnet",
+        "mpnet",
+        MPNetTokenizer,
+        without=("num_segments",),
+        defaults={"num_segments": 0, "padding_id": 1, "relative_buckets": 32},
+        weights=MPNET,
+        counted=True,
+        classifier=ROBERTA_CLASSIFIER,
+        masked_activation="gelu",
+        extra={"relative_attention_num_buckets": 32, "pad_token_id": 1},
+        paper="arXiv:2004.09297",
+    ),
+]
+
+
+class EncoderEmbeddings(Layer):
+    """norm(word + position + segment).
+
+    token_ids, segment_ids: int (batch, time) -> (batch, time, width)
+    padding_id: None where positions count from 0 on; else they count the tokens that are no
+    padding from padding_id + 1 on, and padding has the position padding_id
+    max_sequence_length, num_segments: 0 where positions or segments are not added
+    """
+
+    vocabulary_size: PositiveInt
+    width: PositiveInt
+    max_sequence_length: int
+    num_segments: int
+    dropout: Rate
+    epsilon: float
+    padding_id: int = None
+    norm_bias: bool = True
 
     def build(self, shape=None):
+        most, segments = self.max_sequence_length, self.num_segments
+        before = 0 if self.padding_id is None else self.padding_id + 1
+        self.word = table(self, self.vocabulary_size, self.width)
+        self.position = table(self, most + before, self.width) if most else None
+        self.segment = table(self, segments, self.width) if segments else None
+        self.norm = norm(self, self.width, self.epsilon, center=self.norm_bias)
         self.drop = Dropout(self.dropout, dtype=self.dtype_policy)
-        self.classifier = dense(self, self.backbone.hidden_dim, self.num_classes)
+
+    def call(self, token_ids, segment_ids=None, training=None):
+        x = self.word(token_ids)
+        if self.position is not None:
+            x = x + self.position(self._positions(token_ids))
+        if self.segment is not None:
+            if segment_ids is None or self.num_segments == 1:
+                segment_ids = ops.zeros_like(token_ids)
+            x = x + self.segment(segment_ids)
+        return self.drop(self.norm(x), training=training)
+
+    def _positions(self, token_ids):
+        time = ops.shape(token_ids)[1]
+        if isinstance(time, int) and time > self.max_sequence_length:
+            raise ValueError(
+                f"Got {time} tokens; this model has positions for {self.max_sequence_length}. "
+                "Use a preprocessor with a shorter sequence_length."
+            )
+        if self.padding_id is None:
+            return ops.arange(time)
+        real = ops.cast(ops.not_equal(token_ids, self.padding_id), "int32")
+        return ops.cumsum(real, axis=1) * real + self.padding_id
+
+
+class EncoderBackbone(Backbone):
+    """Token ids to hidden states, each of which sees all tokens.
+
+    inputs: {"token_ids": int (batch, time), "segment_ids": int, "padding_mask": bool, both the same
+    shape}; without segment_ids all are 0, without padding_mask all tokens count
+    -> {"sequence_output": (batch, time, hidden_dim), "pooled_output": (batch, hidden_dim)}, the
+    second where the architecture has it
+    num_segments: 0 where segments do not count   embedding_dim: None for hidden_dim
+    num_groups: of layers, each of `group_layers` blocks that its layers share; None: every layer
+    has its own   relative_buckets: of distances that have a bias in every head
+    """
+
+    vocabulary_size: PositiveInt
+    num_layers: PositiveInt
+    num_heads: PositiveInt
+    hidden_dim: PositiveInt
+    intermediate_dim: PositiveInt
+    dropout: Rate = 0.1
+    max_sequence_length: PositiveInt = 512
+    num_segments: int = 2
+    activation: str = "gelu"
+    attention_dropout: Rate = 0.1
+    layer_norm_epsilon: float = 1e-12
+    padding_id: int = 0
+    embedding_dim: int = None
+    num_groups: int = None
+    group_layers: PositiveInt = 1
+    relative_buckets: int = None
+
+    kind = KINDS[0]
+    absolute_positions = True
+    optional = ("pooler",)
+
+    def setup(self):
+        check_sizes(self, "activation")
+        self.embedding_dim = self.embedding_dim or self.hidden_dim
+        super().setup()
+
+    def build(self, shape=None):
+        width, narrow = self.hidden_dim, self.embedding_dim
+        self.embeddings = EncoderEmbeddings(
+            self.vocabulary_size,
+            narrow,
+            self.max_sequence_length if self.absolute_positions else 0,
+            self.num_segments,
+            self.dropout,
+            self.layer_norm_epsilon,
+            self.padding_id if self.kind.counted else None,
+            dtype=self.dtype_policy,
+        )
+        self.embeddings.build()
+        projected = narrow != width or self.num_groups is not None
+        self.projection = dense(self, narrow, width) if projected else None
+        if self.num_groups is None:
+            self.blocks = [self._block(i) for i in range(self.num_layers)]
+        else:
+            each = range(self.group_layers)
+            self.groups = [[self._block(i) for i in each] for _ in range(self.num_groups)]
+        if self.relative_buckets is not None:
+            self.relative = table(self, self.relative_buckets, self.num_heads)
+            distances = range(1 - self.max_sequence_length, self.max_sequence_length)
+            self._buckets = position_buckets(distances, self.relative_buckets)
+        self.pooler = dense(self, width, width, activation="tanh") if self.kind.pooler else None
+
+    def _block(self, index):
+        width, options = self.hidden_dim, dict(dtype=self.dtype_policy)
+        attention = SelfAttention(width, self.num_heads, self.attention_dropout, **options)
+        attention.build()
+        made = EncoderBlock(
+            attention,
+            width,
+            self.intermediate_dim,
+            self.activation,
+            self.dropout,
+            self.layer_norm_epsilon,
+            **options,
+        )
+        made.build()
+        return made
+
+    def prediction_head(self, task):
+        """The layers that a masked language model's head begins with."""
+        activation = self.kind.masked_activation or self.activation
+        sizes = self.hidden_dim, self.embedding_dim, activation, self.layer_norm_epsilon
+        return PredictionHead(*sizes, dtype=task.dtype_policy)
+
+    def _layers(self):
+        """The blocks in the order of their use."""
+        if self.num_groups is None:
+            return self.blocks
+        count = self.num_layers
+        return [b for i in range(count) for b in self.groups[i * self.num_groups // count]]
+
+    def _bias(self, time, visible):
+        """What is added to the scores, once for all layers: by distance, and against padding."""
+        bias = None
+        if self.relative_buckets is not None:
+            places = ops.arange(time)
+            distances = places[None] - places[:, None] + (self.max_sequence_length - 1)
+            bias = ops.transpose(self.relative(ops.take(self._buckets, distances)), (2, 0, 1))[None]
+        if visible is not None:
+            padding = hidden_bias(visible[:, None, None], self.compute_dtype)
+            bias = padding if bias is None else bias + padding
+        return bias
 
     def call(self, inputs, training=None):
-        pooled = self.backbone(inputs, training=training)["pooled_output"]
-        return self.classifier(self.drop(pooled, training=training))
+        self.check_inputs(inputs)
+        token_ids, visible = inputs["token_ids"], inputs.get("padding_mask")
+        x = self.embeddings(token_ids, inputs.get("segment_ids"), training=training)
+        if self.projection is not None:
+            x = self.projection(x)
+        bias = self._bias(ops.shape(token_ids)[1], visible)
+        for block in self._layers():
+            x = block(x, bias, training=training)
+        if self.pooler is None:
+            return {"sequence_output": x}
+        return {"sequence_output": x, "pooled_output": self.pooler(x[:, 0])}
+
+    @classmethod
+    def _names(cls):
+        kept = {ours: name for ours, name in CONFIG.items() if ours not in cls.kind.without}
+        return {**kept, **cls.kind.names}
+
+    @classmethod
+    def config_from_reference(cls, config):
+        what, names = cls.kind.model_type.upper(), cls._names()
+        if config.get("is_decoder") or config.get("add_cross_attention"):
+            raise ValueError(
+                f"{what} as a decoder (is_decoder, add_cross_attention) is not supported."
+            )
+        for key, expected in {"position_embedding_type": "absolute", **cls.kind.extra}.items():
+            if config.get(key, expected) != expected:
+                raise ValueError(
+                    f"{what} with {key} {config[key]!r} is not supported; expected {expected!r}."
+                )
+        ours = read_config(config, names, what)
+        if cls.kind.counted and "max_sequence_length" in ours:
+            padding = ours.get("padding_id", cls.kind.defaults["padding_id"])
+            ours["max_sequence_length"] -= padding + 1
+        return ours
+
+    def reference_config(self):
+        ours = {key: getattr(self, name) for name, key in self._names().items()}
+        if self.kind.counted:
+            ours["max_position_embeddings"] += self.padding_id + 1
+        return {
+            "model_type": self.kind.model_type,
+            **ours,
+            "pad_token_id": self.padding_id,
+            "position_embedding_type": "absolute",
+            **self.kind.extra,
+        }
 
 
-class BertMaskedLM(MaskedLM):
-    """The hidden tokens: dense layer, normalization, the word embeddings as the output's kernel."""
+class EncoderClassifier(TextClassifier):
+    """A class for a text or a pair: a dense layer on the pooled output, or two on the first token.
 
-    weight_map = [
-        ("cls.predictions.transform.dense", "transform"),
-        ("cls.predictions.transform.LayerNorm", "transform_norm"),
-        ("cls.predictions.bias", "decoder_bias"),
-    ]
+    Dropout comes before each dense layer, or before the last one.
+    """
 
     def build(self, shape=None):
         width = self.backbone.hidden_dim
-        self.transform = dense(self, width, width)
-        self.transform_norm = norm(self, width, self.backbone.layer_norm_epsilon)
-        self.decoder_bias = self.add_weight(
-            (self.backbone.vocabulary_size,), initializer="zeros", name="decoder_bias"
-        )
+        self.drop = Dropout(self.dropout, dtype=self.dtype_policy)
+        deep = any(ours == "hidden" for _, ours in self.weight_map)
+        self.hidden = dense(self, width, width) if deep else None
+        self.classifier = dense(self, width, self.num_classes)
+
+    def call(self, inputs, training=None):
+        found = self.backbone(inputs, training=training)
+        if self.hidden is None:
+            x = found["pooled_output"]
+        else:
+            x = found["sequence_output"][:, 0]
+            if self.backbone.kind.drops_twice:
+                x = self.drop(x, training=training)
+            x = ACTIVATIONS[self.backbone.kind.hidden](self.hidden(x))
+        return self.classifier(self.drop(x, training=training))
+
+
+class EncoderMaskedLM(MaskedLM):
+    """The hidden tokens: dense layer, activation, normalization, then the word embeddings as the
+    output's kernel, or a matrix of their shape.
+    """
+
+    backbone: Backbone
+    preprocessor: object = None
+    tie_embeddings: bool = True
+
+    def build(self, shape=None):
+        body, size = self.backbone, self.backbone.vocabulary_size
+        self.head = body.prediction_head(self)
+        self.head.build()
+        if self.tie_embeddings:
+            self.decoder_bias = self.add_weight((size,), initializer="zeros", name="decoder_bias")
+        else:
+            self.decoder = dense(self, body.embedding_dim, size)
 
     @classmethod
     def head_from_reference(cls, config):
-        if not config.get("tie_word_embeddings", True):
-            raise ValueError(
-                "BERT with output embeddings of its own (tie_word_embeddings: false) is not "
-                "supported."
-            )
-        return {}
+        return {"tie_embeddings": bool(config.get("tie_word_embeddings", True))}
+
+    def reference_config(self):
+        return {**super().reference_config(), "tie_word_embeddings": self.tie_embeddings}
 
     def call(self, inputs, training=None):
-        x = self.backbone(inputs, training=training)["sequence_output"]
-        positions = inputs.get("mask_positions")
-        if positions is not None:
-            positions = ops.cast(positions, "int32")[:, :, None]
-            x = ops.take_along_axis(x, positions, axis=1)  # (batch, masks, width)
-        x = ACTIVATIONS[self.backbone.activation](self.transform(x))
-        table = ops.cast(self.backbone.embeddings.word.embeddings, self.compute_dtype)
-        return ops.matmul(self.transform_norm(x), ops.transpose(table)) + self.decoder_bias
+        x = self.head(at_masks(self.hidden_states(inputs, training), inputs))
+        if not self.tie_embeddings:
+            return self.decoder(x)
+        return tied_scores(x, self.backbone.embeddings.word) + self.decoder_bias
 
 
-class BertTextEmbedder(TextEmbedder):
-    """A vector for a text, as sentence-transformers' BERT models make it."""
+TASKS = {  # generic name -> (its class here, the reference's suffix, khub's)
+    "TextClassifier": (EncoderClassifier, "ForSequenceClassification", "Classifier"),
+    "TokenClassifier": (TokenClassifier, "ForTokenClassification", "TokenClassifier"),
+    "QuestionAnswerer": (QuestionAnswerer, "ForQuestionAnswering", "QuestionAnswerer"),
+    "MaskedLM": (EncoderMaskedLM, "ForMaskedLM", "MaskedLM"),
+    "TextEmbedder": (TextEmbedder, "Model", "TextEmbedder"),
+}
 
 
-class BertTokenizer(WordPieceTokenizer):
-    """BERT's WordPiece."""
+def encoder_family(name, model_type, backbone, tokenizer, special, reference=None, paper=""):
+    """Make and register the tasks of an encoder; all its classes by their names.
 
+    special: generic name of a task -> members of its class; "base": a class in place of that in
+    TASKS   reference: the name in the reference's classes, where it is another
+    """
 
-register(
-    Family(
-        name="bert",
-        model_types=("bert",),
-        backbone=BertBackbone,
-        tokenizer=BertTokenizer,
-        tasks={
-            "TextClassifier": BertClassifier,
-            "MaskedLM": BertMaskedLM,
-            "TextEmbedder": BertTextEmbedder,
-        },
-        architectures={
-            "TextClassifier": "BertForSequenceClassification",
-            "MaskedLM": "BertForMaskedLM",
-            "TextEmbedder": "BertModel",
-        },
+    def made(suffix, base, **members):
+        if base.__name__ == f"{name}{suffix}":
+            return base
+        text = f"{name}'s {suffix}; see `{base.__name__}`. {paper}".strip()
+        members = {"__doc__": text, "__module__": backbone.__module__, **members}
+        return type(f"{name}{suffix}", (base,), members)
+
+    heads = {
+        task: made(suffix, **{"base": base, **special.get(task, {})})
+        for task, (base, _, suffix) in TASKS.items()
+    }
+    if tokenizer.__name__ != f"{name}Tokenizer":
+        tokenizer = made("Tokenizer", tokenizer)
+    theirs = reference or name
+    register(
+        Family(
+            name=model_type.replace("-", "_"),
+            model_types=(model_type,),
+            backbone=backbone,
+            tokenizer=tokenizer,
+            tasks=heads,
+            architectures={task: f"{theirs}{suffix}" for task, (_, suffix, _) in TASKS.items()},
+        )
     )
-)
+    return {cls.__name__: cls for cls in (backbone, tokenizer, *heads.values())}
+
+
+def kind_family(kind, base=EncoderBackbone, **heads):
+    """Make and register an architecture's classes: BertBackbone, BertClassifier, ...
+
+    heads: generic name of a task -> its class, in place of that of TASKS
+    """
+    members = {
+        "__doc__": f"{kind.name}'s encoder; see `{base.__name__}`. {kind.paper}".strip(),
+        "__module__": base.__module__,
+        "kind": kind,
+        "weight_map": kind.weights,
+        "reference_prefix": kind.prefix,
+        "ignored": ("embeddings.position_ids", "embeddings.token_type_ids", *kind.ignored),
+        **kind.defaults,
+    }
+    backbone = type(f"{kind.name}Backbone", (base,), members)
+    special = {
+        "TextClassifier": {"weight_map": kind.classifier, "dropout_name": kind.dropout[0]},
+        "TokenClassifier": {"dropout_name": kind.dropout[1]},
+        "MaskedLM": {"weight_map": kind.masked},
+        **{task: {"base": head} for task, head in heads.items()},
+    }
+    about = kind.name, kind.model_type, backbone, kind.tokenizer, special
+    return encoder_family(*about, kind.reference, kind.paper)
+
+
+__all__ = ["EncoderBackbone", "EncoderClassifier", "EncoderMaskedLM"]
+for _kind in KINDS:
+    _made = kind_family(_kind)
+    globals().update(_made)
+    __all__ += list(_made)

@@ -14,6 +14,7 @@ class KVCache(NamedTuple):
     keys, values: lists of (batch, room, key_heads, head_width)   length: the positions written
     starts: int (batch,), the first real position of each row, None: all are real
     memory: what the encoder gave, arrays with the batch first, None where there is none
+    longest: the tokens that a text will have at most, None: as there is room for
 
     `backbone.new_cache(batch, room)` makes one, `backbone.run(token_ids, cache)` gives the next;
     on torch and NumPy that writes the arrays of the one it was given.
@@ -24,6 +25,7 @@ class KVCache(NamedTuple):
     length: int = 0
     starts: object = None
     memory: object = None
+    longest: object = None
 
     @classmethod
     def zeros(cls, layers, shape, dtype, starts=None, memory=None):

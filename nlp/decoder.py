@@ -1,26 +1,30 @@
 """Causal decoders of the Llama kind: one network, and a table of what each architecture changes.
 
 RMS normalization before every part, rotary positions, grouped key heads, gated feed-forward layers.
-Touvron et al. 2023, arXiv:2302.13971.
+Touvron et al. 2023, arXiv:2302.13971.  What came before Llama is in gpt2.py.
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 
 from khub import ops
-from khub.fields import PositiveInt
+from khub.fields import Choice, PositiveInt
 from khub.layers import Embedding, Layer
 
 from ..presets import Family, register
 from .cache import KVCache
+from .experts import Experts
 from .generation import CausalLM
 from .tasks import Backbone
 from .tokenizers import Tokenizer
 from .transformer import (
     ACTIVATIONS,
     CausalAttention,
+    FeedForward,
     GatedFeedForward,
     dense,
     frequencies,
+    norm,
     normal,
     root_mean_square_norm,
     rotation,
@@ -60,7 +64,7 @@ WEIGHTS = [
     ("layers.{i}.mlp.down_proj", "blocks.{i}.feed_forward.down"),
     ("norm", "norm"),
 ]
-AROUND = [  # Gemma 2 and 3 normalize before and after
+FOUR = [  # Gemma 2 and 3 normalize before and after
     ("layers.{i}.post_attention_layernorm", "blocks.{i}.after_attention_norm"),
     ("layers.{i}.pre_feedforward_layernorm", "blocks.{i}.norm"),
     ("layers.{i}.post_feedforward_layernorm", "blocks.{i}.after_norm"),
@@ -71,31 +75,71 @@ FUSED = [  # Phi-3 keeps as one what others keep apart
 ]
 
 
+def _experts(inner, gate, up, down):
+    """Renames of experts, each with layers of these names."""
+    at, expert = f"layers.{{i}}.{inner}", f"layers.{{i}}.{inner}.experts.{{e}}"
+    ours = "blocks.{i}.feed_forward"
+    return [
+        (f"{at}.gate", f"{ours}.router"),
+        ((f"{expert}.{gate}", f"{expert}.{up}"), f"{ours}.experts_gate_up"),
+        (f"{expert}.{down}", f"{ours}.experts_down"),
+    ]
+
+
+MIXTRAL = _experts("block_sparse_moe", "w1", "w3", "w2")
+QWEN3_EXPERTS = _experts("mlp", "gate_proj", "up_proj", "down_proj")
+_SHARED = "layers.{i}.mlp.shared_expert"
+QWEN2_EXPERTS = [
+    *QWEN3_EXPERTS,
+    (f"{_SHARED}_gate", "blocks.{i}.feed_forward.shared_gate"),
+    (
+        (f"{_SHARED}.gate_proj", f"{_SHARED}.up_proj"),
+        "blocks.{i}.feed_forward.shared_expert.gate_up",
+    ),
+    (f"{_SHARED}.down_proj", "blocks.{i}.feed_forward.shared_expert.down"),
+]
+
+
 @dataclass(frozen=True)
 class Kind:
     """What an architecture has that Llama has not.
 
-    names: khub's name -> its own name in config.json   fixed: arguments that are always so
-    weights: renames in place of Llama's   read: config.json -> more arguments
+    names: khub's name -> its own name in config.json, None: it has none   fixed: arguments that are
+    always so   weights: renames in place of Llama's   read: config.json -> more arguments
+    write: backbone -> more of config.json   defaults: of config.json, where they are not Llama's
+    only: what config.json must say, else it is refused   head: the output layer's name
+    task: the reference's class with a head   members: more attributes of the backbone's class
     """
 
     name: str
     model_type: str
+    paper: str
     names: dict = field(default_factory=dict)
     fixed: dict = field(default_factory=dict)
     weights: list = field(default_factory=list)
     read: object = None
-    paper: str = ""
+    write: object = None
+    defaults: dict = field(default_factory=dict)
+    only: dict = field(default_factory=dict)
+    head: str = "lm_head"
+    task: str = "{}ForCausalLM"
+    tokenizer: type = None
+    members: dict = field(default_factory=dict)
 
 
-def _windows(config):
-    """The layers with a window: those that layer_types says, else all, or none without a window."""
+def _windows(config, every=None):
+    """The layers with a window: those that layer_types says, else all but each of number `every`,
+    or none without a window.
+    """
     types = config.get("layer_types")
     if config.get("sliding_window") is None or config.get("use_sliding_window") is False:
         return {"sliding_window": None}
-    count = config["num_hidden_layers"]
+    count = config.get("num_hidden_layers", 0)
     if types is None and "max_window_layers" in config:
         types = ["full_attention"] * min(config["max_window_layers"], count)
+    every = config.get("sliding_window_pattern", every)  # Gemma 3 on the Hub
+    if types is None and every:
+        types = ["sliding_attention" if (i + 1) % every else "full_attention" for i in range(count)]
     types = types or []
     local = tuple(i for i in range(count) if i >= len(types) or types[i] == "sliding_attention")
     return {"sliding_window": config["sliding_window"], "local_layers": local}
@@ -105,71 +149,143 @@ def _gemma(config):
     return {"activation": config.get("hidden_activation") or config.get("hidden_act", TANH)}
 
 
-def _gemma2(config):
+def _gemma2(config, every=2):
     return {
-        **_windows(config),
+        **_windows(config, every),
         "query_scale": config.get("query_pre_attn_scalar", 256) ** -0.5,
         "attention_soft_cap": config.get("attn_logit_softcapping"),
         "logit_soft_cap": config.get("final_logit_softcapping"),
     }
 
 
+def _switch(backbone):
+    return {"use_sliding_window": backbone.sliding_window is not None}
+
+
+def _qwen_moe(config):
+    """Experts in each layer of number `decoder_sparse_step`, but for `mlp_only_layers`."""
+    step, plain = config.get("decoder_sparse_step", 1), config.get("mlp_only_layers") or ()
+    count = config.get("num_hidden_layers", 0)
+    return {
+        **_windows({k: v for k, v in config.items() if k != "max_window_layers"}),
+        "num_experts": config.get("num_experts", config.get("num_local_experts")),
+        "expert_layers": tuple(i for i in range(count) if (i + 1) % step == 0 and i not in plain),
+    }
+
+
+def _write_qwen_moe(backbone):
+    plain = [i for i in range(backbone.num_layers) if i not in backbone.expert_layers]
+    return {**_switch(backbone), "decoder_sparse_step": 1, "mlp_only_layers": plain}
+
+
+def _write_phi3(backbone):
+    name = "original_max_position_embeddings"  # transformers prefers it here
+    return {name: backbone.rope_scaling[name]} if backbone.rope_scaling else {}
+
+
 TANH = "gelu_pytorch_tanh"
+TIED = {"tie_word_embeddings": True}
+BIAS = {"attention_bias": "attention_bias"}
 GEMMA = dict(norm_offset=1.0, scale_embeddings=True)
+AROUND = dict(GEMMA, norm_places="around")
+SHARED = {"shared_expert_dim": "shared_expert_intermediate_size", "qkv_bias": "qkv_bias"}
+HIDDEN = {"activation": "hidden_activation"}
+EXPERTS = {"num_experts": "num_local_experts", "experts_per_token": "num_experts_per_tok"}
+QWEN = dict(read=_windows, write=_switch, defaults={"use_sliding_window": False})
+QWEN_MOE = dict(read=_qwen_moe, write=_write_qwen_moe)
+QWEN_EXPERTS = {
+    **EXPERTS,
+    "num_experts": "num_experts",
+    "expert_dim": "moe_intermediate_size",
+    "normalize_experts": "norm_topk_prob",
+}
 KINDS = [
-    Kind("Llama", "llama", {"attention_bias": "attention_bias", "mlp_bias": "mlp_bias"}),
-    Kind("Mistral", "mistral", read=_windows, paper="arXiv:2310.06825"),
-    Kind("Qwen2", "qwen2", fixed=dict(qkv_bias=True), read=_windows, paper="arXiv:2407.10671"),
+    Kind("Llama", "llama", "arXiv:2302.13971", {**BIAS, "mlp_bias": "mlp_bias"}),
+    Kind("Mistral", "mistral", "arXiv:2310.06825", read=_windows),
+    Kind("Mixtral", "mixtral", "arXiv:2401.04088", EXPERTS, weights=MIXTRAL, read=_windows),
+    Kind("Qwen2", "qwen2", "arXiv:2407.10671", fixed=dict(qkv_bias=True), **QWEN),
     Kind(
-        "Qwen3",
-        "qwen3",
-        {"attention_bias": "attention_bias"},
+        "Qwen2Moe",
+        "qwen2_moe",
+        "arXiv:2407.10671",
+        {**QWEN_EXPERTS, **SHARED},
+        weights=QWEN2_EXPERTS,
+        defaults={"use_sliding_window": False, "qkv_bias": True, "norm_topk_prob": False},
+        **QWEN_MOE,
+    ),
+    Kind("Qwen3", "qwen3", "arXiv:2505.09388", BIAS, dict(query_key_norm=True), **QWEN),
+    Kind(
+        "Qwen3Moe",
+        "qwen3_moe",
+        "arXiv:2505.09388",
+        {**QWEN_EXPERTS, **BIAS},
         dict(query_key_norm=True),
-        read=_windows,
-        paper="arXiv:2505.09388",
+        QWEN3_EXPERTS,
+        defaults={"use_sliding_window": False, "norm_topk_prob": False},
+        **QWEN_MOE,
     ),
-    Kind("Gemma", "gemma", fixed=GEMMA, read=_gemma, paper="arXiv:2403.08295"),
-    Kind(
-        "Gemma2",
-        "gemma2",
-        {"activation": "hidden_activation"},
-        dict(GEMMA, norms_after=True),
-        AROUND,
-        _gemma2,
-        "arXiv:2408.00118",
-    ),
+    Kind("Gemma", "gemma", "arXiv:2403.08295", fixed=GEMMA, read=_gemma, defaults=TIED),
+    Kind("Gemma2", "gemma2", "arXiv:2408.00118", HIDDEN, AROUND, FOUR, _gemma2, defaults=TIED),
     Kind(
         "Gemma3",
         "gemma3_text",
-        {"activation": "hidden_activation"},
-        dict(GEMMA, norms_after=True, query_key_norm=True),
-        AROUND,
-        _gemma2,
         "arXiv:2503.19786",
+        HIDDEN,
+        dict(AROUND, query_key_norm=True),
+        FOUR,
+        partial(_gemma2, every=6),
+        defaults=TIED,
+        only={"use_bidirectional_attention": False},
     ),
-    Kind("Phi3", "phi3", weights=FUSED, read=_windows, paper="arXiv:2404.14219"),
+    Kind("Phi3", "phi3", "arXiv:2404.14219", weights=FUSED, read=_windows, write=_write_phi3),
+    Kind(
+        "StableLm",
+        "stablelm",
+        "arXiv:2402.17834",
+        {"layer_norm_epsilon": "layer_norm_eps", "qkv_bias": "use_qkv_bias"},
+        dict(norm_kind="layer"),
+        defaults={"partial_rotary_factor": 0.25, "layer_norm_eps": 1e-5},
+        only={"qk_layernorm": False, "use_parallel_residual": False},
+    ),
 ]
 
 
-class DecoderBlock(Layer):
-    """x + attention(norm(x)), then x + feed_forward(norm(x)), each normalized before it is added
-    where there are four norms.
+def _normed(norm, x):
+    return x if norm is None else norm(x)
 
+
+class DecoderBlock(Layer):
+    """x + attention(x), then x + feed_forward(x), or with `parallel` x + the two of the same x.
+
+    norms: {place: (attention's, feed-forward's)}, of what goes into the two ("before"), of what
+    comes out ("after"), of the sums ("last")
     call(x, turned, visible, cache, at) -> (y, cache), as `CausalAttention`
     """
 
-    def __init__(self, attention, feed_forward, norms, **options):
+    def __init__(self, attention, feed_forward, norms, parallel, **options):
         super().__init__(**options)
-        self.attention, self.feed_forward = attention, feed_forward
-        self.attention_norm, self.norm = norms[:2]
-        self.after_attention_norm, self.after_norm = norms[2:] or (None, None)
-        self.built = True
+        self.attention, self.feed_forward, self.parallel = attention, feed_forward, parallel
+        none = None, None
+        self.attention_norm, self.norm = norms.get("before", none)
+        self.after_attention_norm, self.after_norm = norms.get("after", none)
+        self.last_attention_norm, self.last_norm = norms.get("last", none)
+        self.build(None)
 
     def call(self, x, turned=None, visible=None, cache=None, at=0):
-        y, cache = self.attention(self.attention_norm(x), turned, visible, cache, at)
-        x = x + (y if self.after_norm is None else self.after_attention_norm(y))
-        y = self.feed_forward(self.norm(x))
-        return x + (y if self.after_norm is None else self.after_norm(y)), cache
+        y, cache = self.attention(_normed(self.attention_norm, x), turned, visible, cache, at)
+        y = x + _normed(self.after_attention_norm, y)
+        if not self.parallel:
+            x = y = _normed(self.last_attention_norm, y)
+        z = self.feed_forward(_normed(self.norm, x))
+        return _normed(self.last_norm, y + _normed(self.after_norm, z)), cache
+
+
+PLACES = {  # norm_places -> where they are in a block
+    "before": ("before",),
+    "around": ("before", "after"),
+    "after": ("after",),
+    "last": ("last",),
+}
 
 
 class DecoderBackbone(Backbone):
@@ -199,12 +315,26 @@ class DecoderBackbone(Backbone):
     query_key_norm: bool = False
     sliding_window: int = None
     local_layers: tuple = None
+    norm_kind: Choice("rms", "layer") = "rms"
     norm_offset: float = 0.0
-    norms_after: bool = False
+    norm_places: Choice(*PLACES) = "before"
+    final_norm: bool = True
+    parallel: bool = False
+    position_kind: Choice("rotary", "learned") = "rotary"
+    position_offset: int = 0
+    feed_forward_kind: Choice("gated", "plain") = "gated"
+    embedding_dim: int = None
+    qkv_by_head: bool = False
     scale_embeddings: bool = False
     query_scale: float = None
     attention_soft_cap: float = None
     logit_soft_cap: float = None
+    num_experts: int = None
+    experts_per_token: int = 2
+    expert_dim: int = None
+    shared_expert_dim: int = None
+    normalize_experts: bool = True
+    expert_layers: tuple = None
 
     kind = KINDS[0]
     reference_prefix = "model"
@@ -225,23 +355,39 @@ class DecoderBackbone(Backbone):
         super().setup()
 
     def build(self, shape=None):
-        self.embeddings = Embedding(
-            self.vocabulary_size, self.hidden_dim, normal(), dtype=self.dtype_policy
-        )
-        self.embeddings.build()
+        width, learned = self.embedding_dim or self.hidden_dim, self.position_kind == "learned"
+        self.embeddings = self._table(self.vocabulary_size, width)
+        self.position_embeddings = self.project_in = self.project_out = None
+        if learned:
+            rows = self.max_sequence_length + self.position_offset
+            self.position_embeddings = self._table(rows, self.hidden_dim)
+        if width != self.hidden_dim:
+            self.project_in = dense(self, width, self.hidden_dim, use_bias=False)
+            self.project_out = dense(self, self.hidden_dim, width, use_bias=False)
         local = range(self.num_layers) if self.local_layers is None else self.local_layers
         window = self.sliding_window is not None
         self._local = [window and i in local for i in range(self.num_layers)]
-        self.blocks = [self._block() for _ in range(self.num_layers)]
-        self.norm = root_mean_square_norm(
-            self, self.hidden_dim, self.layer_norm_epsilon, self.norm_offset
-        )
+        self.blocks = [self._block(i) for i in range(self.num_layers)]
+        self.norm = self._norm() if self.final_norm else None
         width = int(self.head_dim * self.rope_share)
-        self._turns = [frequencies(width, self.rope_max_wavelength, self.rope_scaling)]
+        self._turns = []
+        if not learned:
+            self._turns = [frequencies(width, self.rope_max_wavelength, self.rope_scaling)]
         if self.rope_local_wavelength is not None:  # of the layers with a window
             self._turns.append(frequencies(width, self.rope_local_wavelength))
 
-    def _block(self):
+    def _table(self, rows, width):
+        made = Embedding(rows, width, normal(), dtype=self.dtype_policy)
+        made.build()
+        return made
+
+    def _norm(self):
+        if self.norm_kind == "layer":
+            return norm(self, self.hidden_dim, self.layer_norm_epsilon)
+        sizes = self.hidden_dim, self.layer_norm_epsilon, self.norm_offset
+        return root_mean_square_norm(self, *sizes)
+
+    def _block(self, number):
         options = dict(dtype=self.dtype_policy)
         attention = CausalAttention(
             self.hidden_dim,
@@ -254,15 +400,29 @@ class DecoderBackbone(Backbone):
             norm_offset=self.norm_offset,
             scale=self.query_scale,
             soft_cap=self.attention_soft_cap,
+            by_head=self.qkv_by_head,
             **options,
         )
-        feed_forward = GatedFeedForward(
-            self.hidden_dim, self.intermediate_dim, self.activation, self.mlp_bias, **options
-        )
+        feed_forward = self._feed_forward(number, **options)
         attention.build(), feed_forward.build()
-        sizes = self.hidden_dim, self.layer_norm_epsilon, self.norm_offset
-        norms = [root_mean_square_norm(self, *sizes) for _ in range(4 if self.norms_after else 2)]
-        return DecoderBlock(attention, feed_forward, norms, **options)
+        norms = {place: (self._norm(), self._norm()) for place in PLACES[self.norm_places]}
+        return DecoderBlock(attention, feed_forward, norms, self.parallel, **options)
+
+    def _feed_forward(self, number, **options):
+        if self.num_experts and (self.expert_layers is None or number in self.expert_layers):
+            return Experts(
+                self.hidden_dim,
+                self.expert_dim or self.intermediate_dim,
+                self.num_experts,
+                self.experts_per_token,
+                self.activation,
+                self.normalize_experts,
+                self.shared_expert_dim,
+                **options,
+            )
+        kind = GatedFeedForward if self.feed_forward_kind == "gated" else FeedForward
+        sizes = self.hidden_dim, self.intermediate_dim
+        return kind(*sizes, self.activation, self.mlp_bias, **options)
 
     def new_cache(self, batch, room, starts=None):
         """An empty `KVCache` for `room` positions.  starts: see there"""
@@ -284,12 +444,28 @@ class DecoderBackbone(Backbone):
         x = self.embeddings(token_ids)
         if self.scale_embeddings:
             x = x * ops.cast(self.hidden_dim**0.5, ops.dtype(x))
-        if positions is None:
+        x = x if self.project_in is None else self.project_in(x)
+        length = time if cache is None else cache.longest
+        if length is None:
+            length = ops.minimum(cache.room, self.max_sequence_length)
+        if positions is not None:
+            length = ops.max(positions) + 1 if cache is None else length
+        elif self.position_embeddings is not None and mask is not None:
+            positions = ops.maximum(ops.cumsum(ops.cast(mask, "int32"), 1) - 1, 0)
+        else:
             positions = (ops.arange(time) + at)[None]
             if cache is not None and cache.starts is not None:
                 positions = ops.maximum(positions - cache.starts[:, None], 0)
+        if self.position_embeddings is not None:
+            most = self.max_sequence_length
+            if cache is None and isinstance(time, int) and time > most:
+                raise ValueError(
+                    f"Got {time} tokens; this model has positions for {most}. Use a preprocessor "
+                    "with a shorter sequence_length."
+                )
+            x = x + self.position_embeddings(positions + self.position_offset)
         name = ops.dtype(x)
-        turned = [rotation(positions, *turns, name) for turns in self._turns]
+        turned = [rotation(positions, *turns, name, length) for turns in self._turns] or [None]
         seen = [visible(time, cache, mask)]
         if self.sliding_window is not None:
             seen.append(visible(time, cache, mask, self.sliding_window))
@@ -300,22 +476,32 @@ class DecoderBackbone(Backbone):
         if cache is not None:
             keys, values = map(list, zip(*kept))
             cache = cache._replace(keys=keys, values=values, length=at + time)
-        return self.norm(x), cache
+        x = _normed(self.norm, x)
+        return x if self.project_out is None else self.project_out(x), cache
 
     @classmethod
     def config_from_reference(cls, config):
-        names = {**CONFIG, **cls.kind.names}
-        ours = {name: config[key] for name, key in names.items() if config.get(key) is not None}
-        missing = [names[name] for name in NEEDED if name not in ours]
+        kind = cls.kind
+        for key, value in kind.only.items():
+            if config.get(key, value) not in (value, None):
+                raise ValueError(
+                    f"{kind.name} with {key}={config[key]!r} is not supported; expected {value!r}."
+                )
+        config = {**kind.defaults, **{k: v for k, v in config.items() if v is not None}}
+        names = {**CONFIG, **kind.names}
+        made = {name: config[key] for name, key in names.items() if key in config}
+        made |= {**kind.fixed, **(kind.read(config) if kind.read else {})}
+        if made.get("position_kind") != "learned":
+            made = {**_rotary(config), **made}
+        missing = [names[name] for name in NEEDED if not made.get(name)]
         if missing:
-            what = cls.kind.model_type
+            what = kind.model_type
             raise ValueError(f"The config.json of a {what} must say {', '.join(missing)}.")
-        read = cls.kind.read(config) if cls.kind.read else {}
-        return {**ours, **cls.kind.fixed, **_rotary(config), **read}
+        return made
 
     def reference_config(self):
         names = {**CONFIG, **self.kind.names}
-        ours = {key: getattr(self, name) for name, key in names.items()}
+        ours = {key: getattr(self, name) for name, key in names.items() if key is not None}
         scaling = {"rope_type": "default", **(self.rope_scaling or {})}
         rope = {"rope_theta": self.rope_max_wavelength, **scaling}
         if self.rope_share != 1.0:
@@ -323,15 +509,17 @@ class DecoderBackbone(Backbone):
         if self.rope_local_wavelength is not None:
             local = {"rope_theta": self.rope_local_wavelength, "rope_type": "default"}
             rope = {"full_attention": rope, "sliding_attention": local}
+        if self.position_kind == "rotary":
+            ours["rope_parameters"] = rope
         if self.sliding_window is not None:
             kinds = ["sliding_attention" if local else "full_attention" for local in self._local]
             ours |= {"sliding_window": self.sliding_window, "layer_types": kinds}
-            ours |= {"use_sliding_window": True}
         if self.query_scale is not None:
             ours["query_pre_attn_scalar"] = round(self.query_scale**-2)
             ours["attn_logit_softcapping"] = self.attention_soft_cap
             ours["final_logit_softcapping"] = self.logit_soft_cap
-        return {"model_type": self.kind.model_type, **ours, "rope_parameters": rope}
+        ours |= self.kind.write(self) if self.kind.write else {}
+        return {"model_type": self.kind.model_type, **ours}
 
 
 def _rotary(config):
@@ -341,16 +529,19 @@ def _rotary(config):
     if "full_attention" in rope:
         local = rope["sliding_attention"]["rope_theta"]
         rope = dict(rope["full_attention"])
-    wavelength = rope.pop("rope_theta", None) or config.get("rope_theta", 10_000.0)
-    share = rope.pop("partial_rotary_factor", config.get("partial_rotary_factor") or 1.0)
+    wavelength = rope.pop("rope_theta", None) or config.get("rope_theta")
+    wavelength = wavelength or config.get("rotary_emb_base", 10_000.0)
+    share = config.get("partial_rotary_factor", config.get("rotary_pct", 1.0))
+    share = rope.pop("partial_rotary_factor", share)
     scaling = {**rope, **(config.get("rope_scaling") or {})}
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     found = {"rope_max_wavelength": float(wavelength), "rope_share": float(share)}
     if kind != "default":
-        scaling.setdefault(
-            "original_max_position_embeddings",
-            config.get("original_max_position_embeddings", config.get("max_position_embeddings")),
-        )
+        most = config.get("max_position_embeddings")
+        original = config.get("original_max_position_embeddings", most)
+        original = scaling.setdefault("original_max_position_embeddings", original)
+        if kind == "longrope" and scaling.get("factor") is None:
+            scaling["factor"] = most / original
         found["rope_scaling"] = scaling
     return found | ({} if local is None else {"rope_local_wavelength": float(local)})
 
@@ -362,12 +553,13 @@ class DecoderCausalLM(CausalLM):
 
     @property
     def ignored(self):
-        return ("lm_head.weight",) if self.backbone.tie_embeddings else ()
+        return (f"{self.backbone.kind.head}.weight",) if self.backbone.tie_embeddings else ()
 
     def build(self, shape=None):
-        if not self.backbone.tie_embeddings:
-            size = self.backbone.vocabulary_size
-            self.lm_head = dense(self, self.backbone.hidden_dim, size, use_bias=False)
+        backbone = self.backbone
+        if not backbone.tie_embeddings:
+            width = backbone.embedding_dim or backbone.hidden_dim
+            self.lm_head = dense(self, width, backbone.vocabulary_size, use_bias=False)
 
     def logits(self, x):
         """(..., hidden_dim) -> (..., vocabulary_size)"""
@@ -391,34 +583,37 @@ class DecoderTokenizer(Tokenizer):
         return Tokenizer.load(folder)
 
 
-def _family(kind):
-    """Make and register an architecture's classes: LlamaBackbone, LlamaCausalLM, ..."""
-    paper = f" {kind.paper}" if kind.paper else ""
+def families(kinds, module):
+    """The classes of a table: {"LlamaBackbone": ..., "LlamaCausalLM": ...}"""
+    return {made.__name__: made for kind in kinds for made in _family(kind, module)}
+
+
+def _family(kind, module):
+    """Make and register an architecture's classes."""
     replaced = {name for _, name in kind.weights}
     weights = [*(pair for pair in WEIGHTS if pair[1] not in replaced), *kind.weights]
-    text = f"{kind.name}'s decoder; see `DecoderBackbone`.{paper}"
-    members = {"__doc__": text, "__module__": __name__, "kind": kind, "weight_map": weights}
-    backbone = type(f"{kind.name}Backbone", (DecoderBackbone,), members)
-    members = {"__doc__": f"{kind.name} as a language model.", "__module__": __name__}
+    text = f"{kind.name}'s decoder; see `DecoderBackbone`. {kind.paper}"
+    members = {"__doc__": text, "__module__": module, "kind": kind, "weight_map": weights}
+    backbone = type(f"{kind.name}Backbone", (DecoderBackbone,), {**members, **kind.members})
+    members = {"__doc__": f"{kind.name} as a language model.", "__module__": module}
+    members["weight_map"] = [(kind.head, "lm_head")]
     task = type(f"{kind.name}CausalLM", (DecoderCausalLM,), members)
     register(
         Family(
             name=kind.model_type,
             model_types=(kind.model_type,),
             backbone=backbone,
-            tokenizer=DecoderTokenizer,
+            tokenizer=kind.tokenizer or DecoderTokenizer,
             tasks={"CausalLM": task},
             architectures={
-                "CausalLM": f"{kind.name}ForCausalLM",
+                "CausalLM": kind.task.format(kind.name),
                 "Backbone": f"{kind.name}Model",
             },
         )
     )
-    return {made.__name__: made for made in (backbone, task)}
+    return backbone, task
 
 
-__all__ = ["DecoderBackbone", "DecoderCausalLM", "DecoderTokenizer"]
-for _kind in KINDS:
-    _made = _family(_kind)
-    globals().update(_made)
-    __all__ += list(_made)
+_made = families(KINDS, __name__)
+globals().update(_made)
+__all__ = ["DecoderBackbone", "DecoderCausalLM", "DecoderTokenizer", *_made]

@@ -50,8 +50,9 @@ class Engine:
         count += 0 if EAGER else -count % LENGTH_STEP
         noise = np.pad(noise, [(0, 0), (0, count - noise.shape[1])])
         real = np.arange(time) >= starts[:, None]
+        longest = number(int((time - starts + most).max()))
         starts = ops.convert_to_tensor(starts) if starts.any() or not EAGER else None
-        hidden, cache = self._prompts(self.model, token_ids, count, starts, memory)
+        hidden, cache = self._prompts(self.model, token_ids, count, starts, memory, longest)
         state = {"stops": stops, "most": most, "noise": ops.convert_to_tensor(noise)}
         if self.penalty != 1.0:
             seen = np.zeros((batch, self.model.backbone.vocabulary_size), bool)
@@ -68,11 +69,12 @@ class Engine:
             return state
         return {k: ops.convert_to_tensor(v) for k, v in state.items()}
 
-    def _prompts(self, model, token_ids, count, starts, memory, run=None):
+    def _prompts(self, model, token_ids, count, starts, memory, longest, run=None):
         """The hidden states and the cache of prompts, in parts of `PREFILL` positions."""
         batch, time = token_ids.shape
         options = {} if memory is None else {"memory": memory}
         cache = model.backbone.new_cache(batch, time + count, starts, **options)
+        cache = cache._replace(longest=longest)
         for at in range(0, time, PREFILL):
             part = ops.convert_to_tensor(token_ids[:, at : at + PREFILL])
             hidden, cache = (run or self.prefill)(part, cache)

@@ -14,6 +14,7 @@ from khub.fields import Configurable, PositiveInt, Rate
 from khub.training.data import is_raw_texts
 
 from ..presets import Presettable
+from .spans import Token, answer_span, token_range, token_spans, token_words
 from .tokenizers import check_texts
 
 
@@ -30,9 +31,11 @@ class TextPreprocessor(Presettable, Configurable):
 
 
 class BertPreprocessor(TextPreprocessor):
-    """[CLS] first [SEP] (second [SEP]), cut and padded to one length.
+    """Texts or pairs of texts with the special tokens around them, cut and padded to one length.
 
-    -> {"token_ids": int32 (batch, sequence_length), "segment_ids": the same, "padding_mask": bool}
+    -> {"token_ids": int32 (batch, sequence_length), "segment_ids": the same, "padding_mask": bool};
+    segment_ids where the tokenizer tells the texts of a pair apart. The tokenizer says which
+    special tokens there are: [CLS] first [SEP] second [SEP] is BERT's way.
     truncate: "longest_first" takes tokens from the longer text of a pair, as transformers does;
     "round_robin" shares the room token by token, as KerasHub does; "only_first" and "only_second"
     cut one text alone.
@@ -52,6 +55,8 @@ class BertPreprocessor(TextPreprocessor):
                 f"sequence_length must be at least 3 ([CLS], a token, [SEP]); got "
                 f"{self.sequence_length}."
             )
+        self.templates = [template(self.tokenizer, count) for count in (1, 2)]
+        self.has_segments = any(segment for _, _, segment in self.templates[1])
 
     def __call__(self, x, y=None, sample_weight=None):
         return pack(self.encode(x), y, sample_weight)
@@ -61,24 +66,40 @@ class BertPreprocessor(TextPreprocessor):
         arrays = self.assemble([self.tokenizer.tokenize(texts) for texts in segments])
         return arrays if batched else {name: array[0] for name, array in arrays.items()}
 
+    def room(self, count):
+        """How many tokens of `count` texts fit."""
+        return self.sequence_length - len(self.templates[count - 1]) + count
+
     def assemble(self, segments):
         """Arrays of token ids.  segments: one or two lists (batch) of lists of ids"""
-        tokenizer, length = self.tokenizer, self.sequence_length
-        token_ids = np.full((len(segments[0]), length), tokenizer.pad_token_id, "int32")
+        length, count = self.sequence_length, len(segments)
+        token_ids = np.full((len(segments[0]), length), self.tokenizer.pad_token_id, "int32")
         segment_ids = np.zeros_like(token_ids)
         sizes = np.empty(len(token_ids), "int64")
-        room = length - 1 - len(segments)
+        room = self.room(count)
         for row, parts in enumerate(zip(*segments)):
-            kept = TRUNCATE[self.truncate]([len(ids) for ids in parts], room)
-            ids = [tokenizer.cls_token_id]
-            for number, (part, size) in enumerate(zip(parts, kept)):
-                segment_ids[row, len(ids) : len(ids) + size + 1] = number
-                ids += part[:size]
-                ids.append(tokenizer.sep_token_id)
+            kept, ids = TRUNCATE[self.truncate]([len(ids) for ids in parts], room), []
+            for index, text, segment in self.templates[count - 1]:
+                begin = len(ids)
+                ids += [index] if text is None else parts[text][: kept[text]]
+                segment_ids[row, begin : len(ids)] = segment
             token_ids[row, : len(ids)] = ids
             sizes[row] = len(ids)
-        padding_mask = np.arange(length) < sizes[:, None]
-        return {"token_ids": token_ids, "segment_ids": segment_ids, "padding_mask": padding_mask}
+        arrays = {"token_ids": token_ids, "segment_ids": segment_ids}
+        if not self.has_segments:
+            del arrays["segment_ids"]
+        return {**arrays, "padding_mask": np.arange(length) < sizes[:, None]}
+
+
+def template(tokenizer, count):
+    """What stands around `count` texts: [(id, None, segment) or (None, number of text, segment)].
+
+    Read off a text of one special token, so that files with templates of their own are followed.
+    """
+    probe = next(iter(tokenizer.special_tokens.values()))
+    found = tokenizer.backend.encode(*[probe] * count)
+    rows = zip(found.ids, found.sequence_ids, found.type_ids)
+    return [(index if text is None else None, text, segment) for index, text, segment in rows]
 
 
 class TextClassifierPreprocessor(BertPreprocessor):
@@ -95,6 +116,129 @@ class TextClassifierPreprocessor(BertPreprocessor):
 
 class TextEmbedderPreprocessor(BertPreprocessor):
     """Texts for a sentence encoder."""
+
+
+class TokenClassifierPreprocessor(BertPreprocessor):
+    """Texts, or texts cut into words, and the classes of their tokens.
+
+    x: list[str], or list[list[str]], words, which are joined by spaces
+    y: for texts a list of spans (start, end, class) of characters, everything else is "O"; for
+    words a class each, of which a word's first token is told. A class is its number or its name;
+    a span's name goes without the B- and I- of the labels.
+    -> (x, int32 classes (batch, sequence_length), 1.0 where they count)
+    """
+
+    def __call__(self, x, y=None, sample_weight=None, labels=None):
+        texts, words, batched = texts_or_words(x)
+        arrays, offsets = self.located(texts)
+        if y is None:
+            return arrays if batched else tree.map_structure(lambda part: part[0], arrays)
+        y = y if batched else [y]
+        if len(y) != len(texts):
+            raise ValueError(f"Got {len(texts)} texts and the labels of {len(y)}.")
+        targets = np.zeros(arrays["token_ids"].shape, "int32")
+        weights = np.zeros(targets.shape, "float32")
+        for row, (found, given, cut) in enumerate(zip(offsets, y, words)):
+            label = token_spans if cut is None else token_words
+            for place, number in label(found, given, cut, labels):
+                targets[row, place], weights[row, place] = number, 1.0
+        if sample_weight is not None:
+            weights *= np.reshape(np.asarray(sample_weight, "float32"), (-1, 1))
+        whole = arrays, targets, weights
+        return whole if batched else tree.map_structure(lambda part: part[0], whole)
+
+    def located_texts(self, x):
+        """(texts, their arrays, where their tokens stand), see `located`."""
+        texts, _, _ = texts_or_words(x)
+        return texts, *self.located(texts)
+
+    def tokens(self, text, ids, located, scores):
+        """The `Token`s of one text, of the scores of its row."""
+        backend, found = self.tokenizer.backend, []
+        by_length = getattr(backend.model, "continuing_subword_prefix", None)
+        for place, start, end in located:
+            word = backend.id_to_token(int(ids[place]))
+            if by_length:  # "##" makes a part of a word longer than what stands in the text
+                inside = len(word) != end - start
+            else:
+                inside = start > 0 and " " not in text[start - 1 : start + 1]
+            if ids[place] == self.tokenizer.unk_token_id:
+                word, inside = text[start:end], False
+            found.append(Token(word, scores[place], start, end, place, inside))
+        return found
+
+    def located(self, texts):
+        """Arrays, and of each text a list of (place in the row, start, end) of its tokens."""
+        found = self.tokenizer.offsets(texts)
+        arrays, rows = self.assemble([[ids for ids, _ in found]]), []
+        first = [text for _, text, _ in self.templates[0]].index(0)
+        for text, (_, offsets) in zip(texts, found):
+            kept = offsets[: self.room(1)]
+            tight = [(end - len(text[start:end].lstrip()), end) for start, end in kept]
+            rows.append([(first + i, *span) for i, span in enumerate(tight)])
+        return arrays, rows
+
+
+class QuestionAnswererPreprocessor(BertPreprocessor):
+    """Questions and the contexts that hold the answers: a window of the context in a row.
+
+    x: (questions, contexts) or [(question, context), ...]
+    y: (start, end) of the answers' characters, or {"answer_start", "text"} as in SQuAD; None where
+    there is no answer
+    -> (x, int32 (batch, 2)): the first window that holds the answer, and the places of its first
+    and last token; without an answer the first window, and the places are 0, that of [CLS]
+    stride: how many tokens neighbouring windows share, None: 128, or half of a short sequence
+    """
+
+    tokenizer: object
+    sequence_length: PositiveInt = 384
+    truncate: str = "only_second"
+    stride: int = None
+
+    def __call__(self, x, y=None, sample_weight=None):
+        segments, batched = text_segments(x)
+        if len(segments) != 2:
+            raise ValueError("A question answerer takes pairs: (questions, contexts).")
+        y = y if batched or y is None else [y]
+        spans = (
+            [None] * len(segments[0])
+            if y is None
+            else [answer_span(*row) for row in zip(segments[1], y, strict=True)]
+        )
+        arrays, windows = self.windows(*segments)
+        rows, places = [None] * len(spans), np.zeros((len(spans), 2), "int32")
+        for row, (question, first, tokens) in enumerate(windows):
+            inside = spans[question] and token_range(tokens, spans[question])
+            if rows[question] is None or inside and not places[question].any():
+                rows[question] = row
+                places[question] = [first + i for i in inside] if inside else 0
+        chosen = tree.map_structure(lambda part: part[rows], arrays)
+        whole = pack(chosen, None if y is None else places, sample_weight)
+        return whole if batched else tree.map_structure(lambda part: part[0], whole)
+
+    def windows(self, questions, contexts, stride=None):
+        """Arrays of all windows, and of each (number of the question, place of its first token,
+        [(start, end, word), ...] of its tokens in the context).
+        """
+        stride = self.stride if stride is None else stride
+        stride = min(128, self.sequence_length // 2) if stride is None else stride
+        asked, parts, found = self.tokenizer.tokenize(questions), ([], []), []
+        located = self.tokenizer.offsets(contexts, words=True)
+        before = [text for _, text, _ in self.templates[1]].index(1) - 1
+        for number, (question, (ids, offsets, words)) in enumerate(zip(asked, located)):
+            room = self.room(2) - len(question)
+            if not 0 <= stride < room:
+                raise ValueError(
+                    f"Question {number} has {len(question)} tokens, which leave {room} of "
+                    f"sequence_length={self.sequence_length} for the context; stride={stride} "
+                    "must be 0 or more and less than that. Ask a shorter question, or choose other "
+                    "lengths."
+                )
+            tokens = [(*span, word) for span, word in zip(offsets, words)]
+            for begin in range(0, max(len(ids) - stride, 1), room - stride):
+                parts[0].append(question), parts[1].append(ids[begin : begin + room])
+                found.append((number, before + len(question), tokens[begin : begin + room]))
+        return self.assemble(parts), found
 
 
 class MaskedLMPreprocessor(BertPreprocessor):
@@ -238,6 +382,21 @@ def text_segments(x):
         sizes = " and ".join(str(len(part)) for part in segments)
         raise ValueError(f"The two lists of a pair must be equally long; got {sizes} texts.")
     return segments, True
+
+
+def texts_or_words(x):
+    """(texts, for each the spans of its words or None, whether x was a batch)."""
+    batched = not isinstance(x, str)
+    texts, words = [], []
+    for item in x if batched else [x]:
+        cut = None
+        if isinstance(item, (list, tuple, np.ndarray)):
+            item = check_texts(item)
+            ends = np.cumsum([len(word) + 1 for word in item]) - 1
+            cut = [(int(end) - len(word), int(end)) for word, end in zip(item, ends)]
+            item = " ".join(item)
+        texts.append(item), words.append(cut)
+    return check_texts(texts), words, batched
 
 
 def pack(x, y, sample_weight):

@@ -120,7 +120,7 @@ class ContrastiveEngine(Engine):
         """The hidden states of all positions, and the cache."""
         return self.model.backbone.run(token_ids, cache)
 
-    def _prompts(self, model, token_ids, count, starts, memory):
+    def _prompts(self, model, *given):
         """As `Engine._prompts`, with the hidden states of all positions."""
         parts = []
 
@@ -129,8 +129,9 @@ class ContrastiveEngine(Engine):
             parts.append(hidden)
             return hidden, cache
 
-        _, cache = super()._prompts(model, token_ids, count, starts, memory, run)
-        room = ops.zeros_like(parts[0][:, :1]) + ops.zeros((1, count, 1), ops.dtype(parts[0]))
+        _, cache = super()._prompts(model, *given, run)
+        room = ops.zeros((1, given[1], 1), ops.dtype(parts[0]))
+        room = ops.zeros_like(parts[0][:, :1]) + room
         return (parts[-1][:, -1], ops.concatenate([*parts, room], 1)), cache
 
     def _first(self, state, hidden):
@@ -192,10 +193,11 @@ class SpeculativeEngine(Engine):
         self.extra = sampler.num_tokens
         self.draft_prefill = khub.jit(sampler.draft.backbone.run)
 
-    def _prompts(self, model, token_ids, count, starts, memory):
-        draft = self.sampler.draft
-        _, ahead = super()._prompts(draft, token_ids, count, starts, None, self.draft_prefill)
-        hidden, cache = super()._prompts(model, token_ids, count, starts, memory)
+    def _prompts(self, model, *given):
+        token_ids, count, starts, memory, longest = given
+        draft = self.sampler.draft, token_ids, count, starts, None, longest
+        _, ahead = super()._prompts(*draft, self.draft_prefill)
+        hidden, cache = super()._prompts(model, *given)
         return (hidden, ahead), cache
 
     def _first(self, state, hidden):

@@ -1,5 +1,6 @@
 """SentencePiece: pieces of raw text, spaces included. Kudo, Richardson 2018, arXiv:1808.06226."""
 
+from .byte_pair import RobertaTokenizer
 from .token_files import (
     CONTROL,
     NORMAL,
@@ -184,6 +185,84 @@ class AlbertTokenizer(SentencePieceTokenizer):
     def reference_config(self):
         steps = {part.get("type") for part in parts(described(self.backend.normalizer))}
         ours = {"do_lower_case": "Lowercase" in steps, "keep_accents": "StripAccents" not in steps}
+        return {**super().reference_config(), **ours}
+
+
+class XLMRobertaTokenizer(SentencePieceTokenizer):
+    """XLM-RoBERTa's unigram model.  <s> first </s></s> second </s>   arXiv:1911.02116
+
+    Ids as fairseq has them: <s>, <pad>, </s>, <unk>, the model's pieces from its third on, <mask>.
+    """
+
+    reference_class = "XLMRobertaTokenizer"
+    special_tokens = RobertaTokenizer.special_tokens
+    wrap = RobertaTokenizer.wrap
+
+    def __init__(self, model, special_tokens=None, added_tokens=()):
+        mask = {"content": "<mask>", "lstrip": True, "normalized": False, "special": True}
+        super().__init__(model, special_tokens, [mask, *added_tokens])
+
+    def _model(self, lib, model):
+        if model.kind != UNIGRAM:
+            raise ValueError("XLM-RoBERTa's SentencePiece model is a unigram model; got BPE.")
+        own = [(piece, score) for piece, score, _ in model.pieces[3:]]
+        first = [(piece, 0.0) for piece in ("<s>", "<pad>", "</s>", "<unk>")]
+        return lib.models.Unigram([*first, *own, ("<mask>", 0.0)], 3, model.byte_fallback)
+
+    def _pipeline(self, backend, lib, model):
+        if model.charsmap:
+            backend.normalizer = lib.normalizers.Precompiled(model.charsmap)
+        T5Tokenizer._words(self, backend, lib)
+
+
+class DebertaV3Tokenizer(SentencePieceTokenizer):
+    """DeBERTa's unigram model, versions 2 and 3.  [CLS] first [SEP] second [SEP]   arXiv:2111.09543
+
+    Of the model's file it takes the pieces alone, as transformers does; texts become NFC.
+    """
+
+    files = ("spm.model", *SentencePieceTokenizer.files)
+    reference_class = "DebertaV2Tokenizer"
+    special_tokens = {
+        "bos_token": "[CLS]",
+        "eos_token": "[SEP]",
+        "unk_token": "[UNK]",
+        "sep_token": "[SEP]",
+        "pad_token": "[PAD]",
+        "cls_token": "[CLS]",
+        "mask_token": "[MASK]",
+    }
+    wrap = AlbertTokenizer.wrap
+
+    def __init__(
+        self, model, lowercase=False, split_punctuation=False, special_tokens=None, added_tokens=()
+    ):
+        self.lowercase, self.split_punctuation = lowercase, split_punctuation  # for _pipeline
+        given = [token if isinstance(token, str) else token["content"] for token in added_tokens]
+        mask = (special_tokens or {}).get("mask_token", "[MASK]")  # the model's file lacks it
+        super().__init__(model, special_tokens, [*added_tokens, *([] if mask in given else [mask])])
+
+    def _pipeline(self, backend, lib, model):
+        normal, cut = lib.normalizers, lib.pre_tokenizers
+        steps = [normal.Lowercase()] if self.lowercase else []
+        steps += [normal.Replace(lib.Regex(r"\s{2,}|[\n\r\t]"), " "), normal.NFC()]
+        backend.normalizer = normal.Sequence([*steps, normal.Strip(left=False, right=True)])
+        steps = [cut.Punctuation("isolated")] if self.split_punctuation else []
+        backend.pre_tokenizer = cut.Sequence([*steps, cut.Metaspace(SPACE, "always")])
+        backend.decoder = lib.decoders.Metaspace(SPACE, "always")
+
+    @classmethod
+    def options(cls, config):
+        return {
+            "lowercase": config.get("do_lower_case", False),
+            "split_punctuation": config.get("split_by_punct", False),
+        }
+
+    def reference_config(self):
+        pieces = [*parts(described(self.backend.normalizer))]
+        pieces += parts(described(self.backend.pre_tokenizer))
+        kinds = {part.get("type") for part in pieces}
+        ours = {"do_lower_case": "Lowercase" in kinds, "split_by_punct": "Punctuation" in kinds}
         return {**super().reference_config(), **ours}
 
 

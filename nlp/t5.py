@@ -4,14 +4,12 @@ Version 1.1 and FLAN (arXiv:2210.11416) have gated layers and a head of their ow
 arXiv:2010.11934, UMT5, which has relative positions in each block, arXiv:2304.09151.
 """
 
-import math
-
 import numpy as np
 
 from khub import ops
 from khub.fields import PositiveInt, Rate
 from khub.initializers import RandomNormal, VarianceScaling
-from khub.layers import Dense, Dropout, Embedding, Layer
+from khub.layers import Dense, Dropout, Layer
 
 from ..presets import Family, register
 from .encoder_decoder import EncoderDecoder
@@ -22,8 +20,11 @@ from .transformer import (
     FeedForward,
     GatedFeedForward,
     dense,
-    normal,
+    position_buckets,
+    read_config,
     root_mean_square_norm,
+    table,
+    tied_scores,
 )
 
 
@@ -83,9 +84,8 @@ class QueryScaling(VarianceScaling):
 
 
 class RelativePositions(Layer):
-    """What each head adds to the score of a key by its distance from the query; section 2.1.
+    """What each head adds to the score of a key by the bucket of its distance from the query.
 
-    Distances below half of the buckets have one each, the others share them by their logarithm.
     queries, keys: int (n,), positions -> (1, heads, queries, keys)
     """
 
@@ -95,17 +95,10 @@ class RelativePositions(Layer):
     both_sides: bool = True
 
     def build(self, shape=None):
-        self.table = Embedding(self.buckets, self.heads, normal(), dtype=self.dtype_policy)
-        self.table.build()
-        distance = np.arange(-self.max_distance, self.max_distance + 1)
-        count = self.buckets // 2 if self.both_sides else self.buckets
-        far = np.abs(distance) if self.both_sides else np.maximum(-distance, 0)
-        near = count // 2
-        steps = np.log(np.maximum(far, 1).astype("float32") / near)
-        steps = steps / math.log(self.max_distance / near) * (count - near)
-        shared = np.minimum(near + steps.astype("int32"), count - 1)
-        after = count * (distance > 0) if self.both_sides else 0
-        self._bucket = (np.where(far < near, far, shared) + after).astype("int32")
+        self.table = table(self, self.buckets, self.heads)
+        most = self.max_distance
+        distances = np.arange(-most, most + 1)
+        self._bucket = position_buckets(distances, self.buckets, most, self.both_sides)
 
     def call(self, queries, keys):
         most = self.max_distance
@@ -165,10 +158,7 @@ class T5Backbone(EncoderDecoder):
         super().setup()
 
     def build(self, shape=None):
-        self.embeddings = Embedding(
-            self.vocabulary_size, self.hidden_dim, normal(), dtype=self.dtype_policy
-        )
-        self.embeddings.build()
+        self.embeddings = table(self, self.vocabulary_size, self.hidden_dim)
         self.drop = Dropout(self.dropout, dtype=self.dtype_policy)
         for side, count in (("encoder", self.num_layers), ("decoder", self.num_decoder_layers)):
             setattr(self, f"{side}_blocks", self._blocks(count, side == "decoder"))
@@ -223,10 +213,7 @@ class T5Backbone(EncoderDecoder):
 
     @classmethod
     def config_from_reference(cls, config):
-        ours = {name: config[key] for name, key in CONFIG.items() if config.get(key) is not None}
-        missing = [CONFIG[name] for name in list(CONFIG)[:6] if name not in ours]
-        if missing:
-            raise ValueError(f"The config.json of a T5 must say {', '.join(missing)}.")
+        ours = read_config(config, CONFIG, "T5")
         gate, _, activation = config.get("feed_forward_proj", "relu").rpartition("-")
         if gate not in ("", "gated"):
             raise ValueError(
@@ -289,8 +276,7 @@ class T5Seq2SeqLM(Seq2SeqLM):
             x = x * ops.cast(backbone.hidden_dim**-0.5, ops.dtype(x))
         if not backbone.tie_embedding_weights:
             return self.lm_head(x)
-        table = ops.cast(backbone.embeddings.embeddings.value, ops.dtype(x))
-        return ops.matmul(x, ops.transpose(table))
+        return tied_scores(x, backbone.embeddings)
 
 
 KINDS = {"t5": "T5", "mt5": "MT5", "umt5": "UMT5"}

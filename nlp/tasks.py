@@ -4,18 +4,27 @@ A task is a backbone, a head and a preprocessor. It takes texts in `fit`, `evalu
 (the trainer runs the preprocessor in its prefetch thread), or arrays when preprocessor=None.
 """
 
+import json
+from functools import partial
+
 import numpy as np
 
 from khub import losses, metrics, ops, optimizers
 from khub.fields import PositiveInt, Rate
+from khub.layers import Dropout
 from khub.models import Model
 
 from ..presets import Presettable
 from .preprocessing import (
     MaskedLMPreprocessor,
+    QuestionAnswererPreprocessor,
     TextClassifierPreprocessor,
     TextEmbedderPreprocessor,
+    TokenClassifierPreprocessor,
 )
+from .spans import AGGREGATIONS, best_spans, entities, softmax, word_spans
+from .token_files import read_json, read_text
+from .transformer import dense
 
 
 class Backbone(Presettable, Model):
@@ -82,10 +91,10 @@ class Task(Presettable, Model):
                     f"{taken}={limit:,}: they do not belong together."
                 )
 
-    def _batches(self, source):
+    def _batches(self, source, preprocess=None):
         if source.raw:
             self.require_preprocessor()
-        return super()._batches(source)
+        return super()._batches(source, preprocess)
 
     @classmethod
     def head_from_reference(cls, config):
@@ -94,6 +103,10 @@ class Task(Presettable, Model):
 
     def reference_config(self):
         return self.backbone.reference_config()
+
+    def hidden_states(self, inputs, training):
+        """What the backbone makes of the tokens, (batch, time, width)."""
+        return self.backbone(inputs, training=training)["sequence_output"]
 
     def require_preprocessor(self):
         """The preprocessor; without one, say what to do."""
@@ -112,12 +125,8 @@ def adamw(learning_rate):
     return optimizer
 
 
-class TextClassifier(Task):
-    """One of `num_classes` for a text or a pair of texts.
-
-    fit(x=list[str], y=int labels); predict(list[str]) -> logits (n, num_classes)
-    labels: names of the classes, for people
-    """
+class Labelled(Task):
+    """A task with `num_classes`, whose names, for people, are `labels`."""
 
     backbone: Backbone
     num_classes: PositiveInt = 2
@@ -125,7 +134,8 @@ class TextClassifier(Task):
     dropout: Rate = 0.1
     labels: tuple = None
 
-    preprocessor_class = TextClassifierPreprocessor
+    dropout_name = "classifier_dropout"  # in config.json
+    weight_map = [("classifier", "classifier")]
 
     def setup(self):
         if self.labels is not None and len(self.labels) != self.num_classes:
@@ -133,6 +143,47 @@ class TextClassifier(Task):
                 f"{len(self.labels)} labels were given for {self.num_classes} classes."
             )
         super().setup()
+
+    def build(self, shape=None):
+        self.drop = Dropout(self.dropout, dtype=self.dtype_policy)
+        self.classifier = dense(self, self.backbone.hidden_dim, self.num_classes)
+
+    def call(self, inputs, training=None):
+        x = self.hidden_states(inputs, training)
+        return self.classifier(self.drop(x, training=training))
+
+    @classmethod
+    def head_from_reference(cls, config):
+        names = {int(i): name for i, name in (config.get("id2label") or {}).items()}
+        count = len(names) or config.get("num_labels") or 2
+        labels = tuple(names[i] for i in sorted(names))
+        default = all(label == f"LABEL_{i}" for i, label in enumerate(labels))
+        keys = (cls.dropout_name, "hidden_dropout_prob", "dropout")
+        dropout = next((x for x in map(config.get, keys) if x is not None), 0.1)
+        return {"num_classes": count, "dropout": dropout, "labels": None if default else labels}
+
+    def class_names(self):
+        """The labels; LABEL_0, ... where there are none."""
+        return list(self.labels or (f"LABEL_{i}" for i in range(self.num_classes)))
+
+    def reference_config(self):
+        labels = self.class_names()
+        return {
+            **super().reference_config(),
+            self.dropout_name: self.dropout,
+            "id2label": {str(i): label for i, label in enumerate(labels)},
+            "label2id": {label: i for i, label in enumerate(labels)},
+        }
+
+
+class TextClassifier(Labelled):
+    """One of `num_classes` for a text or a pair of texts.
+
+    fit(x=list[str], y=int labels); predict(list[str]) -> logits (n, num_classes)
+    labels: names of the classes, for people
+    """
+
+    preprocessor_class = TextClassifierPreprocessor
 
     def compile(self, optimizer="auto", loss="auto", *, metrics="auto", **options):
         """As `Model.compile`; "auto" is AdamW at 5e-5, cross-entropy of logits, accuracy."""
@@ -143,7 +194,7 @@ class TextClassifier(Task):
             **options,
         )
 
-    def _batches(self, source):
+    def _batches(self, source, preprocess=None):
         y, loss = getattr(source, "y", None), self.loss
         by_index = isinstance(loss, losses.SparseCategoricalCrossentropy)
         integers = isinstance(y, np.ndarray) and y.dtype.kind in "iu"
@@ -153,32 +204,23 @@ class TextClassifier(Task):
                 f"Labels must lie in 0 .. {self.num_classes - 1} for num_classes="
                 f"{self.num_classes}; got {y.min()} .. {y.max()}."
             )
-        return super()._batches(source)
-
-    @classmethod
-    def head_from_reference(cls, config):
-        names = {int(i): name for i, name in (config.get("id2label") or {}).items()}
-        count = len(names) or config.get("num_labels") or 2
-        labels = tuple(names[i] for i in sorted(names))
-        default = all(label == f"LABEL_{i}" for i, label in enumerate(labels))
-        dropout = config.get("classifier_dropout")
-        dropout = config.get("hidden_dropout_prob", 0.1) if dropout is None else dropout
-        return {"num_classes": count, "dropout": dropout, "labels": None if default else labels}
-
-    def reference_config(self):
-        labels = self.labels or [f"LABEL_{i}" for i in range(self.num_classes)]
-        return {
-            **super().reference_config(),
-            "classifier_dropout": self.dropout,
-            "id2label": {str(i): label for i, label in enumerate(labels)},
-            "label2id": {label: i for i, label in enumerate(labels)},
-        }
+        return super()._batches(source, preprocess)
 
 
 def masked_crossentropy():
-    """Cross-entropy of logits, its mean over the hidden tokens alone."""
+    """Cross-entropy of logits, its mean over the tokens with a weight alone."""
     return losses.SparseCategoricalCrossentropy(
         from_logits=True, reduction="mean_with_sample_weight"
+    )
+
+
+def compile_masked(to_compile, optimizer, loss, weighted_metrics, options):
+    accuracy = metrics.SparseCategoricalAccuracy(name="accuracy")
+    to_compile(
+        optimizer=adamw(5e-5) if optimizer == "auto" else optimizer,
+        loss=masked_crossentropy() if loss == "auto" else loss,
+        weighted_metrics=[accuracy] if weighted_metrics == "auto" else weighted_metrics,
+        **options,
     )
 
 
@@ -194,13 +236,7 @@ class MaskedLM(Task):
 
     def compile(self, optimizer="auto", loss="auto", *, weighted_metrics="auto", **options):
         """As `Model.compile`; "auto" is AdamW at 5e-5, cross-entropy of logits, accuracy."""
-        accuracy = metrics.SparseCategoricalAccuracy(name="accuracy")
-        super().compile(
-            optimizer=adamw(5e-5) if optimizer == "auto" else optimizer,
-            loss=masked_crossentropy() if loss == "auto" else loss,
-            weighted_metrics=[accuracy] if weighted_metrics == "auto" else weighted_metrics,
-            **options,
-        )
+        compile_masked(super().compile, optimizer, loss, weighted_metrics, options)
 
     def fill(self, texts, top_k=5):
         """The likeliest tokens for every mask of every text.
@@ -232,6 +268,24 @@ class MaskedLM(Task):
         return results
 
 
+def check_pooling(pooling):
+    if pooling not in ("mean", "cls"):
+        raise ValueError(f"pooling must be 'mean' or 'cls'; got {pooling!r}.")
+
+
+def pooled(x, mask, pooling):
+    """One vector of the hidden states: "mean" over the real tokens, or "cls", the first one.
+
+    x: (batch, time, width), mask: bool (batch, time) or None -> (batch, width)
+    """
+    if pooling == "cls":
+        return x[:, 0]
+    if mask is None:
+        return ops.mean(x, axis=1)
+    weights = ops.expand_dims(ops.cast(mask, x.dtype), -1)
+    return ops.sum(x * weights, axis=1) / ops.maximum(ops.sum(weights, axis=1), 1e-9)
+
+
 class TextEmbedder(Task):
     """One vector for a text.  embed(list[str]) -> float32 (n, width)
 
@@ -247,22 +301,208 @@ class TextEmbedder(Task):
     preprocessor_class = TextEmbedderPreprocessor
 
     def setup(self):
-        if self.pooling not in ("mean", "cls"):
-            raise ValueError(f"pooling must be 'mean' or 'cls'; got {self.pooling!r}.")
+        check_pooling(self.pooling)
         super().setup()
 
+    @classmethod
+    def head_from_folder(cls, folder):
+        """What the files of sentence-transformers beside the weights say: pooling, normalize."""
+        path = folder / "modules.json"
+        if not path.is_file():
+            return {}
+        types = [
+            str(module.get("type")).rpartition(".")[-1] for module in json.loads(read_text(path))
+        ]
+        pooling = read_json(folder / "1_Pooling/config.json", missing_ok=True)
+        modes = {
+            name.removeprefix("pooling_mode_").removesuffix("_token").removesuffix("_tokens")
+            for name, value in pooling.items()
+            if name.startswith("pooling_mode_") and value is True
+        } or {pooling.get("pooling_mode", "mean")}
+        more = [kind for kind in types if kind not in ("Transformer", "Pooling", "Normalize")]
+        if more or len(modes) > 1 or not modes <= {"mean", "cls"}:
+            raise ValueError(
+                f"{path} makes vectors by {', '.join([*types, *sorted(modes)])}; khub knows "
+                "Transformer, Pooling (mean or cls) and Normalize."
+            )
+        return {"pooling": modes.pop(), "normalize": "Normalize" in types}
+
     def call(self, inputs, training=None):
-        x = self.backbone(inputs, training=training)["sequence_output"]
-        mask = inputs.get("padding_mask")
-        if self.pooling == "cls":
-            x = x[:, 0]
-        elif mask is None:
-            x = ops.mean(x, axis=1)
-        else:
-            weights = ops.expand_dims(ops.cast(mask, x.dtype), -1)
-            x = ops.sum(x * weights, axis=1) / ops.maximum(ops.sum(weights, axis=1), 1e-9)
+        x = self.hidden_states(inputs, training)
+        x = pooled(x, inputs.get("padding_mask"), self.pooling)
         return ops.normalize(x, axis=-1) if self.normalize else x
 
     def embed(self, texts, batch_size=32):
         """Vectors of texts."""
         return self.predict(list(texts), batch_size=batch_size, verbose=0)
+
+
+class Ragged:
+    """What a task adds whose rows are lists: words of a text, labelled spans, answers."""
+
+    def fit(self, x=None, y=None, *args, validation_data=None, **options):
+        """As `Model.fit`."""
+        if isinstance(validation_data, (tuple, list)):
+            validation_data = tuple(map(rows_of, validation_data))
+        x, y = rows_of(x), rows_of(y)
+        return super().fit(x, y, *args, validation_data=validation_data, **options)
+
+    def evaluate(self, x=None, y=None, *args, **options):
+        """As `Model.evaluate`."""
+        return super().evaluate(rows_of(x), rows_of(y), *args, **options)
+
+    def predict(self, x, *args, **options):
+        """As `Model.predict`."""
+        return super().predict(rows_of(x), *args, **options)
+
+
+def rows_of(items):
+    """A list of lists, dicts or None as an array of objects, which need not be equally long."""
+    if not isinstance(items, list) or not any(
+        isinstance(item, (list, tuple, dict)) for item in items[:1] + items[-1:]
+    ):
+        return items
+    return np.fromiter(items, object, len(items))
+
+
+class TokenClassifier(Ragged, Labelled):
+    """One of `num_classes` for every token.
+
+    fit(x=list[str], y=[[(start, end, class), ...], ...]), or fit(x=list[list[str]], words, y=a
+    class for each word), see `TokenClassifierPreprocessor`; predict -> logits (n, time,
+    num_classes); entities(list[str]). A head of its own overrides build and call.
+    """
+
+    preprocessor_class = TokenClassifierPreprocessor
+
+    def compile(self, optimizer="auto", loss="auto", *, weighted_metrics="auto", **options):
+        """As `Model.compile`; "auto" is AdamW at 5e-5, cross-entropy of logits, accuracy."""
+        compile_masked(super().compile, optimizer, loss, weighted_metrics, options)
+
+    def _batches(self, source, preprocess=None):
+        if preprocess is None and isinstance(self.preprocessor, TokenClassifierPreprocessor):
+            preprocess = partial(self.preprocessor, labels=self.class_names())
+        return super()._batches(source, preprocess)
+
+    def entities(self, texts, aggregation="simple", batch_size=32):
+        """What stands where in texts, or in lists of words joined by spaces.
+
+        -> for each text [{"entity", "score", "word", "start", "end"}, ...], positions in characters
+        aggregation: "none", each token alone, with its "index"; "simple", neighbours of one class
+        are one, B- begins a new one; "first", "average", "max": all tokens of a word have the class
+        of its first, of their mean, of the surest, and then as "simple". Class "O" is left out.
+        """
+        if aggregation not in AGGREGATIONS:
+            raise ValueError(
+                f"aggregation must be one of {', '.join(AGGREGATIONS)}; got {aggregation!r}."
+            )
+        preprocessor, found = self.require_preprocessor(), []
+        texts, arrays, located = preprocessor.located_texts(texts)
+        scores = softmax(self.predict(arrays, batch_size=batch_size, verbose=0).astype("float32"))
+        for text, ids, tokens, row in zip(texts, arrays["token_ids"], located, scores):
+            tokens = preprocessor.tokens(text, ids, tokens, row)
+            join = preprocessor.tokenizer.join
+            found.append(entities(text, tokens, self.class_names(), join, aggregation))
+        return found
+
+
+class QuestionAnswerer(Ragged, Task):
+    """Where in a context the answer to a question stands.
+
+    fit(x=(questions, contexts), y=answers), see `QuestionAnswererPreprocessor`; answer(questions,
+    contexts). call -> logits (batch, time, 2) of a token to be the first, and to be the last.
+    Devlin et al. 2018, arXiv:1810.04805, section 4.2.
+    """
+
+    backbone: Backbone
+    preprocessor: object = None
+    dropout: Rate = 0.0
+
+    preprocessor_class = QuestionAnswererPreprocessor
+    dropout_name = "qa_dropout"  # in config.json
+    weight_map = [("qa_outputs", "outputs")]
+
+    def build(self, shape=None):
+        self.drop = Dropout(self.dropout, dtype=self.dtype_policy)
+        self.outputs = dense(self, self.backbone.hidden_dim, 2)
+
+    def call(self, inputs, training=None):
+        x = self.hidden_states(inputs, training)
+        return self.outputs(self.drop(x, training=training))
+
+    @classmethod
+    def head_from_reference(cls, config):
+        return {"dropout": config.get(cls.dropout_name, 0.0)}
+
+    def reference_config(self):
+        return {**super().reference_config(), self.dropout_name: self.dropout}
+
+    def compile(self, optimizer="auto", loss="auto", *, metrics="auto", **options):
+        """As `Model.compile`; "auto" is AdamW at 5e-5, cross-entropy of both places, accuracy."""
+        both = losses.SparseCategoricalCrossentropy(from_logits=True, axis=1)
+        super().compile(
+            optimizer=adamw(5e-5) if optimizer == "auto" else optimizer,
+            loss=both if loss == "auto" else loss,
+            metrics=[place_accuracy()] if metrics == "auto" else metrics,
+            **options,
+        )
+
+    def answer(
+        self,
+        questions,
+        contexts,
+        top_k=1,
+        stride=None,
+        max_answer_length=15,
+        allow_none=False,
+        align_to_words=True,
+        batch_size=32,
+    ):
+        """The likeliest answers.  -> for each question {"answer", "score", "start", "end"}, or a
+        list of up to `top_k` of them; positions are characters of the context.
+
+        A context that does not fit is cut into windows that share `stride` tokens, None: as the
+        preprocessor says. A score is a probability within its window.
+        max_answer_length: in tokens   allow_none: "" may be the answer   align_to_words: an answer
+        that begins or ends within a word has all of it
+        """
+        preprocessor, single = self.require_preprocessor(), isinstance(questions, str)
+        if single:
+            questions, contexts = [questions], [contexts]
+        questions, contexts = map(list, (questions, contexts))
+        if len(questions) != len(contexts):
+            raise ValueError(f"Got {len(questions)} questions and {len(contexts)} contexts.")
+        arrays, windows = preprocessor.windows(questions, contexts, stride)
+        logits = self.predict(arrays, batch_size=batch_size, verbose=0)
+        found, none = [{} for _ in questions], [1.0] * len(questions)
+        for row, (number, first, tokens) in zip(logits, windows):
+            spans, nothing = best_spans(row, first, len(tokens), max_answer_length)
+            none[number], here = min(none[number], nothing), {}
+            whole = word_spans(tokens) if align_to_words else {}
+            for score, begin, end in spans:
+                start, _, word = tokens[begin]
+                _, stop, last = tokens[end]
+                here.setdefault((whole.get(word, (start,))[0], whole.get(last, (stop,))[-1]), score)
+                if len(here) == top_k:
+                    break
+            for place, score in here.items():
+                found[number][place] = max(score, found[number].get(place, 0.0))
+        results = []
+        for text, places, nothing in zip(contexts, found, none):
+            if allow_none or not places:
+                places[0, 0] = nothing
+            ranked = sorted(places.items(), key=lambda item: -item[1])[:top_k]
+            keys = ("answer", "score", "start", "end")
+            results.append([dict(zip(keys, (text[s:e], p, s, e))) for (s, e), p in ranked])
+        results = results if top_k > 1 else [ranked[0] for ranked in results]
+        return results[0] if single else results
+
+
+def place_accuracy():
+    """How many of the first and last tokens are found."""
+
+    def found(y_true, logits):
+        places = ops.cast(ops.argmax(logits, axis=1), "int32")
+        return ops.cast(ops.equal(places, ops.cast(y_true, "int32")), "float32")
+
+    return metrics.MeanMetricWrapper(found, name="accuracy")

@@ -139,15 +139,17 @@ class Tokenizer(Presettable):
         found = self._encodings(texts, pair, add_special_tokens, "encode_batch_fast")
         return [each.ids for each in found]
 
-    def offsets(self, texts, pair=None, add_special_tokens=False):
+    def offsets(self, texts, pair=None, add_special_tokens=False, words=False):
         """Ids and where in its text each token stands.  str -> (ids, [(start, end), ...])
 
         Positions are characters, end exclusive, (0, 0) for a special token that was added.
+        words: also the number of each token's word, (ids, offsets, words)
         """
         if isinstance(texts, (str, bytes)):
-            return self.offsets([texts], None if pair is None else [pair], add_special_tokens)[0]
+            pair = None if pair is None else [pair]
+            return self.offsets([texts], pair, add_special_tokens, words)[0]
         found = self._encodings(texts, pair, add_special_tokens, "encode_batch")
-        return [(each.ids, each.offsets) for each in found]
+        return [(e.ids, e.offsets, *([e.word_ids] if words else ())) for e in found]
 
     def _encodings(self, texts, pair, add_special_tokens, method):
         texts = check_texts(texts) if pair is None else check_pairs(texts, pair)
@@ -171,6 +173,11 @@ class Tokenizer(Presettable):
         ids = self._check_ids(ids)
         with refused(f"What {self} was read from"):
             return self.backend.decode(ids, skip_special_tokens=skip_special_tokens)
+
+    def join(self, tokens):
+        """The text of tokens, each given as the vocabulary has it."""
+        decoder = self.backend.decoder
+        return " ".join(tokens) if decoder is None else decoder.decode(tokens)
 
     def _check_ids(self, ids):
         ids = np.asarray(ids)
@@ -346,11 +353,11 @@ class WordPieceTokenizer(Tokenizer):
         lowercase=True,
         strip_accents=None,
         split_on_cjk=True,
-        special_tokens=SPECIAL_TOKENS,
+        special_tokens=None,
         added_tokens=(),
     ):
         lib = engine()
-        special_tokens = {**SPECIAL_TOKENS, **special_tokens}
+        special_tokens = {**type(self).special_tokens, **(special_tokens or {})}
         backend = lib.Tokenizer(
             lib.models.WordPiece(
                 vocabulary_dict(vocabulary),

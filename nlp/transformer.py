@@ -10,7 +10,14 @@ import numpy as np
 
 from khub import initializers, ops
 from khub.fields import PositiveInt, Rate
-from khub.layers import Dense, Dropout, Layer, LayerNormalization, RMSNormalization
+from khub.layers import (
+    Dense,
+    Dropout,
+    Embedding,
+    Layer,
+    LayerNormalization,
+    RMSNormalization,
+)
 
 from .cache import EAGER, overwrite
 
@@ -25,6 +32,9 @@ ACTIVATIONS = {  # the references' hidden_act
 }
 
 
+HIDDEN = -3e4  # a score of which softmax makes 0; float16 has it
+
+
 def normal():
     return initializers.TruncatedNormal(stddev=0.02)
 
@@ -36,9 +46,16 @@ def dense(layer, inputs, units, kind=Dense, **options):
     return made
 
 
-def norm(layer, width, epsilon):
-    made = LayerNormalization(epsilon=epsilon, dtype=layer.dtype_policy)
+def norm(layer, width, epsilon, **options):
+    made = LayerNormalization(epsilon=epsilon, dtype=layer.dtype_policy, **options)
     made.build((None, width))
+    return made
+
+
+def table(layer, rows, width):
+    """A built Embedding of `layer`."""
+    made = Embedding(rows, width, normal(), dtype=layer.dtype_policy)
+    made.build()
     return made
 
 
@@ -78,6 +95,7 @@ def frequencies(width, wavelength, scaling=None):
     """Angles a position of a head's pairs, float32 (width / 2,), and the factor of cos and sin.
 
     scaling: {"rope_type": "linear" | "llama3" | "yarn", "factor": ...} as in a config.json
+    Where the angles depend on a text's length they are a function of it.
     """
     angles = 1.0 / wavelength ** (np.arange(0, width, 2, dtype="float64") / width)
     scaling = scaling or {}
@@ -87,7 +105,7 @@ def frequencies(width, wavelength, scaling=None):
             f"rope_type must be one of {', '.join(SCALINGS)}; got {kind!r} in rope_scaling."
         )
     angles, factor = SCALINGS[kind](angles, scaling, width, wavelength)
-    return angles.astype("float32"), factor
+    return angles if callable(angles) else angles.astype("float32"), factor
 
 
 def _linear(angles, scaling, width, wavelength):
@@ -120,16 +138,51 @@ def _yarn(angles, scaling, width, wavelength):
     return angles / factor * (1 - share) + angles * share, sharper
 
 
+def _longrope(angles, scaling, width, wavelength):
+    """Each pair slower by a factor of its own, others in long texts. Ding et al., 2402.13753."""
+    factor, original = scaling["factor"], scaling["original_max_position_embeddings"]
+    short, long = (
+        (angles / np.asarray(scaling[name], "float64")).astype("float32")
+        for name in ("short_factor", "long_factor")
+    )
+    sharper = scaling.get("attention_factor") or (
+        math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    )
+    return lambda length: ops.where(length > original, long, short), sharper
+
+
+def _dynamic(angles, scaling, width, wavelength):
+    """A longer wavelength for longer texts, such that the slowest pair is interpolated.
+
+    u/emozilla 2023; Peng et al., arXiv:2309.00071, section 3.
+    """
+    factor, original = scaling["factor"], scaling["original_max_position_embeddings"]
+    angles = angles.astype("float32")
+    power = (-np.arange(0, width, 2) / (width - 2)).astype("float32")
+
+    def longer(length):
+        share = ops.maximum(ops.cast(length, "float32") / original, 1.0)
+        return ops.multiply(angles, ops.power(factor * share - (factor - 1), power))
+
+    return longer, 1.0
+
+
 SCALINGS = {
     "default": lambda angles, *_: (angles, 1.0),
+    "dynamic": _dynamic,
     "linear": _linear,
     "llama3": _llama3,
+    "longrope": _longrope,
     "yarn": _yarn,
 }
 
 
-def rotation(positions, angles, factor, dtype):
-    """(cos, sin) of positions, each (batch, time, 1, width): halves of a head are the pairs."""
+def rotation(positions, angles, factor, dtype, length=None):
+    """(cos, sin) of positions, each (batch, time, 1, width): halves of a head are the pairs.
+
+    length: of the text that they are in
+    """
+    angles = angles(length) if callable(angles) else angles
     turns = ops.cast(positions, "float32")[..., None] * ops.convert_to_tensor(angles)
     cos, sin = ops.cos(turns) * factor, ops.sin(turns) * factor
     both = ops.concatenate([cos, cos], -1), ops.concatenate([-sin, sin], -1)
@@ -145,7 +198,28 @@ def rotate(x, turned):
     return x * cos + ops.roll(x, half, -1) * sin
 
 
+def position_buckets(distances, buckets, most=128, both_sides=True):
+    """Bucket of each distance, int32: near ones have their own, far ones share by their logarithm.
+
+    Half of the buckets are for keys behind the query where both sides are seen. Distances from
+    `most` on share the last.  Raffel et al. 2019, arXiv:1910.10683, section 2.1
+    """
+    distances = np.asarray(distances)
+    first = np.where(distances > 0, buckets // 2, 0) if both_sides else 0
+    buckets = buckets // 2 if both_sides else buckets
+    away = np.abs(distances) if both_sides else np.maximum(-distances, 0)
+    exact = buckets // 2
+    share = np.log(np.maximum(away, 1) / exact) / math.log(most / exact)
+    far = np.minimum(exact + (share * (buckets - exact)).astype(int), buckets - 1)
+    return (first + np.where(away < exact, away, far)).astype("int32")
+
+
 # --- attention -----------------------------------------------------------------------------------
+def hidden_bias(seen, dtype):
+    """0 where `seen` is true; else what, added to a score, makes softmax's result 0."""
+    return ops.cast(ops.where(ops.cast(seen, "bool"), 0.0, HIDDEN), dtype)
+
+
 def visible(time, cache=None, mask=None, window=None):
     """What each of `time` queries behind a cache's positions sees, bool (batch or 1, 1, time,
     source); None where it is all that lies before it.
@@ -166,30 +240,95 @@ def visible(time, cache=None, mask=None, window=None):
     return seen if window is None else ops.logical_and(seen, keys > queries - window)
 
 
-def attend(query, key, value, drop=None, training=None, **options):
-    """`ops.dot_product_attention`; in training with a share `drop` of the weights left out."""
-    if not training or drop is None or not drop.rate:
-        return ops.dot_product_attention(query, key, value, **options)
-    scale = options.get("scale") or query.shape[-1] ** -0.5  # no fused kernel drops everywhere
-    scores = ops.einsum("bqhd,bkhd->bhqk", query, key) * scale
-    if options.get("bias") is not None:
-        scores = scores + options["bias"]
+def attend(query, key, value, bias=None, scale=None, drop=None, training=None, **options):
+    """softmax(query key' * scale + bias) value in every head.
+
+    query, key, value: (batch, time, heads, width), bias: like (batch, heads, time, time), scale:
+    None for 1 / sqrt(width) -> (batch, time, heads, width)
+    drop: the Dropout of the softmax's probabilities in training   options: mask, is_causal, ... of
+    `ops.dot_product_attention`
+    """
+    if not (training and drop is not None and drop.rate):
+        return ops.dot_product_attention(query, key, value, bias=bias, scale=scale, **options)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    scores = ops.einsum("bqhd,bkhd->bhqk", query, key) * scale  # no fused kernel drops everywhere
+    if bias is not None:
+        scores = scores + bias
     mask = options.get("mask")
     if options.get("is_causal"):
-        mask = visible(ops.shape(query)[1], mask=ops.ones(ops.shape(key)[:2], "bool"))
+        time = ops.shape(query)[1]
+        mask = visible(time, window=time)
     if mask is not None:
-        scores = ops.where(mask, scores, -3e4)
-    weights = drop(ops.softmax(scores, axis=-1), training=True)
-    return ops.einsum("bhqk,bkhd->bqhd", weights, value)
+        scores = ops.where(mask, scores, HIDDEN)
+    return ops.einsum("bhqk,bkhd->bqhd", drop(ops.softmax(scores, axis=-1), training=True), value)
 
 
 class SelfAttention(Layer):
+    """softmax(q k' / sqrt(head width) + bias) v in every head, then a projection.
+
+    x: (batch, time, width), bias: like (batch, heads, time, time), turned: cos and sin of rotary
+    positions, each None where there are none -> (batch, time, width)
+    """
+
+    width: PositiveInt
+    heads: PositiveInt
+    dropout: Rate = 0.0
+    use_bias: bool = True
+
+    def build(self, shape=None):
+        parts, biased = (self.width,) * 3, self.use_bias
+        self.qkv = dense(self, self.width, sum(parts), JoinedDense, parts=parts, use_bias=biased)
+        self.projection = dense(self, self.width, self.width, use_bias=biased)
+        self.drop = Dropout(self.dropout, dtype=self.dtype_policy)
+
+    def call(self, x, bias=None, turned=None, training=None):
+        batch, time, _ = ops.shape(x)
+        heads, width = self.heads, self.width // self.heads
+        parts = ops.reshape(self.qkv(x), (batch, time, 3 * heads, width))
+        both, value = parts[:, :, : 2 * heads], parts[:, :, 2 * heads :]
+        if turned is not None:
+            both = rotate(both, turned)
+        query, key = both[:, :, :heads], both[:, :, heads:]
+        y = attend(query, key, value, bias, drop=self.drop, training=training)
+        return self.projection(ops.reshape(y, (batch, time, self.width)))
+
+
+class EncoderBlock(Layer):
+    """Attention, then two dense layers, normalized after each addition.
+
+    attention: a built layer   x: (batch, time, width), bias: what the attention takes besides
+    -> (batch, time, width)
+    """
+
+    attention: Layer
+    width: PositiveInt
+    hidden: PositiveInt
+    activation: str
+    dropout: Rate
+    epsilon: float
+
+    def build(self, shape=None):
+        self.attention_norm = norm(self, self.width, self.epsilon)
+        self.up = dense(self, self.width, self.hidden)
+        self.down = dense(self, self.hidden, self.width)
+        self.norm = norm(self, self.width, self.epsilon)
+        self.drop = Dropout(self.dropout, dtype=self.dtype_policy)
+
+    def call(self, x, bias=None, training=None):
+        y = self.attention(x, bias, training=training)
+        x = self.attention_norm(x + self.drop(y, training=training))
+        y = self.down(ACTIVATIONS[self.activation](self.up(x)))
+        return self.norm(x + self.drop(y, training=training))
+
+
+class CausalAttention(Layer):
     """Attention of `heads` query heads to `key_heads` heads of keys and values, with a cache.
 
     call(x, turned, visible, cache, at, bias) -> (y, cache).  x: (batch, time, width); turned: cos
-    and sin of the positions, or None; visible: bool (batch or 1, 1, time, source), None: all (all
-    before, in `CausalAttention`); cache: keys and values (batch, source, key_heads, head_width)
-    that are written from `at` on; bias: added to the scores, (1, heads, time, source)
+    and sin of the positions, or None; visible: bool (batch or 1, 1, time, source), None: all
+    before; cache: keys and values (batch, source, key_heads, head_width) that are written from `at`
+    on; bias: added to the scores, (1, heads, time, source).
+    by_head: query, key and value of a head lie side by side, not those of all heads
     key_bias: False where a reference has biases of queries and values alone
     """
 
@@ -203,10 +342,11 @@ class SelfAttention(Layer):
     norm_offset: float = 0.0
     scale: float = None
     soft_cap: float = None
+    by_head: bool = False
     key_bias: bool = True
     dropout: Rate = 0.0
 
-    causal = False
+    causal = True
 
     def build(self, shape=None):
         parts = tuple(n * self.head_width for n in (self.heads, self.key_heads, self.key_heads))
@@ -232,8 +372,11 @@ class SelfAttention(Layer):
     def call(self, x, turned=None, visible=None, cache=None, at=0, bias=None, training=None):
         batch, time, _ = ops.shape(x)
         rows = self.heads + self.key_heads
-        split = (batch, time, rows + self.key_heads, self.head_width)
-        parts = ops.reshape(self._projected(x), split)
+        parts = self._projected(x)
+        if self.by_head:
+            parts = ops.reshape(parts, (batch, time, self.heads, 3, self.head_width))
+            parts = ops.swapaxes(parts, 2, 3)
+        parts = ops.reshape(parts, (batch, time, rows + self.key_heads, self.head_width))
         both, value = parts[:, :, :rows], parts[:, :, rows:]
         if self.norm_epsilon is not None:
             query, key = both[:, :, : self.heads], both[:, :, self.heads :]
@@ -243,7 +386,7 @@ class SelfAttention(Layer):
         query, key = both[:, :, : self.heads], both[:, :, self.heads :]
         causal = self.causal and visible is None and cache is None
         if cache is not None:
-            key, value = cache = [overwrite(c, at, n) for c, n in zip(cache, (key, value))]
+            key, value = cache = overwrite(cache[0], at, key), overwrite(cache[1], at, value)
             if EAGER:  # what lies behind needs no mask, and no work
                 key, value = key[:, : at + time], value[:, : at + time]
                 causal = visible is None and time > 1
@@ -251,21 +394,21 @@ class SelfAttention(Layer):
             query,
             key,
             value,
+            bias,
+            self.scale,
             self.drop,
             training,
-            bias=bias,
             mask=visible,
-            scale=self.scale,
             is_causal=causal,
             attn_logits_soft_cap=self.soft_cap,
         )
         return self.output_projection(ops.reshape(y, (batch, time, -1))), cache
 
 
-class CausalAttention(SelfAttention):
-    """`SelfAttention` in which a position sees itself and those before it."""
+class FullAttention(CausalAttention):
+    """`CausalAttention` to all positions, those behind included."""
 
-    causal = True
+    causal = False
 
 
 class CrossAttention(Layer):
@@ -305,7 +448,7 @@ class CrossAttention(Layer):
     def call(self, x, kept, visible=None, training=None):
         batch, time, _ = ops.shape(x)
         query = ops.reshape(self.query(x), (batch, time, self.heads, self.head_width))
-        y = attend(query, *kept, self.drop, training, mask=visible, scale=self.scale)
+        y = attend(query, *kept, None, self.scale, self.drop, training, mask=visible)
         return self.output_projection(ops.reshape(y, (batch, time, -1)))
 
 
@@ -325,10 +468,14 @@ class GatedFeedForward(Layer):
         self.down = dense(self, self.hidden, self.width, use_bias=self.bias)
         self.drop = Dropout(self.dropout, dtype=self.dtype_policy)
 
-    def call(self, x, training=None):
+    def between(self, x):
+        """What comes before the last product."""
         both = self.gate_up(x)
         gate, up = both[..., : self.hidden], both[..., self.hidden :]
-        x = ACTIVATIONS[self.activation](gate) * up
+        return ACTIVATIONS[self.activation](gate) * up
+
+    def call(self, x, training=None):
+        x = self.between(x)
         return self.down(self.drop(x, training=training) if training else x)
 
 
@@ -337,7 +484,7 @@ class FeedForward(Layer):
 
     width: PositiveInt
     hidden: PositiveInt
-    activation: str = "gelu"
+    activation: str = "relu"
     bias: bool = True
     dropout: Rate = 0.0
 
@@ -349,3 +496,61 @@ class FeedForward(Layer):
     def call(self, x, training=None):
         x = ACTIVATIONS[self.activation](self.up(x))
         return self.down(self.drop(x, training=training) if training else x)
+
+
+# --- masked language models ----------------------------------------------------------------------
+class PredictionHead(Layer):
+    """norm(activation(dense(x))): what comes before the scores of words or classes.
+
+    x: (..., width) -> (..., units)
+    """
+
+    width: PositiveInt
+    units: PositiveInt
+    activation: str
+    epsilon: float
+    use_bias: bool = True
+    norm_bias: bool = True
+
+    def build(self, shape=None):
+        self.dense = dense(self, self.width, self.units, use_bias=self.use_bias)
+        self.norm = norm(self, self.units, self.epsilon, center=self.norm_bias)
+
+    def call(self, x):
+        return self.norm(ACTIVATIONS[self.activation](self.dense(x)))
+
+
+def at_masks(x, inputs):
+    """Hidden states at inputs["mask_positions"], (batch, masks, width); without, all of them."""
+    positions = inputs.get("mask_positions")
+    if positions is None:
+        return x
+    return ops.take_along_axis(x, ops.cast(positions, "int32")[:, :, None], axis=1)
+
+
+def tied_scores(x, embedding):
+    """Scores of all words, with the word embeddings as the kernel.  (..., width) -> (..., words)"""
+    return ops.matmul(x, ops.transpose(ops.cast(embedding.embeddings.value, ops.dtype(x))))
+
+
+# --- configurations ------------------------------------------------------------------------------
+def check_sizes(backbone, *activations):
+    """Raise ValueError for heads that do not share the width, and for an unknown activation."""
+    if backbone.hidden_dim % backbone.num_heads:
+        raise ValueError(
+            f"hidden_dim must be a multiple of num_heads; got {backbone.hidden_dim} and "
+            f"{backbone.num_heads}."
+        )
+    for name in activations:
+        if (given := getattr(backbone, name)) not in ACTIVATIONS:
+            raise ValueError(f"{name} must be one of {', '.join(ACTIVATIONS)}; got {given!r}.")
+
+
+def read_config(config, names, what):
+    """khub's arguments in a config.json.  names: khub's -> the reference's, first the needed five
+
+    what: the architecture, for the ValueError
+    """
+    if missing := [name for name in list(names.values())[:5] if config.get(name) is None]:
+        raise ValueError(f"The config.json of a {what} must say {', '.join(missing)}.")
+    return {name: config[key] for name, key in names.items() if config.get(key) is not None}

@@ -78,7 +78,8 @@ def of_config(config, where):
 
 def of_class(cls):
     """Return the family that `cls` (or a base of it) belongs to, None for a generic class."""
-    for family in families().values():
-        if issubclass(cls, tuple(family.classes())):
-            return family
+    for known in ((cls,), cls.__mro__):  # a class that is a family's own is not its base's
+        for family in families().values():
+            if any(c in known for c in family.classes()):
+                return family
     return None

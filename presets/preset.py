@@ -235,6 +235,8 @@ def _model(cls, preset, load_weights, dtype, strict, overrides):
     else:
         with _named(preset, cls):
             head = cls.head_from_reference(preset.config)
+            if hasattr(cls, "head_from_folder"):  # what other files of the reference say
+                head |= cls.head_from_folder(preset.folder)
         if preset.saved_class == cls.__name__:
             head |= preset.own("head")
         preprocessor = getattr(cls, "preprocessor_class", None)

@@ -8,8 +8,11 @@ what lies below the module too; the longest one wins:
 In a reference name `{i-1}` stands for an index that khub counts from 1 and the reference from 0.
 
 A tuple of reference names are modules whose tensors khub keeps as one, joined along their first
-axis: (("query", "key", "value"), "attention.qkv"). The rename ("", "") keeps the name of everything
-that no other covers, ("", "head") that of everything below `head`.
+axis: (("query", "key", "value"), "attention.qkv"). Where khub stacks the kernels of several layers,
+`{e}` stands for each of them: ("experts.{e}.down", "experts.down").
+
+The rename ("", "") keeps the name of everything that no other covers, ("", "head") that of
+everything below `head`.
 
 The last name and the layout of a tensor are a rule of the layer class (`LAYOUTS`). A variable
 without a rule is named in full on both sides.
@@ -18,7 +21,7 @@ without a rule is named in full on both sides.
 import difflib
 import logging
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cache
 
@@ -34,6 +37,7 @@ NORM = {"gamma": ("weight", None), "beta": ("bias", None)}
 BIAS = {"bias": ("bias", None)}
 LAYOUTS = {
     "Dense": {"kernel": ("weight", (1, 0)), **BIAS},
+    "ExpertDense": {"kernel": ("weight", (0, 2, 1))},
     "Embedding": {"embeddings": ("weight", None)},
     "LayerNormalization": NORM,
     "GroupNormalization": NORM,
@@ -67,6 +71,7 @@ class Slot:
     axes: tuple[int, ...] | None
     in_backbone: bool
     sizes: tuple[int, ...] | None = None  # of the parts of a joined tensor; None: they are equal
+    stack: int | None = None  # how many layers' tensors are stacked along a first axis
 
     def is_below(self, module):
         """Whether the variable belongs to a module of the backbone, given by its khub path."""
@@ -79,6 +84,13 @@ class Slot:
             return self.variable.shape
         return tuple(self.variable.shape[i] for i in np.argsort(self.axes))
 
+    def layer(self, number):
+        """One of the layers whose tensors are stacked."""
+        axes = None if self.axes is None else tuple(axis - 1 for axis in self.axes[1:])
+        sizes = self.sizes and self.sizes[: len(self.sizes) // self.stack]
+        row = _Row(self.variable, number)
+        return replace(self, variable=row, axes=axes, sizes=sizes, stack=None)
+
     def tensor(self, dtype=None):
         """Return the value as a `Tensor` in the reference's layout, in `dtype` if it is a float."""
         own = numpy_dtype(self.variable.dtype)
@@ -90,6 +102,27 @@ class Slot:
             return value.astype(dtype, copy=False)
 
         return Tensor(self.shape, dtype, read)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A row of a variable, as a variable that is read."""
+
+    variable: object
+    number: int
+
+    @property
+    def shape(self):
+        return self.variable.shape[1:]
+
+    @property
+    def dtype(self):
+        return self.variable.dtype
+
+    def numpy(self):
+        from khub import ops
+
+        return ops.convert_to_numpy(self.variable.value[self.number])
 
 
 def numpy_dtype(name):
@@ -130,11 +163,13 @@ def _slot(path, variable, layer, owner, inner, in_backbone):
     for cls in type(layer).__mro__:
         if last in layouts.get(cls.__name__, {}):
             leaf, axes = layouts[cls.__name__][last]
+            sizes, stack = (layer.__dict__.get(name) for name in ("parts", "stack"))
             names = rename(module, owner.weight_map)
+            if names and stack:
+                names = [name.replace("{e}", str(e)) for e in range(stack) for name in names]
+                sizes = sizes and tuple(sizes) * stack
             name = names and JOIN.join(f"{name}.{leaf}" for name in names)
-            return name and Slot(
-                path, variable, name, axes, in_backbone, layer.__dict__.get("parts")
-            )
+            return name and Slot(path, variable, name, axes, in_backbone, sizes, stack)
     names = rename(inner, owner.weight_map)
     return names and Slot(path, variable, JOIN.join(names), None, in_backbone)
 
@@ -175,9 +210,7 @@ def tensors(model, dtype=None):
     headless = all(slot.in_backbone for slot in found)
     prefix = "" if headless else _prefix(model)
     named = {_prefixed(prefix if s.in_backbone else "", s.name): s for s in found}
-    found = {
-        n: tensor for joined, s in named.items() for n, tensor in _parts(joined, s, s.tensor(dtype))
-    }
+    found = {n: tensor for joined, s in named.items() for n, tensor in _parts(joined, s, dtype)}
     counts = [name for name in found if name.endswith(MEAN)]
     return found | {f"{n.removesuffix(MEAN)}{COUNT}": as_tensor(np.int64(0)) for n in counts}
 
@@ -191,9 +224,16 @@ def _prefixed(prefix, name):
     return JOIN.join(prefix + part for part in name.split(JOIN))
 
 
-def _parts(joined, slot, whole):
+def _parts(joined, slot, dtype):
     """Yield (name, `Tensor`) of each of the parts that a joined tensor is kept in."""
     names = joined.split(JOIN)
+    if slot.stack:
+        count = len(names) // slot.stack
+        for number in range(slot.stack):
+            own = JOIN.join(names[number * count : (number + 1) * count])
+            yield from _parts(own, slot.layer(number), dtype)
+        return
+    whole = slot.tensor(dtype)
     if len(names) == 1:
         yield joined, whole
         return
@@ -224,6 +264,9 @@ class _Joined:
 
     def tensor(self, name):
         slot, found = self._slots.get(name), self._whole(name)
+        if slot is not None and slot.stack and not sum(found.shape[:1]) % slot.stack:
+            shape = slot.stack, found.shape[0] // slot.stack, *found.shape[1:]
+            return Tensor(shape, found.dtype, lambda: found.read().reshape(shape))
         if self._fit is None or slot is None or found.shape == slot.shape:
             return found
         return self._fit(slot, found)

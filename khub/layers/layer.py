@@ -427,21 +427,40 @@ class Layer(Configurable, active.Base):
         raise NotImplementedError(f"{type(self).__name__} does not define call().")
 
     def __call__(self, *args, **kwargs):
-        if self._quick and len(args) == 1 and not kwargs and not MASKS and local.autocast is None:
-            x, native, outer = args[0], self._native_dtype, local.call
-            trains = self._call_spec.training
-            if (outer is not None or not trains) and (
-                (type(x) in _TENSORS and (x.dtype is native or x.dtype not in _FLOATS))
-                or (type(x) is list and all(type(y) in _TENSORS and y.dtype is native for y in x))
-            ):
+        if self._quick and args and not MASKS and local.autocast is None:
+            outer, spec = local.call, self._call_spec
+            if self._plain(args, kwargs, outer, spec):
                 try:
-                    return self.call(x, training=outer.training) if trains else self.call(x)
+                    if spec.training and not kwargs:
+                        return self.call(*args, training=outer.training)
+                    return self.call(*args, **kwargs)
                 except Exception as error:
                     self._explain(error, args)
                     raise
         if self._hooked and not self._is_symbolic(args, kwargs):
             return self._native_call(*args, **kwargs)
         return self._khub_call(*args, **kwargs)
+
+    def _plain(self, args, kwargs, outer, spec):
+        """Whether `call` may have the arguments as they are: tensors of this layer's dtype."""
+        native = self._native_dtype
+        if spec.training:
+            known = outer is not None and len(args) <= spec.names.index("training")
+            if not known or kwargs and kwargs != {"training": outer.training}:
+                return False
+        elif kwargs:
+            return False
+        for x in args:  # a loop: twice as fast as all() of a generator
+            kind = type(x)
+            if kind in _TENSORS:
+                plain = x.dtype is native or x.dtype not in _FLOATS
+            elif x is args[0]:
+                plain = kind is list and all(type(y) in _TENSORS and y.dtype is native for y in x)
+            else:
+                plain = kind in _PLAIN or kind is tuple
+            if not plain:
+                return False
+        return True
 
     @staticmethod
     def _is_symbolic(args, kwargs):

@@ -164,7 +164,6 @@ def test_the_configuration_goes_both_ways(backbone):
         ("BertBackbone", {"position_embedding_type": "relative_key"}, "'relative_key' is not supp"),
         ("BertBackbone", {"is_decoder": True}, "as a decoder .* is not supported"),
         ("BertBackbone", {"hidden_size": ...}, "config.json of a BERT must say hidden_size"),
-        ("BertMaskedLM", {"tie_word_embeddings": False}, "output embeddings of its own"),
     ],
 )
 def test_configurations_that_are_not_read(backbone, cls, change, message):

@@ -111,3 +111,7 @@ def test_real_minilm_embeds_like_transformers():
         return (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdims=True)
 
     np.testing.assert_allclose(mean(got), mean(want), atol=1e-4)
+    embedder = nlp.TextEmbedder.from_preset(str(folder), sequence_length=128)
+    assert (embedder.pooling, embedder.normalize) == ("mean", True)  # sentence-transformers' files
+    length = np.linalg.norm(mean(want), axis=1, keepdims=True)
+    np.testing.assert_allclose(embedder.embed(texts), mean(want) / length, atol=1e-4)

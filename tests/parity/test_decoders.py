@@ -2,23 +2,16 @@
 
 import numpy as np
 import pytest
-import torch
-import transformers
-from parity.image_models import call
+from parity.decoder_checks import (
+    answer_of,
+    check_greedy,
+    check_logits_and_the_way_back,
+    ours,
+    theirs,
+)
 
 from khub import nlp, ops
 
-BASE = dict(
-    vocab_size=71,
-    hidden_size=48,
-    intermediate_size=88,
-    num_hidden_layers=3,
-    num_attention_heads=6,
-    num_key_value_heads=2,
-    max_position_embeddings=256,
-    initializer_range=0.2,
-    pad_token_id=0,
-)
 LLAMA3 = dict(
     rope_type="llama3",
     rope_theta=500.0,
@@ -27,34 +20,37 @@ LLAMA3 = dict(
     high_freq_factor=4.0,
     original_max_position_embeddings=64,
 )
+LONG = dict(
+    rope_type="longrope",
+    rope_theta=100.0,
+    short_factor=[1.0, 1.1, 1.3, 1.5],
+    long_factor=[1.0, 2.0, 4.0, 8.0],
+    original_max_position_embeddings=128,
+)
 YARN = dict(rope_type="yarn", rope_theta=100.0, factor=4.0, original_max_position_embeddings=64)
-MODELS = {  # name -> (kind, transformers' class, arguments)
-    "llama": ("Llama", "Llama", {}),
+MODELS = {  # name -> (kind, arguments of transformers' configuration)
+    "llama": ("Llama", {}),
     "llama, biases, odd heads": (
-        "Llama",
         "Llama",
         dict(attention_bias=True, mlp_bias=True, num_attention_heads=3, num_key_value_heads=1),
     ),
-    "llama, tied, gelu": ("Llama", "Llama", dict(tie_word_embeddings=True, hidden_act="gelu")),
-    "llama 3 positions": ("Llama", "Llama", dict(rope_parameters=LLAMA3)),
+    "llama, tied, gelu": ("Llama", dict(tie_word_embeddings=True, hidden_act="gelu")),
+    "llama 3 positions": ("Llama", dict(rope_parameters=LLAMA3)),
     "linear positions": (
-        "Llama",
         "Llama",
         dict(rope_parameters=dict(rope_type="linear", rope_theta=100.0, factor=2.5)),
     ),
-    "yarn positions": ("Qwen3", "Qwen3", dict(rope_parameters=YARN, head_dim=10)),
-    "mistral": ("Mistral", "Mistral", dict(sliding_window=16, head_dim=10)),
-    "qwen2": ("Qwen2", "Qwen2", dict(tie_word_embeddings=True)),
+    "yarn positions": ("Qwen3", dict(rope_parameters=YARN, head_dim=10)),
+    "mistral": ("Mistral", dict(sliding_window=16, head_dim=10)),
+    "qwen2": ("Qwen2", dict(tie_word_embeddings=True)),
     "qwen2, windows from layer 1": (
-        "Qwen2",
         "Qwen2",
         dict(use_sliding_window=True, sliding_window=9, max_window_layers=1),
     ),
-    "qwen3": ("Qwen3", "Qwen3", dict(head_dim=10, attention_bias=True)),
-    "gemma": ("Gemma", "Gemma", dict(head_dim=12)),
-    "gemma2": ("Gemma2", "Gemma2", dict(head_dim=12, sliding_window=16, query_pre_attn_scalar=10)),
+    "qwen3": ("Qwen3", dict(head_dim=10, attention_bias=True)),
+    "gemma": ("Gemma", dict(head_dim=12)),
+    "gemma2": ("Gemma2", dict(head_dim=12, sliding_window=16, query_pre_attn_scalar=10)),
     "gemma3": (
-        "Gemma3",
         "Gemma3",
         dict(
             head_dim=12,
@@ -63,81 +59,68 @@ MODELS = {  # name -> (kind, transformers' class, arguments)
             layer_types=["sliding_attention", "full_attention", "sliding_attention"],
         ),
     ),
-    "phi3": ("Phi3", "Phi3", {}),
-    "phi3, a part turns": ("Phi3", "Phi3", dict(partial_rotary_factor=0.5)),
+    "phi3": ("Phi3", {}),
+    "phi3, a part turns": ("Phi3", dict(partial_rotary_factor=0.5)),
+    "phi3, long": (
+        "Phi3",
+        dict(rope_parameters=LONG, original_max_position_embeddings=128),
+    ),
+    "stablelm": ("StableLm", dict(use_qkv_bias=True, partial_rotary_factor=0.5)),
+    "dynamic positions": (
+        "Llama",
+        dict(
+            rope_parameters=dict(rope_type="dynamic", rope_theta=100.0, factor=2.0),
+            max_position_embeddings=64,
+        ),
+    ),
 }
-KIND_ROWS = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "phi3")
-
-
-def theirs(name):
-    _, kind, options = MODELS[name]
-    config = getattr(transformers, "Gemma3TextConfig" if kind == "Gemma3" else f"{kind}Config")
-    torch.manual_seed(0)
-    options = {**BASE, **options}
-    return getattr(transformers, f"{kind}ForCausalLM")(config(**options)).eval()
-
-
-def ours(name, folder, reference):
-    reference.save_pretrained(folder)
-    task = getattr(nlp, f"{MODELS[name][0]}CausalLM")
-    return task.from_preset(str(folder), preprocessor=None)
-
-
-def logits(model, token_ids, mask=None):
-    mask = None if mask is None else torch.tensor(mask).long()
-    with torch.no_grad():
-        return model(torch.tensor(token_ids).long(), attention_mask=mask).logits.numpy()
+GREEDY = [name for name in MODELS if "," not in name and "positions" not in name] + ["phi3, long"]
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_and_the_way_back(name, tmp_path):
-    reference = theirs(name)
-    model = ours(name, tmp_path / "theirs", reference)
-    random = np.random.default_rng(0)
-    for time in (1, 7, 130) if name in ("llama", "gemma3") else (130,):
-        token_ids = random.integers(1, 71, (2, time)).astype("int32")
-        mask = np.ones((2, time), bool)
-        mask[1, time // 2 + 1 :] = False  # padding behind
-        found = call(model, {"token_ids": token_ids, "padding_mask": mask})
-        expected = logits(reference, token_ids, mask)
-        np.testing.assert_allclose(found[mask], expected[mask], atol=1e-4)
-    model.save_to_preset(tmp_path / "ours")
-    again = type(reference).from_pretrained(tmp_path / "ours").eval()
-    np.testing.assert_array_equal(logits(again, token_ids), logits(reference, token_ids))
+    lengths = (1, 7, 130) if name in ("llama", "gemma3") else (130,)
+    check_logits_and_the_way_back(tmp_path, *MODELS[name], lengths)
 
 
-@pytest.mark.parametrize("name", KIND_ROWS)
+@pytest.mark.parametrize("name", GREEDY)
 def test_greedy_generation(name, tmp_path):
-    reference = theirs(name)
-    model = ours(name, tmp_path, reference)
-    prompts = [np.random.default_rng(n).integers(1, 71, n).tolist() for n in (9, 4)]
-    found = model.generate(prompts, max_length=9 + 64)
-    for prompt, answer in zip(prompts, found):
-        assert answer == greedy(reference, prompt, 73 - len(prompt))
+    check_greedy(tmp_path, *MODELS[name])
 
 
-def greedy(reference, prompt, count, **options):
-    with torch.no_grad():
-        return reference.generate(
-            torch.tensor([prompt]),
-            attention_mask=torch.ones((1, len(prompt)), dtype=torch.long),
-            max_new_tokens=count,
-            do_sample=False,
-            eos_token_id=None,
-            **options,
-        )[0].tolist()
+def test_older_configs():
+    """Those of the Hub: no layer_types, positions in names of their own, tied without saying so."""
+    sizes = dict(vocab_size=71, hidden_size=24, num_hidden_layers=12, intermediate_size=40)
+    config = dict(sizes, num_attention_heads=2, sliding_window=16, rope_theta=500)
+    found = nlp.Gemma2Backbone.config_from_reference(config)
+    assert found["local_layers"] == (0, 2, 4, 6, 8, 10) and found["tie_embeddings"]
+    found = nlp.Gemma3Backbone.config_from_reference({**config, "rope_local_base_freq": 100})
+    assert found["local_layers"] == (0, 1, 2, 3, 4, 6, 7, 8, 9, 10)
+    assert (found["rope_max_wavelength"], found["rope_local_wavelength"]) == (500, 100)
+    config["max_window_layers"] = 10
+    assert nlp.Qwen2Backbone.config_from_reference(config)["sliding_window"] is None
+    config["use_sliding_window"] = True
+    assert nlp.Qwen2Backbone.config_from_reference(config)["local_layers"] == (10, 11)
+
+
+def test_an_activation_that_khub_has_not(tmp_path):
+    theirs("Llama").save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(path.read_text().replace('"silu"', '"laplace"'))
+    with pytest.raises(ValueError, match="activation must be one of .*; got 'laplace'"):
+        nlp.CausalLM.from_preset(str(tmp_path), preprocessor=None)
 
 
 def test_repetition_penalty(tmp_path):
-    reference = theirs("qwen2")
-    model, prompt = ours("qwen2", tmp_path, reference), [3, 5, 7, 5]
+    reference = theirs("Qwen2")
+    model, prompt = ours(tmp_path, reference), [3, 5, 7, 5]
     found = model.generate([prompt], 44, repetition_penalty=1.3)[0]
-    assert found == greedy(reference, prompt, 40, repetition_penalty=1.3)
+    assert found == answer_of(reference, prompt, 44, repetition_penalty=1.3)
     assert found != model.generate([prompt], 44)[0]
 
 
 def test_ids_come_as_they_are_made(tmp_path):
-    model, prompts = ours("llama", tmp_path, theirs("llama")), [[5, 6, 7], [8, 9]]
+    model, prompts = ours(tmp_path, theirs("Llama")), [[5, 6, 7], [8, 9]]
     pieces = list(model.stream(prompts, 12))
     assert [sum(rows, []) for rows in zip(*pieces)] == model.generate(prompts, 12)
     assert len(pieces) > 5
@@ -147,7 +130,7 @@ def test_a_prompt_in_parts_and_a_window(tmp_path, monkeypatch):
     """Prefill in chunks of 8 positions gives what one of all does."""
     from khub.nlp import engine
 
-    model = ours("gemma3", tmp_path, theirs("gemma3"))
+    model = ours(tmp_path, theirs("Gemma3", **MODELS["gemma3"][1]))
     prompt = [np.random.default_rng(1).integers(1, 71, 29).tolist()]
     expected = model.generate(prompt, max_length=40)
     monkeypatch.setattr(engine, "PREFILL", 8)
@@ -156,7 +139,7 @@ def test_a_prompt_in_parts_and_a_window(tmp_path, monkeypatch):
 
 
 def test_stop_tokens_and_samplers(tmp_path):
-    model = ours("llama", tmp_path, theirs("llama"))
+    model = ours(tmp_path, theirs("Llama"))
     prompts = [[5, 6, 7], [8, 9], [10, 3, 4, 2]]
     answers = model.generate(prompts, max_length=30)
     stop = answers[0][3 + 4]  # the fifth new token of the first row

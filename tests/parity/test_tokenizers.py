@@ -129,6 +129,23 @@ def t5(folder):
     return nlp.Tokenizer.load(folder), AutoTokenizer.from_pretrained(folder)
 
 
+def deberta(folder, **config):
+    """A model learned here, with Microsoft's control pieces and, beyond them, [MASK]."""
+    pieces = {"pad": "[PAD]", "bos": "[CLS]", "eos": "[SEP]", "unk": "[UNK]"}
+    names = {f"{name}_piece": piece for name, piece in pieces.items()}
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(DATA / "text/botchan.txt"),
+        model_prefix=str(folder / "spm"),
+        vocab_size=1500,
+        num_threads=1,
+        minloglevel=2,
+        **names | {f"{name}_id": index for index, name in enumerate(pieces)},
+    )
+    config = {"tokenizer_class": "DebertaV2Tokenizer", **config}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return nlp.Tokenizer.load(folder), AutoTokenizer.from_pretrained(folder)
+
+
 def learned(folder):
     texts = (DATA / "text/botchan.txt").read_text("utf-8").splitlines()
     llama3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|\s+(?!\S)|\s+|\S"
@@ -180,6 +197,8 @@ TOKENIZERS = {
         keep_accents=True,
     ),
     "t5": t5,
+    "deberta": deberta,
+    "deberta, other options": lambda f: deberta(f, do_lower_case=True, split_by_punct=True),
     "llama": lambda f: opened(
         f, LLAMA, "tokenizer.model", tokenizer_class="LlamaTokenizer", add_bos_token=True
     ),

@@ -244,3 +244,19 @@ def test_host_memory_while_loading_is_at_most_a_fifth_more_than_the_file(tmp_pat
     note(f"host memory while loading: {ratio:.2f} times the file")
     assert ratio <= 1.2
     assert ratio > 0.9, "the measure counts what is loaded"
+
+
+def test_kernels_that_are_stacked():
+    """Each expert has tensors of its own in the file."""
+    from khub import nlp
+
+    sizes = dict(vocabulary_size=9, num_layers=1, num_query_heads=2, hidden_dim=8)
+    sizes |= dict(intermediate_dim=6, num_experts=3)
+    model = nlp.MixtralBackbone(**sizes)
+    arrays = {name: tensor.read() for name, tensor in weights.tensors(model).items()}
+    kernel = np.asarray(model.blocks[0].feed_forward.experts_gate_up.kernel.numpy())
+    at = "layers.0.block_sparse_moe.experts"
+    for expert in range(3):
+        both = [arrays[f"{at}.{expert}.{name}.weight"] for name in ("w1", "w3")]
+        assert np.array_equal(np.concatenate(both).T, kernel[expert])
+        assert arrays[f"{at}.{expert}.w2.weight"].shape == (8, 6)

@@ -1,0 +1,305 @@
+"""ModernBERT: a long-context encoder; most layers see a window. Warner et al. 2024, 2412.13663.
+
+Rotary positions, gated feed-forward layers, normalization before each part, few biases.
+"""
+
+from khub import ops
+from khub.fields import PositiveInt, Rate
+from khub.layers import Dropout, Layer
+
+from .bert import EncoderEmbeddings, EncoderMaskedLM, encoder_family, masked_weights
+from .byte_pair import BytePairTokenizer
+from .tasks import (
+    Backbone,
+    QuestionAnswerer,
+    TextClassifier,
+    TokenClassifier,
+    check_pooling,
+    pooled,
+)
+from .tokenizers import SPECIAL_TOKENS
+from .transformer import (
+    GatedFeedForward,
+    PredictionHead,
+    SelfAttention,
+    check_sizes,
+    frequencies,
+    hidden_bias,
+    norm,
+    read_config,
+    rotation,
+)
+
+CONFIG = {  # khub's name -> the reference's
+    "vocabulary_size": "vocab_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "hidden_dim": "hidden_size",
+    "intermediate_dim": "intermediate_size",
+    "max_sequence_length": "max_position_embeddings",
+    "activation": "hidden_activation",
+    "layer_norm_epsilon": "norm_eps",
+    "norm_bias": "norm_bias",
+    "attention_bias": "attention_bias",
+    "mlp_bias": "mlp_bias",
+    "dropout": "embedding_dropout",
+    "attention_dropout": "attention_dropout",
+    "mlp_dropout": "mlp_dropout",
+    "local_window": "local_attention",
+    "head_activation": "classifier_activation",
+    "head_bias": "classifier_bias",
+    "padding_id": "pad_token_id",
+}
+WEIGHTS = [
+    ("embeddings.tok_embeddings", "embeddings.word"),
+    ("embeddings.norm", "embeddings.norm"),
+    ("layers.{i}.attn_norm", "blocks.{i}.attention_norm"),
+    ("layers.{i}.attn.Wqkv", "blocks.{i}.attention.qkv"),
+    ("layers.{i}.attn.Wo", "blocks.{i}.attention.projection"),
+    ("layers.{i}.mlp_norm", "blocks.{i}.norm"),
+    ("layers.{i}.mlp.Wi", "blocks.{i}.feed_forward.gate_up"),
+    ("layers.{i}.mlp.Wo", "blocks.{i}.feed_forward.down"),
+    ("final_norm", "norm"),
+]
+LAYER_TYPES = ("full_attention", "sliding_attention")
+
+
+class ModernBertBlock(Layer):
+    """x + attention(norm(x)), then x + feed_forward(norm(x)); the first block has no first norm.
+
+    call(x, bias, turned) as `SelfAttention`
+    """
+
+    def __init__(self, attention, feed_forward, attention_norm, after, dropouts, **options):
+        super().__init__(**options)
+        self.attention, self.feed_forward = attention, feed_forward
+        self.attention_norm, self.norm = attention_norm, after
+        self.drop, self.inner_drop = (Dropout(p, dtype=self.dtype_policy) for p in dropouts)
+        self.build(None)
+
+    def call(self, x, bias=None, turned=None, training=None):
+        y = x if self.attention_norm is None else self.attention_norm(x)
+        y = self.attention(y, bias, turned, training=training)
+        x = x + self.drop(y, training=training)
+        y = self.inner_drop(self.feed_forward.between(self.norm(x)), training=training)
+        return x + self.feed_forward.down(y)
+
+
+class ModernBertBackbone(Backbone):
+    """ModernBERT's encoder. The layers of `local_layers` see local_window // 2 places to each side.
+
+    inputs: {"token_ids": int (batch, time), "padding_mask": bool, the same shape, or none}
+    -> {"sequence_output": (batch, time, hidden_dim)}
+    head_activation, head_bias: of the dense layer that every task's head begins with
+    """
+
+    vocabulary_size: PositiveInt
+    num_layers: PositiveInt
+    num_heads: PositiveInt
+    hidden_dim: PositiveInt
+    intermediate_dim: PositiveInt
+    dropout: Rate = 0.0
+    max_sequence_length: PositiveInt = 8192
+    local_window: PositiveInt = 128
+    local_layers: tuple = None
+    rope_max_wavelength: float = 160_000.0
+    rope_local_wavelength: float = 10_000.0
+    activation: str = "gelu"
+    attention_dropout: Rate = 0.0
+    mlp_dropout: Rate = 0.0
+    layer_norm_epsilon: float = 1e-5
+    norm_bias: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    head_activation: str = "gelu"
+    head_bias: bool = False
+    padding_id: int = 0
+
+    weight_map = WEIGHTS
+    reference_prefix = "model"
+
+    def setup(self):
+        check_sizes(self, "activation", "head_activation")
+        self.embedding_dim = self.hidden_dim
+        if self.local_layers is None:
+            self.local_layers = tuple(i for i in range(self.num_layers) if i % 3)
+        super().setup()
+
+    def build(self, shape=None):
+        sizes = self.vocabulary_size, self.hidden_dim, 0, 0, self.dropout, self.layer_norm_epsilon
+        options = dict(norm_bias=self.norm_bias, dtype=self.dtype_policy)
+        self.embeddings = EncoderEmbeddings(*sizes, **options)
+        self.embeddings.build()
+        self.blocks = [self._block(i) for i in range(self.num_layers)]
+        self.norm = self._norm()
+        self._local = [i in self.local_layers for i in range(self.num_layers)]
+        width = self.hidden_dim // self.num_heads
+        waves = {False: self.rope_max_wavelength, True: self.rope_local_wavelength}
+        self._turns = {local: frequencies(width, waves[local]) for local in set(self._local)}
+
+    def _norm(self):
+        return norm(self, self.hidden_dim, self.layer_norm_epsilon, center=self.norm_bias)
+
+    def _block(self, index):
+        options = dict(dtype=self.dtype_policy)
+        attention = SelfAttention(
+            self.hidden_dim, self.num_heads, self.attention_dropout, self.attention_bias, **options
+        )
+        feed_forward = GatedFeedForward(
+            self.hidden_dim, self.intermediate_dim, self.activation, self.mlp_bias, **options
+        )
+        attention.build(), feed_forward.build()
+        norms = self._norm() if index else None, self._norm()
+        dropouts = self.attention_dropout, self.mlp_dropout
+        return ModernBertBlock(attention, feed_forward, *norms, dropouts, **options)
+
+    def prediction_head(self, task):
+        """The layers that every task's head begins with."""
+        width, epsilon = self.hidden_dim, self.layer_norm_epsilon
+        options = dict(use_bias=self.head_bias, norm_bias=self.norm_bias, dtype=task.dtype_policy)
+        return PredictionHead(width, width, self.head_activation, epsilon, **options)
+
+    def call(self, inputs, training=None):
+        self.check_inputs(inputs)
+        x = self.embeddings(inputs["token_ids"], training=training)
+        time = ops.shape(x)[1]
+        places, name = ops.arange(time), ops.dtype(x)
+        turned = {local: rotation(places[None], *t, name) for local, t in self._turns.items()}
+        bias = self._bias(inputs.get("padding_mask"), places, time)
+        for block, local in zip(self.blocks, self._local):
+            x = block(x, bias[local], turned[local], training=training)
+        return {"sequence_output": self.norm(x)}
+
+    def _bias(self, mask, places, time):
+        """What is added to the scores of layers without and with a window; None for nothing."""
+        bias, side = None, self.local_window // 2
+        if mask is not None:
+            bias = hidden_bias(mask[:, None, None], self.compute_dtype)
+        if not self.local_layers or isinstance(time, int) and time <= side + 1:
+            return bias, bias
+        near = ops.absolute(places[:, None] - places[None]) <= side
+        far = hidden_bias(near[None, None], self.compute_dtype)
+        return bias, far if bias is None else ops.minimum(bias, far)
+
+    @classmethod
+    def config_from_reference(cls, config):
+        ours = read_config(config, CONFIG, "ModernBERT")
+        every, count = config.get("global_attn_every_n_layers") or 3, ours["num_layers"]
+        types = config.get("layer_types") or [LAYER_TYPES[bool(i % every)] for i in range(count)]
+        if unknown := {*types} - {*LAYER_TYPES}:
+            raise ValueError(
+                f"layer_types must be {' or '.join(LAYER_TYPES)}; got {', '.join(unknown)}."
+            )
+        ours["local_layers"] = tuple(i for i, kind in enumerate(types) if kind == LAYER_TYPES[1])
+        rope, names = config.get("rope_parameters") or {}, ("max", "local")
+        for kind, name, old in zip(LAYER_TYPES, names, ("global", "local")):
+            part = {**(rope.get(kind) or {}), **(config.get("rope_scaling") or {})}
+            if (scaling := part.get("rope_type", "default")) != "default":
+                raise ValueError(
+                    f"ModernBERT with rope_type {scaling!r} is not supported; expected 'default'."
+                )
+            if wave := part.get("rope_theta", config.get(f"{old}_rope_theta")):
+                ours[f"rope_{name}_wavelength"] = float(wave)
+        return ours
+
+    def reference_config(self):
+        ours = {key: getattr(self, name) for name, key in CONFIG.items()}
+        waves = self.rope_max_wavelength, self.rope_local_wavelength
+        rope = [{"rope_type": "default", "rope_theta": wave} for wave in waves]
+        return {
+            "model_type": "modernbert",
+            **ours,
+            "layer_types": [LAYER_TYPES[local] for local in self._local],
+            "rope_parameters": dict(zip(LAYER_TYPES, rope)),
+        }
+
+
+class Headed:
+    """What a task adds whose head begins with `ModernBertBackbone.prediction_head`."""
+
+    dropout_name = "classifier_dropout"
+    weight_map = [("head", "head"), ("classifier", "classifier")]
+
+    def build(self, shape=None):
+        super().build(shape)
+        self.head = self.backbone.prediction_head(self)
+        self.head.build()
+
+    def hidden_states(self, inputs, training):
+        """What the head makes of the tokens, (batch, time, width)."""
+        return self.head(super().hidden_states(inputs, training))
+
+    @classmethod
+    def head_from_reference(cls, config):
+        return super().head_from_reference({"classifier_dropout": 0.0, **config})
+
+
+class ModernBertClassifier(Headed, TextClassifier):
+    """A class for a text or a pair, from its first token ("cls") or the mean of all ("mean")."""
+
+    pooling: str = "cls"
+
+    def setup(self):
+        check_pooling(self.pooling)
+        super().setup()
+
+    def hidden_states(self, inputs, training):
+        """What the head makes of one vector, (batch, width)."""
+        x = super(Headed, self).hidden_states(inputs, training)
+        return self.head(pooled(x, inputs.get("padding_mask"), self.pooling))
+
+    @classmethod
+    def head_from_reference(cls, config):
+        pooling = config.get("classifier_pooling", "cls")
+        return {**super().head_from_reference(config), "pooling": pooling}
+
+    def reference_config(self):
+        return {**super().reference_config(), "classifier_pooling": self.pooling}
+
+
+class ModernBertTokenClassifier(Headed, TokenClassifier):
+    """A class for every token."""
+
+
+class ModernBertQuestionAnswerer(Headed, QuestionAnswerer):
+    """Where an answer begins and ends."""
+
+    weight_map = [("head", "head"), ("classifier", "outputs")]
+
+
+class ModernBertMaskedLM(EncoderMaskedLM):
+    """`EncoderMaskedLM`, whose scores have a bias."""
+
+    weight_map = masked_weights("head.dense", "head.norm", "decoder")
+
+    @classmethod
+    def head_from_reference(cls, config):
+        if not config.get("decoder_bias", True):
+            raise ValueError("ModernBERT with decoder_bias False is not supported.")
+        return super().head_from_reference(config)
+
+
+class ModernBertTokenizer(BytePairTokenizer):
+    """Byte-level BPE with BERT's special tokens.  [CLS] first [SEP] second [SEP]"""
+
+    reference_class = "PreTrainedTokenizerFast"
+    special_tokens = SPECIAL_TOKENS
+    wrap = ("cls_token $A sep_token", "cls_token $A sep_token $B:1 sep_token:1")
+
+
+HEADS = {
+    "TextClassifier": ModernBertClassifier,
+    "TokenClassifier": ModernBertTokenClassifier,
+    "QuestionAnswerer": ModernBertQuestionAnswerer,
+    "MaskedLM": ModernBertMaskedLM,
+}
+_made = encoder_family(
+    "ModernBert",
+    "modernbert",
+    ModernBertBackbone,
+    ModernBertTokenizer,
+    {task: {"base": head} for task, head in HEADS.items()},
+    paper="arXiv:2412.13663",
+)
+globals().update(_made)
+__all__ = list(_made)

@@ -175,7 +175,7 @@ def main():
     x, _, _ = preprocessor(held[0][:2], held[1][:2])
     record_reference(model, options.output, x)
     with open(HERE / f"{NAME}.csv", "w", newline="") as file:
-        writer = csv.writer(file)
+        writer = csv.writer(file, lineterminator="\n")
         writer.writerows([["step", "seconds", "loss", "held_out_accuracy"], *recorder.rows])
     plot(recorder.rows, HERE / f"{NAME}.png")
 

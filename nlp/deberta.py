@@ -101,7 +101,7 @@ class DisentangledAttention(Layer):
         bias = bias + ops.swapaxes(keys, 2, 3)
         bias = bias if padding is None else bias + padding
         value = ops.reshape(self.value(x), (batch, time, heads, split))
-        y = attend(query, key, value, bias, 1.0, self.attention_drop, training)
+        y = attend(query, key, value, self.attention_drop, training, bias=bias, scale=1.0)
         return self.projection(ops.reshape(y, (batch, time, self.width)))
 
 

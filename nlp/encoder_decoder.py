@@ -12,10 +12,10 @@ from khub.layers import Dropout, Layer
 from .cache import KVCache
 from .tasks import Backbone
 from .transformer import (
+    Attention,
     CausalAttention,
     CrossAttention,
     FeedForward,
-    FullAttention,
     check_sizes,
     norm,
     read_config,
@@ -27,7 +27,7 @@ class Block(Layer):
     """Attention, in a decoder attention to the encoder's states, two dense layers; all added to x.
 
     Each part's input is normalized, or (norm_first=False) the sum behind it.
-    call(x, seen, bias, cache, at, kept, source) -> (y, cache), as `CausalAttention`; kept: keys and
+    call(x, seen, bias, cache, at, kept, source) -> (y, cache), as `Attention`; kept: keys and
     values of `CrossAttention`; source: bool (batch, 1, 1, source time), which of them are real
     """
 
@@ -98,7 +98,7 @@ class EncoderDecoder(Backbone):
         head = attention.pop("head_width", width // heads)
         attention["dropout"] = attention.pop("attention_dropout", dropout)
         own = {**attention, "output_bias": attention["bias"], **options}
-        kind = CausalAttention if cross else FullAttention
+        kind = CausalAttention if cross else Attention
         return [
             Block(
                 kind(width, heads, heads, head, **own),

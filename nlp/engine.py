@@ -9,6 +9,7 @@ import numpy as np
 
 import khub
 from khub import ops
+from khub.layers.layer import CallContext
 
 from .cache import EAGER, KVCache, number
 
@@ -82,7 +83,8 @@ class Engine:
 
     def advance(self, state, until):
         """The state when `until` tokens are there, or all rows have ended."""
-        return self.loop(state, number(until))
+        with CallContext(training=False):  # layers need not ask what the outermost call is
+            return self.loop(state, number(until))
 
     def _run(self, token_ids, cache):
         """The last position's hidden state, (batch, width), and the cache."""

@@ -70,19 +70,18 @@ class ModernBertBlock(Layer):
     call(x, bias, turned) as `SelfAttention`
     """
 
-    def __init__(self, attention, feed_forward, attention_norm, after, dropouts, **options):
+    def __init__(self, attention, feed_forward, attention_norm, after, dropout, **options):
         super().__init__(**options)
         self.attention, self.feed_forward = attention, feed_forward
         self.attention_norm, self.norm = attention_norm, after
-        self.drop, self.inner_drop = (Dropout(p, dtype=self.dtype_policy) for p in dropouts)
+        self.drop = Dropout(dropout, dtype=self.dtype_policy)
         self.build(None)
 
     def call(self, x, bias=None, turned=None, training=None):
         y = x if self.attention_norm is None else self.attention_norm(x)
         y = self.attention(y, bias, turned, training=training)
         x = x + self.drop(y, training=training)
-        y = self.inner_drop(self.feed_forward.between(self.norm(x)), training=training)
-        return x + self.feed_forward.down(y)
+        return x + self.feed_forward(self.norm(x), training=training)
 
 
 class ModernBertBackbone(Backbone):
@@ -146,12 +145,16 @@ class ModernBertBackbone(Backbone):
             self.hidden_dim, self.num_heads, self.attention_dropout, self.attention_bias, **options
         )
         feed_forward = GatedFeedForward(
-            self.hidden_dim, self.intermediate_dim, self.activation, self.mlp_bias, **options
+            self.hidden_dim,
+            self.intermediate_dim,
+            self.activation,
+            self.mlp_bias,
+            self.mlp_dropout,
+            **options,
         )
         attention.build(), feed_forward.build()
         norms = self._norm() if index else None, self._norm()
-        dropouts = self.attention_dropout, self.mlp_dropout
-        return ModernBertBlock(attention, feed_forward, *norms, dropouts, **options)
+        return ModernBertBlock(attention, feed_forward, *norms, self.attention_dropout, **options)
 
     def prediction_head(self, task):
         """The layers that every task's head begins with."""

@@ -209,7 +209,7 @@ def position_buckets(distances, buckets, most=128, both_sides=True):
     buckets = buckets // 2 if both_sides else buckets
     away = np.abs(distances) if both_sides else np.maximum(-distances, 0)
     exact = buckets // 2
-    share = np.log(np.maximum(away, 1) / exact) / math.log(most / exact)
+    share = np.log(np.maximum(away, 1).astype("float32") / exact) / math.log(most / exact)
     far = np.minimum(exact + (share * (buckets - exact)).astype(int), buckets - 1)
     return (first + np.where(away < exact, away, far)).astype("int32")
 
@@ -240,27 +240,22 @@ def visible(time, cache=None, mask=None, window=None):
     return seen if window is None else ops.logical_and(seen, keys > queries - window)
 
 
-def attend(query, key, value, bias=None, scale=None, drop=None, training=None, **options):
-    """softmax(query key' * scale + bias) value in every head.
-
-    query, key, value: (batch, time, heads, width), bias: like (batch, heads, time, time), scale:
-    None for 1 / sqrt(width) -> (batch, time, heads, width)
-    drop: the Dropout of the softmax's probabilities in training   options: mask, is_causal, ... of
-    `ops.dot_product_attention`
-    """
-    if not (training and drop is not None and drop.rate):
-        return ops.dot_product_attention(query, key, value, bias=bias, scale=scale, **options)
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    scores = ops.einsum("bqhd,bkhd->bhqk", query, key) * scale  # no fused kernel drops everywhere
-    if bias is not None:
-        scores = scores + bias
+def attend(query, key, value, drop=None, training=None, **options):
+    """`ops.dot_product_attention`; in training with a share `drop` of the weights left out."""
+    if not training or drop is None or not drop.rate:
+        return ops.dot_product_attention(query, key, value, **options)
+    scale = options.get("scale") or query.shape[-1] ** -0.5  # no fused kernel drops everywhere
+    scores = ops.einsum("bqhd,bkhd->bhqk", query, key) * scale
+    if options.get("bias") is not None:
+        scores = scores + options["bias"]
     mask = options.get("mask")
     if options.get("is_causal"):
         time = ops.shape(query)[1]
         mask = visible(time, window=time)
     if mask is not None:
-        scores = ops.where(mask, scores, HIDDEN)
-    return ops.einsum("bhqk,bkhd->bqhd", drop(ops.softmax(scores, axis=-1), training=True), value)
+        scores = ops.where(mask, scores, -3e4)
+    weights = drop(ops.softmax(scores, axis=-1), training=True)
+    return ops.einsum("bhqk,bkhd->bqhd", weights, value)
 
 
 class SelfAttention(Layer):
@@ -289,7 +284,7 @@ class SelfAttention(Layer):
         if turned is not None:
             both = rotate(both, turned)
         query, key = both[:, :, :heads], both[:, :, heads:]
-        y = attend(query, key, value, bias, drop=self.drop, training=training)
+        y = attend(query, key, value, self.drop, training, bias=bias)
         return self.projection(ops.reshape(y, (batch, time, self.width)))
 
 
@@ -321,13 +316,13 @@ class EncoderBlock(Layer):
         return self.norm(x + self.drop(y, training=training))
 
 
-class CausalAttention(Layer):
+class Attention(Layer):
     """Attention of `heads` query heads to `key_heads` heads of keys and values, with a cache.
 
     call(x, turned, visible, cache, at, bias) -> (y, cache).  x: (batch, time, width); turned: cos
-    and sin of the positions, or None; visible: bool (batch or 1, 1, time, source), None: all
-    before; cache: keys and values (batch, source, key_heads, head_width) that are written from `at`
-    on; bias: added to the scores, (1, heads, time, source).
+    and sin of the positions, or None; visible: bool (batch or 1, 1, time, source), None: all (all
+    before, in `CausalAttention`); cache: keys and values (batch, source, key_heads, head_width)
+    that are written from `at` on; bias: added to the scores, (1, heads, time, source)
     by_head: query, key and value of a head lie side by side, not those of all heads
     key_bias: False where a reference has biases of queries and values alone
     """
@@ -346,7 +341,7 @@ class CausalAttention(Layer):
     key_bias: bool = True
     dropout: Rate = 0.0
 
-    causal = True
+    causal = False
 
     def build(self, shape=None):
         parts = tuple(n * self.head_width for n in (self.heads, self.key_heads, self.key_heads))
@@ -394,21 +389,21 @@ class CausalAttention(Layer):
             query,
             key,
             value,
-            bias,
-            self.scale,
             self.drop,
             training,
+            bias=bias,
             mask=visible,
+            scale=self.scale,
             is_causal=causal,
             attn_logits_soft_cap=self.soft_cap,
         )
         return self.output_projection(ops.reshape(y, (batch, time, -1))), cache
 
 
-class FullAttention(CausalAttention):
-    """`CausalAttention` to all positions, those behind included."""
+class CausalAttention(Attention):
+    """`Attention` in which a position sees itself and those before it."""
 
-    causal = False
+    causal = True
 
 
 class CrossAttention(Layer):
@@ -448,7 +443,7 @@ class CrossAttention(Layer):
     def call(self, x, kept, visible=None, training=None):
         batch, time, _ = ops.shape(x)
         query = ops.reshape(self.query(x), (batch, time, self.heads, self.head_width))
-        y = attend(query, *kept, None, self.scale, self.drop, training, mask=visible)
+        y = attend(query, *kept, self.drop, training, mask=visible, scale=self.scale)
         return self.output_projection(ops.reshape(y, (batch, time, -1)))
 
 
@@ -468,14 +463,10 @@ class GatedFeedForward(Layer):
         self.down = dense(self, self.hidden, self.width, use_bias=self.bias)
         self.drop = Dropout(self.dropout, dtype=self.dtype_policy)
 
-    def between(self, x):
-        """What comes before the last product."""
+    def call(self, x, training=None):
         both = self.gate_up(x)
         gate, up = both[..., : self.hidden], both[..., self.hidden :]
-        return ACTIVATIONS[self.activation](gate) * up
-
-    def call(self, x, training=None):
-        x = self.between(x)
+        x = ACTIVATIONS[self.activation](gate) * up
         return self.down(self.drop(x, training=training) if training else x)
 
 
@@ -484,7 +475,7 @@ class FeedForward(Layer):
 
     width: PositiveInt
     hidden: PositiveInt
-    activation: str = "relu"
+    activation: str = "gelu"
     bias: bool = True
     dropout: Rate = 0.0
 

@@ -35,11 +35,17 @@ _INTERNAL = frozenset(_INTERNAL.split())
 _PLAIN = frozenset({bool, int, float, str, type(None)})  # they hold nothing, and are most of all
 
 
-class _Context:
-    """One outermost call: what its inner calls inherit."""
+class CallContext:
+    """One outermost call: what its inner calls inherit. In `with`, what comes there is one call."""
 
     def __init__(self, training):
         self.training = training
+
+    def __enter__(self):
+        self.outer, local.call = local.call, self
+
+    def __exit__(self, *_):
+        local.call = self.outer
 
 
 def _scoped_build(build):
@@ -488,7 +494,7 @@ class Layer(Configurable, active.Base):
         if outer is None:
             if training is None:
                 training = self.__dict__.get("training") or bool(spec.training_default)
-            context = local.call = _Context(training)
+            context = local.call = CallContext(training)
         before = context.training
         context.training = training
         if spec.training and "training" not in kwargs and len(args) <= spec.names.index("training"):

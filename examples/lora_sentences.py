@@ -29,7 +29,7 @@ def main(argv=None):
     losses = model.fit(x=sentences, **schedule, verbose=0).history["loss"]
     model.merge_lora()  # an ordinary model again
 
-    starts = [sentence[: len(sentence) // 2] for sentence in sentences]
+    starts = [" ".join(words[: len(words) // 2]) for words in map(str.split, sentences)]
     answers = model.generate(starts, max_length=41)
     known = sum(answer.startswith(sentence) for answer, sentence in zip(answers, sentences))
     print(f"loss {losses[0]:.4f}, {losses[len(losses) // 2]:.4f}, {losses[-1]:.4f}")

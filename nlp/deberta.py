@@ -9,19 +9,18 @@ from khub import ops
 from khub.fields import PositiveInt, Rate
 from khub.layers import Conv1D, Dropout, Layer
 
-from .bert import BERT, EncoderBackbone, EncoderMaskedLM, Kind, kind_family, masked_weights
-from .sentence_piece import DebertaV3Tokenizer
-from .transformer import (
-    ACTIVATIONS,
-    EncoderBlock,
-    JoinedDense,
-    attend,
-    check_sizes,
-    dense,
-    hidden_bias,
-    norm,
-    table,
+from . import transformer
+from .bert import (
+    BERT,
+    TRANSFORMED,
+    EncoderBackbone,
+    EncoderMaskedLM,
+    Kind,
+    kind_family,
+    masked_weights,
 )
+from .sentence_piece import DebertaV3Tokenizer
+from .transformer import ACTIVATIONS, EncoderBlock, JoinedDense, built, dense, norm, table
 
 SELF, ATTENTION = "encoder.layer.{i}.attention.self", "blocks.{i}.attention"
 WEIGHTS = [
@@ -82,7 +81,7 @@ class DisentangledAttention(Layer):
         self.value = dense(self, self.width, self.width)
         if not self.share_keys:
             self.positions = dense(self, self.width, sum(parts), JoinedDense, parts=parts)
-        self.projection = dense(self, self.width, self.width)
+        self.output_projection = dense(self, self.width, self.width)
         self.drop = Dropout(self.dropout, dtype=self.dtype_policy)
         self.attention_drop = Dropout(self.attention_dropout, dtype=self.dtype_policy)
 
@@ -101,21 +100,22 @@ class DisentangledAttention(Layer):
         bias = bias + ops.swapaxes(keys, 2, 3)
         bias = bias if padding is None else bias + padding
         value = ops.reshape(self.value(x), (batch, time, heads, split))
-        y = attend(query, key, value, self.attention_drop, training, bias=bias, scale=1.0)
-        return self.projection(ops.reshape(y, (batch, time, self.width)))
+        y = transformer.attend(
+            query, key, value, self.attention_drop, training, bias=bias, scale=1.0
+        )
+        return self.output_projection(ops.reshape(y, (batch, time, self.width)))
 
 
 class ConvolvedBlock(EncoderBlock):
     """norm(block(x) + activation(convolution(x))), as `EncoderBlock`; padding counts as 0."""
 
-    kernel_size: PositiveInt
-    conv_activation: str
+    kernel_size: PositiveInt = 3
+    conv_activation: str = "tanh"
 
     def build(self, shape=None):
         super().build(shape)
-        options = dict(padding="same", dtype=self.dtype_policy)
-        self.conv = Conv1D(self.width, self.kernel_size, **options)
-        self.conv.build((None, None, self.width))
+        convolution = Conv1D(self.width, self.kernel_size, padding="same", dtype=self.dtype_policy)
+        self.conv = built(convolution, (None, None, self.width))
         self.conv_norm = norm(self, self.width, self.epsilon)
 
     def call(self, x, context, training=None):
@@ -143,7 +143,7 @@ class DisentangledBackbone(EncoderBackbone):
     conv_activation: str = "tanh"
 
     def setup(self):
-        check_sizes(self, "conv_activation")
+        transformer.check_sizes(self, "conv_activation")
         size, limit = self.bucket_size, self.max_sequence_length
         if size % 2 or size and size // 2 >= limit - 1:
             raise ValueError(
@@ -156,31 +156,29 @@ class DisentangledBackbone(EncoderBackbone):
         super().build(shape)
         limit, size = self.max_sequence_length, self.bucket_size
         self.relative = table(self, 2 * (size or limit), self.hidden_dim)
-        normed = self.normalize_positions
-        self.relative_norm = (
-            norm(self, self.hidden_dim, self.layer_norm_epsilon) if normed else None
-        )
+        self.relative_norm = None
+        if self.normalize_positions:
+            self.relative_norm = norm(self, self.hidden_dim, self.layer_norm_epsilon)
         # Beyond `limit` all distances have the row of the last one.
         self._rows = relative_rows(np.arange(-limit, limit + 1), size, limit)
 
-    def _block(self, index):
-        width, options = self.hidden_dim, dict(dtype=self.dtype_policy)
+    def _attention(self):
+        sizes = self.hidden_dim, self.num_heads, self.share_keys
         rates = self.dropout, self.attention_dropout
-        attention = DisentangledAttention(width, self.num_heads, self.share_keys, *rates, **options)
-        attention.build()
-        sizes = attention, width, self.intermediate_dim, self.activation, self.dropout
-        sizes += (self.layer_norm_epsilon,)
-        kind, conv = EncoderBlock, (self.conv_kernel_size, self.conv_activation)
-        if index == 0 and self.conv_kernel_size:
-            kind, sizes = ConvolvedBlock, conv + sizes
-        made = kind(*sizes, **options)
-        made.build()
-        return made
+        return built(DisentangledAttention(*sizes, *rates, dtype=self.dtype_policy))
+
+    def _block(self, index):
+        if index or not self.conv_kernel_size:
+            return super()._block(index)
+        options = dict(kernel_size=self.conv_kernel_size, conv_activation=self.conv_activation)
+        return super()._block(index, ConvolvedBlock, **options)
 
     def _bias(self, time, visible):
         """What `DisentangledAttention` takes; of the table, the rows that this length needs."""
         dtype, limit = self.compute_dtype, self.max_sequence_length
-        padding = None if visible is None else hidden_bias(visible[:, None, None], dtype)
+        padding = (
+            None if visible is None else transformer.hidden_bias(visible[:, None, None], dtype)
+        )
         rows = ops.cast(self.relative.embeddings.value, dtype)
         if isinstance(time, int):
             order = self._rows[np.clip(np.arange(-time, time), -limit, limit) + limit]
@@ -201,11 +199,8 @@ class DisentangledBackbone(EncoderBackbone):
             "attention_head_size": width // heads,
             "max_relative_positions": given.get("max_position_embeddings", 512),
         }
-        for key, value in expected.items():
-            if given.get(key, value) not in (value, -1):
-                raise ValueError(
-                    f"DeBERTa with {key} {given[key]!r} is not supported; expected {value!r}."
-                )
+        said = {key: value for key, value in given.items() if value != -1}
+        transformer.check_config(said, expected, "DeBERTa")
         terms = given["pos_att_type"]
         terms = terms.split("|") if isinstance(terms, str) else terms
         given["pos_att_type"] = sorted(term.strip().lower() for term in terms)
@@ -229,14 +224,13 @@ class DebertaV3MaskedLM(EncoderMaskedLM):
 
     @property
     def weight_map(self):
-        at = "cls.predictions" if self.legacy else "lm_predictions.lm_head"
-        inner = f"{at}.transform" if self.legacy else at
-        return masked_weights(f"{inner}.dense", f"{inner}.LayerNorm", "", f"{at}.bias")
+        if self.legacy:
+            return masked_weights("cls.predictions", *TRANSFORMED)
+        return masked_weights("lm_predictions.lm_head", "dense", "LayerNorm", "decoder", "bias")
 
     @classmethod
     def head_from_reference(cls, config):
-        if not config.get("tie_word_embeddings", True):
-            raise ValueError("DeBERTa with tie_word_embeddings False is not supported.")
+        transformer.check_config(config, {"tie_word_embeddings": True}, "DeBERTa")
         return {**super().head_from_reference(config), "legacy": config.get("legacy", False)}
 
     def reference_config(self):
@@ -254,8 +248,9 @@ DEFAULTS = {  # of the reference, where config.json says nothing
 KIND = Kind(
     "DebertaV3",
     "deberta-v2",
-    "deberta",
     DebertaV3Tokenizer,
+    "arXiv:2111.09543",
+    prefix="deberta",
     names={
         "bucket_size": "position_buckets",
         "share_keys": "share_att_key",
@@ -280,7 +275,6 @@ KIND = Kind(
     },
     # Microsoft's files; of either head of a masked language model the other one
     ignored=("embeddings.position_embeddings.*", "*predictions.*"),
-    paper="arXiv:2111.09543",
     reference="DebertaV2",
 )
 _made = kind_family(KIND, DisentangledBackbone, MaskedLM=DebertaV3MaskedLM)

@@ -39,32 +39,34 @@ def normal():
     return initializers.TruncatedNormal(stddev=0.02)
 
 
+def built(layer, shape=None):
+    """The layer itself, with its weights."""
+    layer.build(shape)
+    return layer
+
+
 def dense(layer, inputs, units, kind=Dense, **options):
     """A built Dense of `layer`, with the usual initial values and the layer's dtype."""
     made = kind(units, kernel_initializer=normal(), dtype=layer.dtype_policy, **options)
-    made.build((None, inputs))
-    return made
+    return built(made, (None, inputs))
 
 
 def norm(layer, width, epsilon, **options):
+    """A built LayerNormalization of `layer`."""
     made = LayerNormalization(epsilon=epsilon, dtype=layer.dtype_policy, **options)
-    made.build((None, width))
-    return made
+    return built(made, (None, width))
 
 
 def table(layer, rows, width):
     """A built Embedding of `layer`."""
-    made = Embedding(rows, width, normal(), dtype=layer.dtype_policy)
-    made.build()
-    return made
+    return built(Embedding(rows, width, normal(), dtype=layer.dtype_policy))
 
 
 def root_mean_square_norm(layer, width, epsilon, offset=0.0):
     """A built RMS normalization; with an offset its scale is kept less that number (Gemma)."""
     options = dict(epsilon=epsilon, dtype=layer.dtype_policy)
     made = OffsetNormalization(offset=offset, **options) if offset else RMSNormalization(**options)
-    made.build((None, width))
-    return made
+    return built(made, (None, width))
 
 
 class OffsetNormalization(RMSNormalization):
@@ -257,36 +259,6 @@ def attend(query, key, value, drop=None, training=None, **options):
     return ops.einsum("bhqk,bkhd->bqhd", weights, value)
 
 
-class SelfAttention(Layer):
-    """softmax(q k' / sqrt(head width) + bias) v in every head, then a projection.
-
-    x: (batch, time, width), bias: like (batch, heads, time, time), turned: cos and sin of rotary
-    positions, each None where there are none -> (batch, time, width)
-    """
-
-    width: PositiveInt
-    heads: PositiveInt
-    dropout: Rate = 0.0
-    use_bias: bool = True
-
-    def build(self, shape=None):
-        parts, biased = (self.width,) * 3, self.use_bias
-        self.qkv = dense(self, self.width, sum(parts), JoinedDense, parts=parts, use_bias=biased)
-        self.projection = dense(self, self.width, self.width, use_bias=biased)
-        self.drop = Dropout(self.dropout, dtype=self.dtype_policy)
-
-    def call(self, x, bias=None, turned=None, training=None):
-        batch, time, _ = ops.shape(x)
-        heads, width = self.heads, self.width // self.heads
-        parts = ops.reshape(self.qkv(x), (batch, time, 3 * heads, width))
-        both, value = parts[:, :, : 2 * heads], parts[:, :, 2 * heads :]
-        if turned is not None:
-            both = rotate(both, turned)
-        query, key = both[:, :, :heads], both[:, :, heads:]
-        y = attend(query, key, value, self.drop, training, bias=bias)
-        return self.projection(ops.reshape(y, (batch, time, self.width)))
-
-
 class EncoderBlock(Layer):
     """Attention, then two dense layers, normalized after each addition.
 
@@ -397,6 +369,19 @@ class Attention(Layer):
             attn_logits_soft_cap=self.soft_cap,
         )
         return self.output_projection(ops.reshape(y, (batch, time, -1))), cache
+
+
+class SelfAttention(Attention):
+    """`Attention` to both sides without a cache: call(x, bias, turned) -> y"""
+
+    def call(self, x, bias=None, turned=None, training=None):
+        return super().call(x, turned, None, None, 0, bias, training)[0]
+
+
+def self_attention(layer, width, heads, dropout, bias=True):
+    """A built `SelfAttention` of `layer`, whose heads share the width."""
+    options = dict(bias=bias, output_bias=bias, dropout=dropout, dtype=layer.dtype_policy)
+    return built(SelfAttention(width, heads, heads, width // heads, **options))
 
 
 class CausalAttention(Attention):
@@ -524,6 +509,21 @@ def tied_scores(x, embedding):
 
 
 # --- configurations ------------------------------------------------------------------------------
+CONFIG = {  # khub's name -> that of most references, first the needed five
+    "vocabulary_size": "vocab_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "hidden_dim": "hidden_size",
+    "intermediate_dim": "intermediate_size",
+    "max_sequence_length": "max_position_embeddings",
+}
+
+
+def same(*names):
+    """A table of names that the reference has, too."""
+    return dict(zip(names, names))
+
+
 def check_sizes(backbone, *activations):
     """Raise ValueError for heads that do not share the width, and for an unknown activation."""
     if backbone.hidden_dim % backbone.num_heads:
@@ -544,3 +544,12 @@ def read_config(config, names, what):
     if missing := [name for name in list(names.values())[:5] if config.get(name) is None]:
         raise ValueError(f"The config.json of a {what} must say {', '.join(missing)}.")
     return {name: config[key] for name, key in names.items() if config.get(key) is not None}
+
+
+def check_config(config, expected, what):
+    """Raise ValueError for an option of a config.json that is not as expected, {name: value}."""
+    for key, value in expected.items():
+        if config.get(key, value) != value:
+            raise ValueError(
+                f"{what} with {key} {config[key]!r} is not supported; expected {value!r}."
+            )

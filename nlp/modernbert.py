@@ -185,7 +185,7 @@ class ModernBertBackbone(tasks.Backbone):
         }
 
 
-class Headed:
+class ModernBertHead:
     """What a task adds whose head begins with `ModernBertBackbone.prediction_head`."""
 
     dropout_name = "classifier_dropout"
@@ -204,7 +204,7 @@ class Headed:
         return super().head_from_reference({"classifier_dropout": 0.0, **config})
 
 
-class ModernBertClassifier(Headed, tasks.TextClassifier):
+class ModernBertClassifier(ModernBertHead, tasks.TextClassifier):
     """A class for a text or a pair, from its first token ("cls") or the mean of all ("mean")."""
 
     pooling: str = "cls"
@@ -215,7 +215,7 @@ class ModernBertClassifier(Headed, tasks.TextClassifier):
 
     def hidden_states(self, inputs, training):
         """What the head makes of one vector, (batch, width)."""
-        x = super(Headed, self).hidden_states(inputs, training)
+        x = super(ModernBertHead, self).hidden_states(inputs, training)
         return self.head(tasks.pooled(x, inputs.get("padding_mask"), self.pooling))
 
     @classmethod
@@ -227,14 +227,12 @@ class ModernBertClassifier(Headed, tasks.TextClassifier):
         return {**super().reference_config(), "classifier_pooling": self.pooling}
 
 
-class ModernBertTokenClassifier(Headed, tasks.TokenClassifier):
+class ModernBertTokenClassifier(ModernBertHead, tasks.TokenClassifier):
     """A class for every token."""
 
 
-class ModernBertQuestionAnswerer(Headed, tasks.QuestionAnswerer):
+class ModernBertQuestionAnswerer(ModernBertHead, tasks.QuestionAnswerer):
     """Where an answer begins and ends."""
-
-    weight_map = [("head", "head"), ("classifier", "outputs")]
 
 
 class ModernBertMaskedLM(EncoderMaskedLM):

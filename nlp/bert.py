@@ -17,15 +17,18 @@ from .sentence_piece import AlbertTokenizer, XLMRobertaTokenizer
 from .tokenizers import Tokenizer, WordPieceTokenizer
 from .transformer import ACTIVATIONS, EncoderBlock, built, dense, norm, table
 
+CONFIG = {  # khub's name -> the reference's
+    **transformer.CONFIG,
+    "dropout": "hidden_dropout_prob",
+    "num_segments": "type_vocab_size",
+    "activation": "hidden_act",
+    "attention_dropout": "attention_probs_dropout_prob",
+    "layer_norm_epsilon": "layer_norm_eps",
+}
+
 
 def sizes(vocabulary, layers, heads, width):
-    return {
-        "vocabulary_size": vocabulary,
-        "num_layers": layers,
-        "num_heads": heads,
-        "hidden_dim": width,
-        "intermediate_dim": 4 * width,
-    }
+    return dict(zip(CONFIG, (vocabulary, layers, heads, width, 4 * width)))
 
 
 VARIANTS = {  # vocabulary, layers, heads, width
@@ -44,15 +47,6 @@ VARIANTS = {  # vocabulary, layers, heads, width
     # khub's own, presets/recipes/bert_micro_en_uncased.py
     "bert_micro_en_uncased": sizes(8_192, 2, 2, 128),
 }
-CONFIG = {  # khub's name -> the reference's
-    **transformer.CONFIG,
-    "dropout": "hidden_dropout_prob",
-    "num_segments": "type_vocab_size",
-    "activation": "hidden_act",
-    "attention_dropout": "attention_probs_dropout_prob",
-    "layer_norm_epsilon": "layer_norm_eps",
-}
-
 EMBEDDINGS = [
     ("embeddings.word_embeddings", "embeddings.word"),
     ("embeddings.position_embeddings", "embeddings.position"),
@@ -341,18 +335,11 @@ class EncoderBackbone(tasks.Backbone):
 
     def build(self, shape=None):
         width, narrow = self.hidden_dim, self.embedding_dim
-        self.embeddings = built(
-            EncoderEmbeddings(
-                self.vocabulary_size,
-                narrow,
-                self.max_sequence_length if self.absolute_positions else 0,
-                self.num_segments,
-                self.dropout,
-                self.layer_norm_epsilon,
-                self.padding_id if self.kind.counted else None,
-                dtype=self.dtype_policy,
-            )
-        )
+        places = self.max_sequence_length if self.absolute_positions else 0
+        sizes = self.vocabulary_size, narrow, places, self.num_segments
+        padding = self.padding_id if self.kind.counted else None
+        options = dict(epsilon=self.layer_norm_epsilon, padding_id=padding, dtype=self.dtype_policy)
+        self.embeddings = built(EncoderEmbeddings(*sizes, self.dropout, **options))
         projected = narrow != width or self.num_groups is not None
         self.projection = dense(self, narrow, width) if projected else None
         if self.num_groups is None:
@@ -390,15 +377,13 @@ class EncoderBackbone(tasks.Backbone):
 
     def _bias(self, time, visible):
         """What is added to the scores, once for all layers: by distance, and against padding."""
-        bias = None
-        if self.relative_buckets is not None:
-            places = ops.arange(time)
-            distances = places[None] - places[:, None] + (self.max_sequence_length - 1)
-            bias = ops.transpose(self.relative(ops.take(self._buckets, distances)), (2, 0, 1))[None]
-        if visible is not None:
-            padding = transformer.hidden_bias(visible[:, None, None], self.compute_dtype)
-            bias = padding if bias is None else bias + padding
-        return bias
+        bias = transformer.padding_bias(visible, self.compute_dtype)
+        if self.relative_buckets is None:
+            return bias
+        places = ops.arange(time)
+        distances = places[None] - places[:, None] + (self.max_sequence_length - 1)
+        near = ops.transpose(self.relative(ops.take(self._buckets, distances)), (2, 0, 1))[None]
+        return near if bias is None else near + bias
 
     def call(self, inputs, training=None):
         self.check_inputs(inputs)
@@ -414,36 +399,26 @@ class EncoderBackbone(tasks.Backbone):
         return {"sequence_output": x, "pooled_output": self.pooler(x[:, 0])}
 
     @classmethod
-    def _names(cls):
-        kept = {ours: name for ours, name in CONFIG.items() if ours not in cls.kind.without}
-        return {**kept, **cls.kind.names}
-
-    @classmethod
     def config_from_reference(cls, config):
-        what, names = cls.kind.model_type.upper(), cls._names()
+        what = cls.model_type.upper()
         if config.get("is_decoder") or config.get("add_cross_attention"):
             raise ValueError(
                 f"{what} as a decoder (is_decoder, add_cross_attention) is not supported."
             )
         expected = {"position_embedding_type": "absolute", **cls.kind.extra}
         transformer.check_config(config, expected, what)
-        ours = transformer.read_config(config, names, what)
+        ours = transformer.read_config(config, cls.config_names, what)
         if cls.kind.counted and "max_sequence_length" in ours:
             padding = ours.get("padding_id", cls.kind.defaults["padding_id"])
             ours["max_sequence_length"] -= padding + 1
         return ours
 
     def reference_config(self):
-        ours = {key: getattr(self, name) for name, key in self._names().items()}
+        ours = super().reference_config()
         if self.kind.counted:
             ours["max_position_embeddings"] += self.padding_id + 1
-        return {
-            "model_type": self.kind.model_type,
-            **ours,
-            "pad_token_id": self.padding_id,
-            "position_embedding_type": "absolute",
-            **self.kind.extra,
-        }
+        ours |= {"pad_token_id": self.padding_id, "position_embedding_type": "absolute"}
+        return {**ours, **self.kind.extra}
 
 
 class EncoderClassifier(tasks.TextClassifier):
@@ -522,15 +497,17 @@ def kind_family(kind, base=EncoderBackbone, **heads):
     module, prefix = base.__module__, kind.prefix or kind.model_type
     ignored = "embeddings.position_ids", "embeddings.token_type_ids", *kind.ignored
     own = dict(kind=kind, weight_map=kind.weights, reference_prefix=prefix, ignored=ignored)
-    backbone = made("Backbone", base, **own, **kind.defaults)
+    kept = {ours: name for ours, name in CONFIG.items() if ours not in kind.without}
+    own |= dict(model_type=kind.model_type, config_names={**kept, **kind.names}, **kind.defaults)
+    backbone = made("Backbone", base, **own)
     members = {
         "TextClassifier": {"weight_map": kind.classifier, "dropout_name": kind.dropout[0]},
         "TokenClassifier": {"dropout_name": kind.dropout[1]},
         "MaskedLM": {"weight_map": kind.masked},
     }
     made_heads = {
-        task: made(suffix, heads.get(task, own), **members.get(task, {}))
-        for task, (own, _, suffix) in TASKS.items()
+        task: made(suffix, heads.get(task, usual), **members.get(task, {}))
+        for task, (usual, _, suffix) in TASKS.items()
     }
     tokenizer = made("Tokenizer", kind.tokenizer)
     theirs = kind.reference or kind.name

@@ -9,22 +9,13 @@ from khub import ops
 from khub.fields import PositiveInt, Rate
 from khub.layers import Conv1D, Dropout, Layer
 
-from . import transformer
-from .bert import (
-    BERT,
-    TRANSFORMED,
-    EncoderBackbone,
-    EncoderMaskedLM,
-    Kind,
-    kind_family,
-    masked_weights,
-)
+from . import bert, transformer
 from .sentence_piece import DebertaV3Tokenizer
 from .transformer import ACTIVATIONS, EncoderBlock, JoinedDense, built, dense, norm, table
 
 SELF, ATTENTION = "encoder.layer.{i}.attention.self", "blocks.{i}.attention"
 WEIGHTS = [
-    *(row for row in BERT if row[1] not in (f"{ATTENTION}.qkv", "pooler")),
+    *(row for row in bert.BERT if row[1] not in (f"{ATTENTION}.qkv", "pooler")),
     ((f"{SELF}.query_proj", f"{SELF}.key_proj"), f"{ATTENTION}.query_key"),
     (f"{SELF}.value_proj", f"{ATTENTION}.value"),
     ((f"{SELF}.pos_query_proj", f"{SELF}.pos_key_proj"), f"{ATTENTION}.positions"),
@@ -126,7 +117,7 @@ class ConvolvedBlock(EncoderBlock):
         return self.conv_norm(y + ACTIVATIONS[self.conv_activation](x))
 
 
-class DisentangledBackbone(EncoderBackbone):
+class DisentangledBackbone(bert.EncoderBackbone):
     """DeBERTa's encoder, versions 2 and 3: `EncoderBackbone` with `DisentangledAttention`.
 
     bucket_size: how many buckets of distances there are to each side, 0: a row for each distance
@@ -176,9 +167,7 @@ class DisentangledBackbone(EncoderBackbone):
     def _bias(self, time, visible):
         """What `DisentangledAttention` takes; of the table, the rows that this length needs."""
         dtype, limit = self.compute_dtype, self.max_sequence_length
-        padding = (
-            None if visible is None else transformer.hidden_bias(visible[:, None, None], dtype)
-        )
+        padding = transformer.padding_bias(visible, dtype)
         rows = ops.cast(self.relative.embeddings.value, dtype)
         if isinstance(time, int):
             order = self._rows[np.clip(np.arange(-time, time), -limit, limit) + limit]
@@ -213,7 +202,7 @@ class DisentangledBackbone(EncoderBackbone):
         return {**super().reference_config(), **ours, "max_relative_positions": -1}
 
 
-class DebertaV3MaskedLM(EncoderMaskedLM):
+class DebertaV3MaskedLM(bert.EncoderMaskedLM):
     """`EncoderMaskedLM`, with tied embeddings.
 
     legacy: how the reference names the head's weights. Microsoft's files have the newer names, and
@@ -225,8 +214,10 @@ class DebertaV3MaskedLM(EncoderMaskedLM):
     @property
     def weight_map(self):
         if self.legacy:
-            return masked_weights("cls.predictions", *TRANSFORMED)
-        return masked_weights("lm_predictions.lm_head", "dense", "LayerNorm", "decoder", "bias")
+            return bert.masked_weights("cls.predictions", *bert.TRANSFORMED)
+        return bert.masked_weights(
+            "lm_predictions.lm_head", "dense", "LayerNorm", "decoder", "bias"
+        )
 
     @classmethod
     def head_from_reference(cls, config):
@@ -245,7 +236,7 @@ DEFAULTS = {  # of the reference, where config.json says nothing
     "share_att_key": False,
     "position_biased_input": True,
 }
-KIND = Kind(
+KIND = bert.Kind(
     "DebertaV3",
     "deberta-v2",
     DebertaV3Tokenizer,
@@ -277,6 +268,6 @@ KIND = Kind(
     ignored=("embeddings.position_embeddings.*", "*predictions.*"),
     reference="DebertaV2",
 )
-_made = kind_family(KIND, DisentangledBackbone, MaskedLM=DebertaV3MaskedLM)
+_made = bert.kind_family(KIND, DisentangledBackbone, MaskedLM=DebertaV3MaskedLM)
 globals().update(_made)
 __all__ = list(_made)

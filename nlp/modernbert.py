@@ -91,6 +91,8 @@ class ModernBertBackbone(tasks.Backbone):
 
     weight_map = WEIGHTS
     reference_prefix = "model"
+    model_type = "modernbert"
+    config_names = CONFIG
 
     def setup(self):
         transformer.check_sizes(self, "activation", "head_activation")
@@ -146,9 +148,7 @@ class ModernBertBackbone(tasks.Backbone):
 
     def _bias(self, mask, places, time):
         """What is added to the scores of layers without and with a window; None for nothing."""
-        bias, side = None, self.local_window // 2
-        if mask is not None:
-            bias = transformer.hidden_bias(mask[:, None, None], self.compute_dtype)
+        bias, side = transformer.padding_bias(mask, self.compute_dtype), self.local_window // 2
         if not self.local_layers or isinstance(time, int) and time <= side + 1:
             return bias, bias
         near = ops.absolute(places[:, None] - places[None]) <= side
@@ -174,12 +174,10 @@ class ModernBertBackbone(tasks.Backbone):
         return ours
 
     def reference_config(self):
-        ours = {key: getattr(self, name) for name, key in CONFIG.items()}
         waves = self.rope_max_wavelength, self.rope_local_wavelength
         rope = [{"rope_type": "default", "rope_theta": wave} for wave in waves]
         return {
-            "model_type": "modernbert",
-            **ours,
+            **super().reference_config(),
             "layer_types": [LAYER_TYPES[local] for local in self._local],
             "rope_parameters": dict(zip(LAYER_TYPES, rope)),
         }
@@ -207,11 +205,7 @@ class ModernBertHead:
 class ModernBertClassifier(ModernBertHead, tasks.TextClassifier):
     """A class for a text or a pair, from its first token ("cls") or the mean of all ("mean")."""
 
-    pooling: str = "cls"
-
-    def setup(self):
-        tasks.check_pooling(self.pooling)
-        super().setup()
+    pooling: tasks.Pooling = "cls"
 
     def hidden_states(self, inputs, training):
         """What the head makes of one vector, (batch, width)."""

@@ -75,7 +75,7 @@ class BertPreprocessor(TextPreprocessor):
         length, count = self.sequence_length, len(segments)
         token_ids = np.full((len(segments[0]), length), self.tokenizer.pad_token_id, "int32")
         segment_ids = np.zeros_like(token_ids)
-        sizes = np.empty(len(token_ids), "int64")
+        real = np.zeros(token_ids.shape, bool)
         room = self.room(count)
         for row, parts in enumerate(zip(*segments)):
             kept, ids = TRUNCATE[self.truncate]([len(ids) for ids in parts], room), []
@@ -83,12 +83,9 @@ class BertPreprocessor(TextPreprocessor):
                 begin = len(ids)
                 ids += [index] if text is None else parts[text][: kept[text]]
                 segment_ids[row, begin : len(ids)] = segment
-            token_ids[row, : len(ids)] = ids
-            sizes[row] = len(ids)
-        arrays = {"token_ids": token_ids, "segment_ids": segment_ids}
-        if not self.has_segments:
-            del arrays["segment_ids"]
-        return {**arrays, "padding_mask": np.arange(length) < sizes[:, None]}
+            token_ids[row, : len(ids)], real[row, : len(ids)] = ids, True
+        arrays = {"token_ids": token_ids, "padding_mask": real}
+        return {**arrays, "segment_ids": segment_ids} if self.has_segments else arrays
 
 
 def template(tokenizer, count):
@@ -344,19 +341,20 @@ def text_segments(x):
     if isinstance(x, str):
         return [[x]], False
     if isinstance(x, tuple):
-        if len(x) == 2 and all(isinstance(part, str) for part in x):
-            return [[x[0]], [x[1]]], False
-        if len(x) > 2 or any(isinstance(part, str) for part in x):
+        texts = [isinstance(part, str) for part in x]
+        if len(x) == 2 and all(texts):
+            return [[part] for part in x], False
+        if len(x) > 2 or any(texts):
             raise ValueError(
                 f"A tuple is read as a pair of lists of texts; got a tuple of {len(x)}."
             )
-        segments = [check_texts(part) for part in x]
     else:
         items = x.tolist() if isinstance(x, np.ndarray) else list(x)
         paired = bool(items) and isinstance(items[0], (tuple, list))
         if paired and any(not isinstance(i, (tuple, list)) or len(i) != 2 for i in items):
             raise ValueError("Every item of a list of pairs must be (first text, second text).")
-        segments = [check_texts(part) for part in (zip(*items) if paired else [items])]
+        x = zip(*items) if paired else [items]
+    segments = [check_texts(part) for part in x]
     if len({len(part) for part in segments}) > 1:
         sizes = " and ".join(str(len(part)) for part in segments)
         raise ValueError(f"The two lists of a pair must be equally long; got {sizes} texts.")

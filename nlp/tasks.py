@@ -6,6 +6,7 @@ A task is a backbone, a head and a preprocessor. It takes texts in `fit`, `evalu
 
 import json
 from functools import partial
+from typing import Annotated
 
 import numpy as np
 
@@ -28,6 +29,8 @@ class Backbone(Presettable, Model):
     ignored = ()  # tensors of a checkpoint that no variable needs
     optional = ()  # modules that a checkpoint may lack as a whole; they start fresh
     reference_prefix = ""
+    model_type = ""
+    config_names = {}  # khub's name -> the reference's, in config.json
 
     def setup(self):
         self.build(None)
@@ -39,7 +42,8 @@ class Backbone(Presettable, Model):
 
     def reference_config(self):
         """Content of config.json that the reference implementation reads."""
-        raise NotImplementedError(f"{type(self).__name__} does not define reference_config().")
+        ours = {theirs: getattr(self, name) for name, theirs in self.config_names.items()}
+        return {"model_type": self.model_type, **ours}
 
     def check_inputs(self, inputs):
         """Raise TypeError for what is no dict of arrays: texts that no preprocessor has seen."""
@@ -281,9 +285,13 @@ class MaskedLM(Task):
         return [list(map(named, ids, row)) for ids, row in zip(ranked, probabilities)]
 
 
-def check_pooling(pooling):
-    if pooling not in ("mean", "cls"):
-        raise ValueError(f"pooling must be 'mean' or 'cls'; got {pooling!r}.")
+def _pooling(name, value):
+    if value not in ("mean", "cls"):
+        raise ValueError(f"{name} must be 'mean' or 'cls'; got {value!r}.")
+    return value
+
+
+Pooling = Annotated[str, _pooling]
 
 
 def pooled(x, mask, pooling):
@@ -307,14 +315,10 @@ class TextEmbedder(Task):
     """
 
     preprocessor: object = None
-    pooling: str = "mean"
+    pooling: Pooling = "mean"
     normalize: bool = False
 
     preprocessor_class = preprocessing.TextEmbedderPreprocessor
-
-    def setup(self):
-        check_pooling(self.pooling)
-        super().setup()
 
     @classmethod
     def head_from_folder(cls, folder):

@@ -222,6 +222,11 @@ def hidden_bias(seen, dtype):
     return ops.cast(ops.where(ops.cast(seen, "bool"), 0.0, HIDDEN), dtype)
 
 
+def padding_bias(mask, dtype):
+    """`hidden_bias` of a mask (batch, time), (batch, 1, 1, time); None without one."""
+    return None if mask is None else hidden_bias(mask[:, None, None], dtype)
+
+
 def visible(time, cache=None, mask=None, window=None):
     """What each of `time` queries behind a cache's positions sees, bool (batch or 1, 1, time,
     source); None where it is all that lies before it.

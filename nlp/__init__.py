@@ -38,11 +38,7 @@ from .preprocessing import (
     TextEmbedderPreprocessor,
     TokenClassifierPreprocessor,
 )
-from .sentence_piece import (
-    LlamaTokenizer,
-    SentencePieceTokenizer,
-    T5Tokenizer,
-)
+from .sentence_piece import LlamaTokenizer, SentencePieceTokenizer, T5Tokenizer
 from .speech import SpeechToText, SpeechToTextPreprocessor
 from .t5 import T5Backbone, T5Seq2SeqLM
 from .tasks import (
@@ -58,54 +54,10 @@ from .tokenizers import Tokenizer, WordPieceTokenizer
 from .vocabularies import train_byte_pair, train_sentence_piece, train_word_piece
 from .whisper import WhisperBackbone, WhisperSpeechToText
 
+_MODULES = {"audio", "datasets", "preprocessing", "samplers", "tasks", "tokenizers"}
+# All classes and functions that are imported above, and these modules.
 __all__ = [
-    "Backbone",
-    "BartBackbone",
-    "BartSeq2SeqLM",
-    "BartTokenizer",
-    "CausalLM",
-    "CausalLMPreprocessor",
-    "BytePairTokenizer",
-    "ByteTokenizer",
-    "CLIPTokenizer",
-    "GPT2Tokenizer",
-    "LlamaTokenizer",
-    "MaskedLM",
-    "MaskedLMPreprocessor",
-    "QuestionAnswerer",
-    "QuestionAnswererPreprocessor",
-    "SentencePieceTokenizer",
-    "Seq2SeqLM",
-    "Seq2SeqLMPreprocessor",
-    "SpeechToText",
-    "SpeechToTextPreprocessor",
-    "T5Backbone",
-    "T5Seq2SeqLM",
-    "T5Tokenizer",
-    "Task",
-    "TextClassifier",
-    "TextClassifierPreprocessor",
-    "TextEmbedder",
-    "TextEmbedderPreprocessor",
-    "TokenClassifier",
-    "TokenClassifierPreprocessor",
-    "Tokenizer",
-    "WhisperBackbone",
-    "WhisperFeatures",
-    "WhisperSpeechToText",
-    "UnicodeCodepointTokenizer",
-    "WhisperTokenizer",
-    "WordPieceTokenizer",
-    "audio",
-    "datasets",
-    "preprocessing",
-    "read_audio",
-    "samplers",
-    "tasks",
-    "tokenizers",
-    "train_byte_pair",
-    "train_sentence_piece",
-    "train_word_piece",
+    name
+    for name, item in vars().items()
+    if name in _MODULES or hasattr(item, "__module__") and not name.startswith("_")
 ]
-for _module in (bert, deberta, decoder, gpt2, modernbert):
-    __all__ += _module.__all__

@@ -53,7 +53,7 @@ EMBEDDINGS = [
     ("embeddings.token_type_embeddings", "embeddings.segment"),
     ("embeddings.LayerNorm", "embeddings.norm"),
 ]
-PARTS = "attention.output_projection", "attention_norm", "up", "down", "norm"
+PARTS = "attention.output_projection attention_norm feed_forward.up feed_forward.down norm"
 
 
 def _weights(theirs, names, *more, ours="blocks.{i}"):
@@ -63,7 +63,7 @@ def _weights(theirs, names, *more, ours="blocks.{i}"):
     values, and `PARTS`   more: rows besides
     """
     names = [f"{theirs}.{name}" for name in names.split()]
-    parts = [f"{ours}.{part}" for part in PARTS]
+    parts = [f"{ours}.{part}" for part in PARTS.split()]
     return [*EMBEDDINGS, (tuple(names[:3]), f"{ours}.attention.qkv"), *zip(names[3:], parts), *more]
 
 
@@ -357,10 +357,15 @@ class EncoderBackbone(tasks.Backbone):
         sizes = self.hidden_dim, self.num_heads, self.attention_dropout
         return transformer.self_attention(self, *sizes)
 
-    def _block(self, index, kind=EncoderBlock, **more):
-        sizes = self.hidden_dim, self.intermediate_dim, self.activation, self.dropout
-        options = dict(epsilon=self.layer_norm_epsilon, dtype=self.dtype_policy, **more)
-        return built(kind(self._attention(), *sizes, **options))
+    def _norm(self):
+        return norm(self, self.hidden_dim, self.layer_norm_epsilon)
+
+    def _block(self, index, kind=EncoderBlock, *parts):
+        options = dict(dtype=self.dtype_policy)
+        sizes = self.hidden_dim, self.intermediate_dim, self.activation
+        feed_forward = built(transformer.FeedForward(*sizes, **options))
+        norms, rates = (self._norm(), self._norm()), (self.dropout,) * 2
+        return kind(*parts, self._attention(), feed_forward, norms, rates, **options)
 
     def prediction_head(self, task):
         """The layers that a masked language model's head begins with."""
@@ -511,16 +516,9 @@ def kind_family(kind, base=EncoderBackbone, **heads):
     }
     tokenizer = made("Tokenizer", kind.tokenizer)
     theirs = kind.reference or kind.name
-    register(
-        Family(
-            name=kind.model_type.replace("-", "_"),
-            model_types=(kind.model_type,),
-            backbone=backbone,
-            tokenizer=tokenizer,
-            tasks=made_heads,
-            architectures={task: f"{theirs}{suffix}" for task, (_, suffix, _) in TASKS.items()},
-        )
-    )
+    names = {task: f"{theirs}{suffix}" for task, (_, suffix, _) in TASKS.items()}
+    key = kind.model_type
+    register(Family(key.replace("-", "_"), (key,), backbone, tokenizer, made_heads, names))
     return {cls.__name__: cls for cls in (backbone, tokenizer, *made_heads.values())}
 
 

@@ -11,7 +11,7 @@ from khub.layers import Conv1D, Dropout, Layer
 
 from . import bert, transformer
 from .sentence_piece import DebertaV3Tokenizer
-from .transformer import ACTIVATIONS, EncoderBlock, JoinedDense, built, dense, norm, table
+from .transformer import ACTIVATIONS, EncoderBlock, JoinedDense, built, dense, table
 
 SELF, ATTENTION = "encoder.layer.{i}.attention.self", "blocks.{i}.attention"
 WEIGHTS = [
@@ -76,7 +76,7 @@ class DisentangledAttention(Layer):
         self.drop = Dropout(self.dropout, dtype=self.dtype_policy)
         self.attention_drop = Dropout(self.attention_dropout, dtype=self.dtype_policy)
 
-    def call(self, x, context, training=None):
+    def call(self, x, context, turned=None, training=None):
         (batch, time, _), heads = ops.shape(x), self.heads
         split = self.width // heads
         padding, rows, order = context
@@ -100,17 +100,12 @@ class DisentangledAttention(Layer):
 class ConvolvedBlock(EncoderBlock):
     """norm(block(x) + activation(convolution(x))), as `EncoderBlock`; padding counts as 0."""
 
-    kernel_size: PositiveInt = 3
-    conv_activation: str = "tanh"
+    def __init__(self, conv, conv_norm, conv_activation, *parts, **options):
+        super().__init__(*parts, **options)
+        self.conv, self.conv_norm, self.conv_activation = conv, conv_norm, conv_activation
 
-    def build(self, shape=None):
-        super().build(shape)
-        convolution = Conv1D(self.width, self.kernel_size, padding="same", dtype=self.dtype_policy)
-        self.conv = built(convolution, (None, None, self.width))
-        self.conv_norm = norm(self, self.width, self.epsilon)
-
-    def call(self, x, context, training=None):
-        y, padding = super().call(x, context, training), context[0]
+    def call(self, x, context, turned=None, training=None):
+        y, padding = super().call(x, context, turned, training), context[0]
         if padding is not None:
             x = x * ops.cast(ops.equal(padding[:, 0, 0, :, None], 0), ops.dtype(x))
         x = self.drop(self.conv(x), training=training)
@@ -147,9 +142,7 @@ class DisentangledBackbone(bert.EncoderBackbone):
         super().build(shape)
         limit, size = self.max_sequence_length, self.bucket_size
         self.relative = table(self, 2 * (size or limit), self.hidden_dim)
-        self.relative_norm = None
-        if self.normalize_positions:
-            self.relative_norm = norm(self, self.hidden_dim, self.layer_norm_epsilon)
+        self.relative_norm = self._norm() if self.normalize_positions else None
         # Beyond `limit` all distances have the row of the last one.
         self._rows = relative_rows(np.arange(-limit, limit + 1), size, limit)
 
@@ -161,8 +154,10 @@ class DisentangledBackbone(bert.EncoderBackbone):
     def _block(self, index):
         if index or not self.conv_kernel_size:
             return super()._block(index)
-        options = dict(kernel_size=self.conv_kernel_size, conv_activation=self.conv_activation)
-        return super()._block(index, ConvolvedBlock, **options)
+        options = dict(padding="same", dtype=self.dtype_policy)
+        conv = Conv1D(self.hidden_dim, self.conv_kernel_size, **options)
+        parts = built(conv, (None, None, self.hidden_dim)), self._norm(), self.conv_activation
+        return super()._block(index, ConvolvedBlock, *parts)
 
     def _bias(self, time, visible):
         """What `DisentangledAttention` takes; of the table, the rows that this length needs."""

@@ -5,7 +5,6 @@ Rotary positions, gated feed-forward layers, normalization before each part, few
 
 from khub import ops
 from khub.fields import PositiveInt, Rate
-from khub.layers import Dropout, Layer
 
 from . import tasks, transformer
 from .bert import EncoderEmbeddings, EncoderMaskedLM, Kind, kind_family, masked_weights
@@ -37,26 +36,6 @@ WEIGHTS = [
     ("final_norm", "norm"),
 ]
 LAYER_TYPES = ("full_attention", "sliding_attention")
-
-
-class ModernBertBlock(Layer):
-    """x + attention(norm(x)), then x + feed_forward(norm(x)); the first block has no first norm.
-
-    call(x, bias, turned) as `SelfAttention`
-    """
-
-    def __init__(self, attention, feed_forward, attention_norm, after, dropout, **options):
-        super().__init__(**options)
-        self.attention, self.feed_forward = attention, feed_forward
-        self.attention_norm, self.norm = attention_norm, after
-        self.drop = Dropout(dropout, dtype=self.dtype_policy)
-        self.build(None)
-
-    def call(self, x, bias=None, turned=None, training=None):
-        y = x if self.attention_norm is None else self.attention_norm(x)
-        y = self.attention(y, bias, turned, training=training)
-        x = x + self.drop(y, training=training)
-        return x + self.feed_forward(self.norm(x), training=training)
 
 
 class ModernBertBackbone(tasks.Backbone):
@@ -124,7 +103,8 @@ class ModernBertBackbone(tasks.Backbone):
         attention = transformer.self_attention(self, *sizes)
         feed_forward = built(transformer.GatedFeedForward(*hidden, **options))
         norms = self._norm() if index else None, self._norm()
-        return ModernBertBlock(attention, feed_forward, *norms, dropout, **options)
+        rates = dict(dropouts=(dropout, 0.0), norm_first=True)
+        return transformer.EncoderBlock(attention, feed_forward, norms, **rates, **options)
 
     def prediction_head(self, task):
         """The layers that every task's head begins with."""

@@ -265,31 +265,29 @@ def attend(query, key, value, drop=None, training=None, **options):
 
 
 class EncoderBlock(Layer):
-    """Attention, then two dense layers, normalized after each addition.
+    """norm(x + attention(x)), then norm(x + feed_forward(x)); with `norm_first` what goes into the
+    two is normalized instead, where there is a norm.
 
-    attention: a built layer   x: (batch, time, width), bias: what the attention takes besides
-    -> (batch, time, width)
+    norms, dropouts: of the attention and the feed-forward layers, which are built
+    x: (batch, time, width), bias, turned: what the attention takes besides -> (batch, time, width)
     """
 
-    attention: Layer
-    width: PositiveInt
-    hidden: PositiveInt
-    activation: str
-    dropout: Rate
-    epsilon: float
+    def __init__(self, attention, feed_forward, norms, dropouts, norm_first=False, **options):
+        super().__init__(**options)
+        self.attention, self.feed_forward = attention, feed_forward
+        (self.attention_norm, self.norm), self.norm_first = norms, norm_first
+        self.drop, self.last_drop = (Dropout(x, dtype=self.dtype_policy) for x in dropouts)
+        self.build(None)
 
-    def build(self, shape=None):
-        self.attention_norm = norm(self, self.width, self.epsilon)
-        self.up = dense(self, self.width, self.hidden)
-        self.down = dense(self, self.hidden, self.width)
-        self.norm = norm(self, self.width, self.epsilon)
-        self.drop = Dropout(self.dropout, dtype=self.dtype_policy)
-
-    def call(self, x, bias=None, training=None):
-        y = self.attention(x, bias, training=training)
-        x = self.attention_norm(x + self.drop(y, training=training))
-        y = self.down(ACTIVATIONS[self.activation](self.up(x)))
-        return self.norm(x + self.drop(y, training=training))
+    def call(self, x, bias=None, turned=None, training=None):
+        first = self.norm_first
+        y = self.attention_norm(x) if first and self.attention_norm is not None else x
+        y = self.attention(y, bias, turned, training=training)
+        x = x + self.drop(y, training=training)
+        x = x if first else self.attention_norm(x)
+        y = self.feed_forward(self.norm(x) if first else x, training=training)
+        x = x + self.last_drop(y, training=training)
+        return x if first else self.norm(x)
 
 
 class Attention(Layer):

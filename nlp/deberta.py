@@ -91,9 +91,8 @@ class DisentangledAttention(Layer):
         bias = bias + ops.swapaxes(keys, 2, 3)
         bias = bias if padding is None else bias + padding
         value = ops.reshape(self.value(x), (batch, time, heads, split))
-        y = transformer.attend(
-            query, key, value, self.attention_drop, training, bias=bias, scale=1.0
-        )
+        drop, options = self.attention_drop, dict(bias=bias, scale=1.0)
+        y = transformer.attend(query, key, value, drop, training, **options)
         return self.output_projection(ops.reshape(y, (batch, time, self.width)))
 
 
@@ -210,9 +209,8 @@ class DebertaV3MaskedLM(bert.EncoderMaskedLM):
     def weight_map(self):
         if self.legacy:
             return bert.masked_weights("cls.predictions", *bert.TRANSFORMED)
-        return bert.masked_weights(
-            "lm_predictions.lm_head", "dense", "LayerNorm", "decoder", "bias"
-        )
+        names = "dense", "LayerNorm", "decoder", "bias"
+        return bert.masked_weights("lm_predictions.lm_head", *names)
 
     @classmethod
     def head_from_reference(cls, config):

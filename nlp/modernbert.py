@@ -10,7 +10,7 @@ from . import tasks, transformer
 from .bert import EncoderEmbeddings, EncoderMaskedLM, Kind, kind_family, masked_weights
 from .byte_pair import BytePairTokenizer
 from .tokenizers import SPECIAL_TOKENS
-from .transformer import built, norm
+from .transformer import built, norm, rotation
 
 CONFIG = {  # khub's name -> the reference's
     **transformer.CONFIG,
@@ -118,9 +118,7 @@ class ModernBertBackbone(tasks.Backbone):
         x = self.embeddings(inputs["token_ids"], training=training)
         time = ops.shape(x)[1]
         places, name = ops.arange(time), ops.dtype(x)
-        turned = {
-            local: transformer.rotation(places[None], *t, name) for local, t in self._turns.items()
-        }
+        turned = {local: rotation(places[None], *t, name) for local, t in self._turns.items()}
         bias = self._bias(inputs.get("padding_mask"), places, time)
         for block, local in zip(self.blocks, self._local):
             x = block(x, bias[local], turned[local], training=training)

@@ -47,9 +47,8 @@ class BertPreprocessor(TextPreprocessor):
 
     def setup(self):
         if self.truncate not in TRUNCATE:
-            raise ValueError(
-                f"truncate must be one of {', '.join(TRUNCATE)}; got {self.truncate!r}."
-            )
+            known = ", ".join(TRUNCATE)
+            raise ValueError(f"truncate must be one of {known}; got {self.truncate!r}.")
         if self.sequence_length < 3:
             raise ValueError(
                 f"sequence_length must be at least 3 ([CLS], a token, [SEP]); got "

@@ -47,11 +47,10 @@ class Backbone(Presettable, Model):
 
     def check_inputs(self, inputs):
         """Raise TypeError for what is no dict of arrays: texts that no preprocessor has seen."""
-        given = type(inputs).__name__
-        if isinstance(inputs, dict):
-            if "token_ids" in inputs:
-                return
-            given = f"a dict of {', '.join(inputs)}"
+        is_dict = isinstance(inputs, dict)
+        if is_dict and "token_ids" in inputs:
+            return
+        given = f"a dict of {', '.join(inputs)}" if is_dict else type(inputs).__name__
         raise TypeError(
             f"{type(self).__name__} takes a dict with token_ids (and segment_ids, padding_mask), "
             f"got {given}. Texts go to fit, evaluate and predict of a task with a preprocessor, or "
@@ -144,13 +143,13 @@ def masked_crossentropy():
 
 
 def place_accuracy():
-    """How many of the first and last tokens are found."""
+    """Metrics: how many of the first and last tokens are found."""
 
     def found(y_true, logits):
         places = ops.cast(ops.argmax(logits, axis=1), "int32")
         return ops.cast(ops.equal(places, ops.cast(y_true, "int32")), "float32")
 
-    return metrics.MeanMetricWrapper(found, name="accuracy")
+    return [metrics.MeanMetricWrapper(found, name="accuracy")]
 
 
 # What "auto" is in compile(), of one label in a row, and of labels that may have a weight of 0.
@@ -193,10 +192,9 @@ class Labelled(Headed):
     labels: tuple = None
 
     def setup(self):
-        if self.labels is not None and len(self.labels) != self.num_classes:
-            raise ValueError(
-                f"{len(self.labels)} labels were given for {self.num_classes} classes."
-            )
+        labels, count = self.labels, self.num_classes
+        if labels is not None and len(labels) != count:
+            raise ValueError(f"{len(labels)} labels were given for {count} classes.")
         super().setup()
 
     @classmethod
@@ -278,10 +276,8 @@ class MaskedLM(Task):
         def named(ids, scores):
             return [(tokenizer.id_to_token(i), float(scores[i])) for i in ids]
 
-        ranked = [
-            np.argsort(-row[:count], axis=-1)[:, :top_k]
-            for row, count in zip(probabilities, masks.sum(1))
-        ]
+        rows = zip(probabilities, masks.sum(1))
+        ranked = [np.argsort(-row[:count], axis=-1)[:, :top_k] for row, count in rows]
         return [list(map(named, ids, row)) for ids, row in zip(ranked, probabilities)]
 
 
@@ -405,9 +401,8 @@ class TokenClassifier(Ragged, Labelled):
         of its first, of their mean, of the surest, and then as "simple". Class "O" is left out.
         """
         if aggregation not in AGGREGATIONS:
-            raise ValueError(
-                f"aggregation must be one of {', '.join(AGGREGATIONS)}; got {aggregation!r}."
-            )
+            known = ", ".join(AGGREGATIONS)
+            raise ValueError(f"aggregation must be one of {known}; got {aggregation!r}.")
         preprocessor, found = self.require_preprocessor(), []
         texts, arrays, located = preprocessor.located_texts(texts)
         scores = softmax(self.predict(arrays, batch_size=batch_size, verbose=0).astype("float32"))
@@ -427,11 +422,7 @@ class QuestionAnswerer(Ragged, Headed):
     """
 
     preprocessor_class = preprocessing.QuestionAnswererPreprocessor
-    defaults = {
-        "optimizer": adamw,
-        "loss": partial(crossentropy, axis=1),
-        "metrics": lambda: [place_accuracy()],
-    }
+    defaults = {**SINGLE, "loss": partial(crossentropy, axis=1), "metrics": place_accuracy}
     dropout_name = "qa_dropout"  # in config.json
     weight_map = [("qa_outputs", "classifier")]
 

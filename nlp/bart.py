@@ -10,6 +10,7 @@ from ..presets import Family, register
 from .byte_pair import RobertaTokenizer
 from .encoder_decoder import SIZES, SizedEncoderDecoder, block_weights
 from .generation import Seq2SeqLM
+from .transformer import table, tied_scores
 
 WEIGHTS = [("shared", "embeddings")]
 for _side in ("encoder", "decoder"):
@@ -46,13 +47,14 @@ class BartBackbone(SizedEncoderDecoder):
         "scale_embeddings": "scale_embedding",
     }
     weight_map = WEIGHTS
-    ignored = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+    ignored = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "*coder.version")
     reference_prefix = "model"
 
     def build(self, shape=None):
-        self.embeddings = self.table(self.vocabulary_size)
+        self.embeddings = table(self, self.vocabulary_size, self.hidden_dim)
+        rows = self.max_sequence_length + OFFSET
         for side in ("encoder", "decoder"):
-            setattr(self, f"{side}_position", self.table(self.max_sequence_length + OFFSET))
+            setattr(self, f"{side}_position", table(self, rows, self.hidden_dim))
             setattr(self, f"{side}_embedding_norm", self.norm())
         self.build_sides(last_norms=self.norm_first)
 
@@ -100,9 +102,8 @@ class BartSeq2SeqLM(Seq2SeqLM):
 
     def logits(self, x):
         """(..., hidden_dim) -> (..., vocabulary_size)"""
-        table = ops.cast(self.backbone.embeddings.embeddings.value, ops.dtype(x))
         bias = ops.cast(self.logits_bias.value[0], ops.dtype(x))
-        return ops.matmul(x, ops.transpose(table)) + bias
+        return tied_scores(x, self.backbone.embeddings) + bias
 
 
 class BartTokenizer(RobertaTokenizer):

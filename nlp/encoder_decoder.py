@@ -7,18 +7,18 @@ from functools import partial
 
 from khub import ops
 from khub.fields import PositiveInt, Rate
-from khub.layers import Dropout, Embedding, Layer
+from khub.layers import Dropout, Layer
 
 from .cache import KVCache
 from .tasks import Backbone
 from .transformer import (
-    ACTIVATIONS,
     Attention,
     CausalAttention,
     CrossAttention,
     FeedForward,
+    check_sizes,
     norm,
-    normal,
+    read_config,
     visible,
 )
 
@@ -258,15 +258,12 @@ class SizedEncoderDecoder(EncoderDecoder):
         self.num_decoder_layers = self.num_decoder_layers or self.num_layers
         self.num_decoder_heads = self.num_decoder_heads or self.num_heads
         self.decoder_intermediate_dim = self.decoder_intermediate_dim or self.intermediate_dim
-        if self.hidden_dim % self.num_heads or self.hidden_dim % self.num_decoder_heads:
+        if self.hidden_dim % self.num_decoder_heads:
             raise ValueError(
-                f"hidden_dim must be a multiple of num_heads and num_decoder_heads; got "
-                f"{self.hidden_dim}, {self.num_heads} and {self.num_decoder_heads}."
+                f"hidden_dim must be a multiple of num_decoder_heads; got {self.hidden_dim} and "
+                f"{self.num_decoder_heads}."
             )
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(
-                f"activation must be one of {', '.join(ACTIVATIONS)}; got {self.activation!r}."
-            )
+        check_sizes(self, "activation")
         super().setup()
 
     def build_sides(self, last_norms):
@@ -291,23 +288,12 @@ class SizedEncoderDecoder(EncoderDecoder):
             if last_norms:
                 setattr(self, f"{side}_norm", self.norm())
 
-    def table(self, rows):
-        made = Embedding(rows, self.hidden_dim, normal(), dtype=self.dtype_policy)
-        made.build()
-        return made
-
     def norm(self):
         return norm(self, self.hidden_dim, 1e-5)
 
     @classmethod
     def config_from_reference(cls, config):
-        names = cls.config_names
-        ours = {name: config[key] for name, key in names.items() if config.get(key) is not None}
-        missing = [names[name] for name in list(SIZES)[:5] if name not in ours]
-        if missing:
-            what = config.get("model_type")
-            raise ValueError(f"The config.json of a {what} must say {', '.join(missing)}.")
-        return ours
+        return read_config(config, cls.config_names, config.get("model_type"))
 
     def reference_config(self):
         ours = {key: getattr(self, name) for name, key in self.config_names.items()}

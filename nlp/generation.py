@@ -142,6 +142,10 @@ class Generator(Task):
             if any(map(len, pieces)):
                 yield pieces[0] if run.single else pieces
 
+    def forget_functions(self):
+        super().forget_functions()
+        self.__dict__.pop("_engines", None), self.__dict__.pop("_encode", None)
+
     def _engine(self, *key):
         engines = self.__dict__.setdefault("_engines", {})
         if key not in engines:

@@ -9,7 +9,7 @@ import numpy as np
 from khub import ops
 from khub.fields import PositiveInt, Rate
 from khub.initializers import RandomNormal, VarianceScaling
-from khub.layers import Dense, Dropout, Embedding, Layer
+from khub.layers import Dense, Dropout, Layer
 
 from ..presets import Family, register
 from .encoder_decoder import EncoderDecoder
@@ -20,9 +20,11 @@ from .transformer import (
     FeedForward,
     GatedFeedForward,
     dense,
-    normal,
     position_buckets,
+    read_config,
     root_mean_square_norm,
+    table,
+    tied_scores,
 )
 
 
@@ -82,9 +84,8 @@ class QueryScaling(VarianceScaling):
 
 
 class RelativePositions(Layer):
-    """What each head adds to the score of a key by its distance from the query; section 2.1.
+    """What each head adds to the score of a key by the bucket of its distance from the query.
 
-    Distances below half of the buckets have one each, the others share them by their logarithm.
     queries, keys: int (n,), positions -> (1, heads, queries, keys)
     """
 
@@ -94,11 +95,10 @@ class RelativePositions(Layer):
     both_sides: bool = True
 
     def build(self, shape=None):
-        self.table = Embedding(self.buckets, self.heads, normal(), dtype=self.dtype_policy)
-        self.table.build()
-        distances = np.arange(-self.max_distance, self.max_distance + 1)
-        options = self.buckets, self.max_distance, self.both_sides
-        self._bucket = position_buckets(distances, *options)
+        self.table = table(self, self.buckets, self.heads)
+        most = self.max_distance
+        distances = np.arange(-most, most + 1)
+        self._bucket = position_buckets(distances, self.buckets, most, self.both_sides)
 
     def call(self, queries, keys):
         most = self.max_distance
@@ -158,10 +158,7 @@ class T5Backbone(EncoderDecoder):
         super().setup()
 
     def build(self, shape=None):
-        self.embeddings = Embedding(
-            self.vocabulary_size, self.hidden_dim, normal(), dtype=self.dtype_policy
-        )
-        self.embeddings.build()
+        self.embeddings = table(self, self.vocabulary_size, self.hidden_dim)
         self.drop = Dropout(self.dropout, dtype=self.dtype_policy)
         for side, count in (("encoder", self.num_layers), ("decoder", self.num_decoder_layers)):
             setattr(self, f"{side}_blocks", self._blocks(count, side == "decoder"))
@@ -216,10 +213,7 @@ class T5Backbone(EncoderDecoder):
 
     @classmethod
     def config_from_reference(cls, config):
-        ours = {name: config[key] for name, key in CONFIG.items() if config.get(key) is not None}
-        missing = [CONFIG[name] for name in list(CONFIG)[:6] if name not in ours]
-        if missing:
-            raise ValueError(f"The config.json of a T5 must say {', '.join(missing)}.")
+        ours = read_config(config, CONFIG, "T5")
         gate, _, activation = config.get("feed_forward_proj", "relu").rpartition("-")
         if gate not in ("", "gated"):
             raise ValueError(
@@ -282,8 +276,7 @@ class T5Seq2SeqLM(Seq2SeqLM):
             x = x * ops.cast(backbone.hidden_dim**-0.5, ops.dtype(x))
         if not backbone.tie_embedding_weights:
             return self.lm_head(x)
-        table = ops.cast(backbone.embeddings.embeddings.value, ops.dtype(x))
-        return ops.matmul(x, ops.transpose(table))
+        return tied_scores(x, backbone.embeddings)
 
 
 KINDS = {"t5": "T5", "mt5": "MT5", "umt5": "UMT5"}

@@ -257,7 +257,8 @@ def attend(query, key, value, drop=None, training=None, **options):
         scores = scores + options["bias"]
     mask = options.get("mask")
     if options.get("is_causal"):
-        mask = visible(ops.shape(query)[1], mask=ops.ones(ops.shape(key)[:2], "bool"))
+        time = ops.shape(query)[1]
+        mask = visible(time, window=time)
     if mask is not None:
         scores = ops.where(mask, scores, -3e4)
     weights = drop(ops.softmax(scores, axis=-1), training=True)

@@ -1,18 +1,6 @@
 """Text models: tokenizers, preprocessors, tasks, and one file for each architecture family."""
 
-from . import (
-    audio,
-    bert,
-    datasets,
-    deberta,
-    decoder,
-    gpt2,
-    modernbert,
-    preprocessing,
-    samplers,
-    tasks,
-    tokenizers,
-)
+from . import audio, datasets, preprocessing, samplers, tasks, tokenizers
 from .audio import WhisperFeatures, read_audio
 from .bart import BartBackbone, BartSeq2SeqLM, BartTokenizer
 from .bert import *  # noqa: F403  (made of a table)
@@ -54,10 +42,6 @@ from .tokenizers import Tokenizer, WordPieceTokenizer
 from .vocabularies import train_byte_pair, train_sentence_piece, train_word_piece
 from .whisper import WhisperBackbone, WhisperSpeechToText
 
-_MODULES = {"audio", "datasets", "preprocessing", "samplers", "tasks", "tokenizers"}
-# All classes and functions that are imported above, and these modules.
-__all__ = [
-    name
-    for name, item in vars().items()
-    if name in _MODULES or hasattr(item, "__module__") and not name.startswith("_")
-]
+_MODULES = ("audio", "datasets", "preprocessing", "samplers", "tasks", "tokenizers")
+__all__ = [name for name, it in vars().items() if callable(it) and not name.startswith("_")]
+__all__ += _MODULES

@@ -109,7 +109,7 @@ def masked_weights(at, *names):
 
 LM_HEAD = masked_weights("lm_head", "dense", "layer_norm", "decoder", "bias")
 GENERATOR = masked_weights(
-    "", *(f"generator_{name}" for name in ("predictions.dense", "predictions.LayerNorm", "lm_head"))
+    "", "generator_predictions.dense", "generator_predictions.LayerNorm", "generator_lm_head"
 )
 TRANSFORMED = "transform.dense", "transform.LayerNorm", "decoder", "bias"
 ROBERTA_CLASSIFIER = [("classifier.dense", "hidden"), ("classifier.out_proj", "classifier")]

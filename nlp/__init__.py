@@ -1,18 +1,6 @@
 """Text models: tokenizers, preprocessors, tasks, and one file for each architecture family."""
 
-from . import (
-    audio,
-    bert,
-    datasets,
-    deberta,
-    decoder,
-    gpt2,
-    modernbert,
-    preprocessing,
-    samplers,
-    tasks,
-    tokenizers,
-)
+from . import audio, datasets, preprocessing, samplers, tasks, tokenizers
 from .audio import WhisperFeatures, read_audio
 from .bart import BartBackbone, BartSeq2SeqLM, BartTokenizer
 from .bert import *  # noqa: F403  (made of a table)
@@ -38,11 +26,7 @@ from .preprocessing import (
     TextEmbedderPreprocessor,
     TokenClassifierPreprocessor,
 )
-from .sentence_piece import (
-    LlamaTokenizer,
-    SentencePieceTokenizer,
-    T5Tokenizer,
-)
+from .sentence_piece import LlamaTokenizer, SentencePieceTokenizer, T5Tokenizer
 from .speech import SpeechToText, SpeechToTextPreprocessor
 from .t5 import T5Backbone, T5Seq2SeqLM
 from .tasks import (
@@ -58,54 +42,6 @@ from .tokenizers import Tokenizer, WordPieceTokenizer
 from .vocabularies import train_byte_pair, train_sentence_piece, train_word_piece
 from .whisper import WhisperBackbone, WhisperSpeechToText
 
-__all__ = [
-    "Backbone",
-    "BartBackbone",
-    "BartSeq2SeqLM",
-    "BartTokenizer",
-    "CausalLM",
-    "CausalLMPreprocessor",
-    "BytePairTokenizer",
-    "ByteTokenizer",
-    "CLIPTokenizer",
-    "GPT2Tokenizer",
-    "LlamaTokenizer",
-    "MaskedLM",
-    "MaskedLMPreprocessor",
-    "QuestionAnswerer",
-    "QuestionAnswererPreprocessor",
-    "SentencePieceTokenizer",
-    "Seq2SeqLM",
-    "Seq2SeqLMPreprocessor",
-    "SpeechToText",
-    "SpeechToTextPreprocessor",
-    "T5Backbone",
-    "T5Seq2SeqLM",
-    "T5Tokenizer",
-    "Task",
-    "TextClassifier",
-    "TextClassifierPreprocessor",
-    "TextEmbedder",
-    "TextEmbedderPreprocessor",
-    "TokenClassifier",
-    "TokenClassifierPreprocessor",
-    "Tokenizer",
-    "WhisperBackbone",
-    "WhisperFeatures",
-    "WhisperSpeechToText",
-    "UnicodeCodepointTokenizer",
-    "WhisperTokenizer",
-    "WordPieceTokenizer",
-    "audio",
-    "datasets",
-    "preprocessing",
-    "read_audio",
-    "samplers",
-    "tasks",
-    "tokenizers",
-    "train_byte_pair",
-    "train_sentence_piece",
-    "train_word_piece",
-]
-for _module in (bert, deberta, decoder, gpt2, modernbert):
-    __all__ += _module.__all__
+_MODULES = ("audio", "datasets", "preprocessing", "samplers", "tasks", "tokenizers")
+__all__ = [name for name, it in vars().items() if callable(it) and not name.startswith("_")]
+__all__ += _MODULES

@@ -9,6 +9,7 @@ from khub.fields import PositiveInt
 from .byte_pair import RobertaTokenizer
 from .encoder_decoder import SIZES, SizedEncoderDecoder, block_weights, text_family
 from .generation import Seq2SeqLM
+from .transformer import table
 
 WEIGHTS = [("shared", "embeddings")]
 for _side in ("encoder", "decoder"):
@@ -43,12 +44,13 @@ class BartBackbone(SizedEncoderDecoder):
         "scale_embeddings": "scale_embedding",
     }
     weight_map = WEIGHTS
-    ignored = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+    ignored = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "*coder.version")
 
     def build(self, shape=None):
-        self.embeddings = self.table(self.vocabulary_size)
+        self.embeddings = table(self, self.vocabulary_size, self.hidden_dim)
+        rows = self.max_sequence_length + OFFSET
         for side in ("encoder", "decoder"):
-            setattr(self, f"{side}_position", self.table(self.max_sequence_length + OFFSET))
+            setattr(self, f"{side}_position", table(self, rows, self.hidden_dim))
             setattr(self, f"{side}_embedding_norm", self.norm())
         self.build_sides(last_norms=self.norm_first)
 

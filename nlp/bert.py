@@ -11,42 +11,24 @@ from khub.fields import PositiveInt, Rate
 from khub.layers import Dropout, Layer
 
 from ..presets import Family, register
+from . import tasks, transformer
 from .byte_pair import RobertaTokenizer
 from .sentence_piece import AlbertTokenizer, XLMRobertaTokenizer
-from .tasks import (
-    Backbone,
-    MaskedLM,
-    QuestionAnswerer,
-    TextClassifier,
-    TextEmbedder,
-    TokenClassifier,
-)
 from .tokenizers import Tokenizer, WordPieceTokenizer
-from .transformer import (
-    ACTIVATIONS,
-    EncoderBlock,
-    PredictionHead,
-    SelfAttention,
-    at_masks,
-    check_sizes,
-    dense,
-    hidden_bias,
-    norm,
-    position_buckets,
-    read_config,
-    table,
-    tied_scores,
-)
+from .transformer import ACTIVATIONS, EncoderBlock, built, dense, norm, table
+
+CONFIG = {  # khub's name -> the reference's
+    **transformer.CONFIG,
+    "dropout": "hidden_dropout_prob",
+    "num_segments": "type_vocab_size",
+    "activation": "hidden_act",
+    "attention_dropout": "attention_probs_dropout_prob",
+    "layer_norm_epsilon": "layer_norm_eps",
+}
 
 
 def sizes(vocabulary, layers, heads, width):
-    return {
-        "vocabulary_size": vocabulary,
-        "num_layers": layers,
-        "num_heads": heads,
-        "hidden_dim": width,
-        "intermediate_dim": 4 * width,
-    }
+    return dict(zip(CONFIG, (vocabulary, layers, heads, width, 4 * width)))
 
 
 VARIANTS = {  # vocabulary, layers, heads, width
@@ -65,94 +47,71 @@ VARIANTS = {  # vocabulary, layers, heads, width
     # khub's own, presets/recipes/bert_micro_en_uncased.py
     "bert_micro_en_uncased": sizes(8_192, 2, 2, 128),
 }
-CONFIG = {  # khub's name -> the reference's
-    "vocabulary_size": "vocab_size",
-    "num_layers": "num_hidden_layers",
-    "num_heads": "num_attention_heads",
-    "hidden_dim": "hidden_size",
-    "intermediate_dim": "intermediate_size",
-    "dropout": "hidden_dropout_prob",
-    "max_sequence_length": "max_position_embeddings",
-    "num_segments": "type_vocab_size",
-    "activation": "hidden_act",
-    "attention_dropout": "attention_probs_dropout_prob",
-    "layer_norm_epsilon": "layer_norm_eps",
-}
-
-
-def _block(theirs, ours, qkv, projection, attention_norm, up, down, after):
-    """The weight map of a block from the reference's names of its parts."""
-    parts = {
-        "attention.projection": projection,
-        "attention_norm": attention_norm,
-        "up": up,
-        "down": down,
-        "norm": after,
-    }
-    joined = tuple(f"{theirs}.attention.{name}" for name in qkv)
-    rows = [(f"{theirs}.{name}", f"{ours}.{part}") for part, name in parts.items()]
-    return [(joined, f"{ours}.attention.qkv"), *rows]
-
-
 EMBEDDINGS = [
     ("embeddings.word_embeddings", "embeddings.word"),
     ("embeddings.position_embeddings", "embeddings.position"),
     ("embeddings.token_type_embeddings", "embeddings.segment"),
     ("embeddings.LayerNorm", "embeddings.norm"),
 ]
-LAYER, AFTER = "encoder.layer.{i}", ("intermediate.dense", "output.dense", "output.LayerNorm")
-PARTS = ("query", "key", "value")
-ATTENTION = ("attention.output.dense", "attention.output.LayerNorm")
-BERT = [
-    *EMBEDDINGS,
-    *_block(LAYER, "blocks.{i}", [f"self.{part}" for part in PARTS], *ATTENTION, *AFTER),
+PARTS = "attention.output_projection attention_norm feed_forward.up feed_forward.down norm"
+
+
+def _weights(theirs, names, *more, ours="blocks.{i}"):
+    """The weight map of an encoder.
+
+    theirs, ours: a block's name   names: what the reference calls the layers of queries, keys and
+    values, and `PARTS`   more: rows besides
+    """
+    names = [f"{theirs}.{name}" for name in names.split()]
+    parts = [f"{ours}.{part}" for part in PARTS.split()]
+    return [*EMBEDDINGS, (tuple(names[:3]), f"{ours}.attention.qkv"), *zip(names[3:], parts), *more]
+
+
+LAYER, LAST = "encoder.layer.{i}", "intermediate.dense output.dense output.LayerNorm"
+BERT = _weights(
+    LAYER,
+    "attention.self.query attention.self.key attention.self.value "
+    f"attention.output.dense attention.output.LayerNorm {LAST}",
     ("pooler.dense", "pooler"),
-]
-DISTIL_BERT = [
-    *EMBEDDINGS,
-    *_block(
-        "transformer.layer.{i}",
-        "blocks.{i}",
-        ("q_lin", "k_lin", "v_lin"),
-        "attention.out_lin",
-        "sa_layer_norm",
-        "ffn.lin1",
-        "ffn.lin2",
-        "output_layer_norm",
-    ),
-]
-ALBERT = [
-    *EMBEDDINGS,
+)
+DISTIL_BERT = _weights(
+    "transformer.layer.{i}",
+    "attention.q_lin attention.k_lin attention.v_lin attention.out_lin sa_layer_norm "
+    "ffn.lin1 ffn.lin2 output_layer_norm",
+)
+ALBERT = _weights(
+    "encoder.albert_layer_groups.{i}.albert_layers.{i}",
+    "attention.query attention.key attention.value attention.dense attention.LayerNorm "
+    "ffn ffn_output full_layer_layer_norm",
     ("encoder.embedding_hidden_mapping_in", "projection"),
-    *_block(
-        "encoder.albert_layer_groups.{i}.albert_layers.{i}",
-        "groups.{i}.{i}",
-        PARTS,
-        "attention.dense",
-        "attention.LayerNorm",
-        "ffn",
-        "ffn_output",
-        "full_layer_layer_norm",
-    ),
     ("pooler", "pooler"),
-]
-MPNET_ATTENTION = ("attention.attn.o", "attention.LayerNorm")
-MPNET = [
-    *EMBEDDINGS,
-    *_block(LAYER, "blocks.{i}", ("attn.q", "attn.k", "attn.v"), *MPNET_ATTENTION, *AFTER),
+    ours="groups.{i}.{i}",
+)
+MPNET = _weights(
+    LAYER,
+    "attention.attn.q attention.attn.k attention.attn.v attention.attn.o attention.LayerNorm "
+    f"{LAST}",
     ("encoder.relative_attention_bias", "relative"),
     ("pooler.dense", "pooler"),
-]
+)
 
 
-def masked_weights(transform, after, decoder, bias=None):
-    """The weight map of a masked language model's head; bias: of tied embeddings."""
-    names = [("head.dense", transform), ("head.norm", after), ("decoder", decoder)]
-    rows = [(theirs, ours) for ours, theirs in names]
-    return [*rows, (bias or f"{decoder}.bias", "decoder_bias")]
+def masked_weights(at, *names):
+    """The weight map of a masked language model's head.
+
+    at: what stands before all names   names: of the dense layer, its normalization, the output
+    and, where it is not below that, the bias of tied embeddings
+    """
+    names = [f"{at}.{name}".strip(".") for name in names]
+    ours = "head.dense", "head.norm", "decoder", "decoder_bias"
+    return list(zip([*names, f"{names[2]}.bias"], ours))
 
 
-LM_HEAD = masked_weights("lm_head.dense", "lm_head.layer_norm", "lm_head.decoder", "lm_head.bias")
+LM_HEAD = masked_weights("lm_head", "dense", "layer_norm", "decoder", "bias")
+GENERATOR = masked_weights(
+    "", "generator_predictions.dense", "generator_predictions.LayerNorm", "generator_lm_head"
+)
+TRANSFORMED = "transform.dense", "transform.LayerNorm", "decoder", "bias"
 ROBERTA_CLASSIFIER = [("classifier.dense", "hidden"), ("classifier.out_proj", "classifier")]
 
 
@@ -160,19 +119,20 @@ ROBERTA_CLASSIFIER = [("classifier.dense", "hidden"), ("classifier.out_proj", "c
 class Kind:
     """What an architecture has that BERT has not.
 
-    prefix: of the backbone's weights in a model with a head   names: khub's name -> its own name in
-    config.json   without: names of CONFIG that it lacks   defaults: of the backbone's arguments
-    classifier: the weight map of its head; one with "hidden" reads the first token through a dense
-    layer with the activation `hidden`, the other the pooled output   masked: of a masked language
-    model's head, `masked_activation`: its activation where that is not the backbone's
-    dropout: the names in config.json of the dropout of texts' and tokens' heads   extra: what
-    config.json says besides
+    prefix: of the backbone's weights in a model with a head, None: as model_type   names: khub's
+    name -> its own name in config.json   without: names of CONFIG that it lacks   defaults: of the
+    backbone's arguments   classifier: the weight map of its head; one with "hidden" reads the first
+    token through a dense layer with the activation `hidden`, the other the pooled output
+    masked: of a masked language model's head, `masked_activation`: its activation where that is not
+    the backbone's   dropout: the names in config.json of the dropout of texts' and tokens' heads
+    extra: what config.json says besides
     """
 
     name: str
     model_type: str
-    prefix: str
     tokenizer: type
+    paper: str = ""
+    prefix: str = None
     names: dict = field(default_factory=dict)
     without: tuple = ()
     defaults: dict = field(default_factory=dict)
@@ -187,16 +147,12 @@ class Kind:
     dropout: tuple = ("classifier_dropout",) * 2
     extra: dict = field(default_factory=dict)
     ignored: tuple = ()
-    paper: str = ""
     reference: str = None  # the name in the reference's classes, where it is another
 
 
-PADDED = dict(
-    names={"padding_id": "pad_token_id"},
-    defaults={"padding_id": 1},
-    counted=True,
-    classifier=ROBERTA_CLASSIFIER,
-    masked_activation="gelu",
+COUNTED = dict(counted=True, classifier=ROBERTA_CLASSIFIER, masked_activation="gelu")
+ROBERTA = dict(
+    COUNTED, prefix="roberta", names={"padding_id": "pad_token_id"}, defaults={"padding_id": 1}
 )
 
 
@@ -218,39 +174,22 @@ KINDS = [
     Kind(
         "Bert",
         "bert",
-        "bert",
         WordPieceTokenizer,
-        masked=masked_weights(
-            "cls.predictions.transform.dense",
-            "cls.predictions.transform.LayerNorm",
-            "cls.predictions.decoder",
-            "cls.predictions.bias",
-        ),
+        masked=masked_weights("cls.predictions", *TRANSFORMED),
         ignored=("cls.seq_relationship.*",),
     ),
-    Kind("Roberta", "roberta", "roberta", RobertaTokenizer, **PADDED, paper="arXiv:1907.11692"),
-    Kind(
-        "XLMRoberta",
-        "xlm-roberta",
-        "roberta",
-        XLMRobertaTokenizer,
-        **PADDED,
-        paper="arXiv:1911.02116",
-    ),
-    Kind("Camembert", "camembert", "roberta", Tokenizer, **PADDED, paper="arXiv:1911.03894"),
+    Kind("Roberta", "roberta", RobertaTokenizer, "arXiv:1907.11692", **ROBERTA),
+    Kind("XLMRoberta", "xlm-roberta", XLMRobertaTokenizer, "arXiv:1911.02116", **ROBERTA),
+    Kind("Camembert", "camembert", Tokenizer, "arXiv:1911.03894", **ROBERTA),
     Kind(
         "DistilBert",
         "distilbert",
-        "distilbert",
         DistilBertTokenizer,
+        "arXiv:1910.01108",
         names={
-            "num_layers": "n_layers",
-            "num_heads": "n_heads",
-            "hidden_dim": "dim",
+            **dict(num_layers="n_layers", num_heads="n_heads", hidden_dim="dim"),
             "intermediate_dim": "hidden_dim",
-            "dropout": "dropout",
-            "activation": "activation",
-            "attention_dropout": "attention_dropout",
+            **transformer.same("dropout", "activation", "attention_dropout"),
         },
         without=("num_segments", "layer_norm_epsilon"),
         defaults={"num_segments": 0},
@@ -259,62 +198,49 @@ KINDS = [
         classifier=[("pre_classifier", "hidden"), ("classifier", "classifier")],
         hidden="relu",
         drops_twice=False,
-        masked=masked_weights("vocab_transform", "vocab_layer_norm", "vocab_projector"),
+        masked=masked_weights("", "vocab_transform", "vocab_layer_norm", "vocab_projector"),
         dropout=("seq_classif_dropout", "classifier_dropout"),
-        paper="arXiv:1910.01108",
     ),
     Kind(
         "Electra",
         "electra",
-        "electra",
         WordPieceTokenizer,
+        "arXiv:2003.10555",
         names={"embedding_dim": "embedding_size"},
         weights=[*BERT, ("embeddings_project", "projection")],
         pooler=False,
         classifier=ROBERTA_CLASSIFIER,
         hidden="gelu",
-        masked=masked_weights(
-            "generator_predictions.dense", "generator_predictions.LayerNorm", "generator_lm_head"
-        ),
+        masked=GENERATOR,
         masked_activation="gelu",
         ignored=("discriminator_predictions.*",),
-        paper="arXiv:2003.10555",
     ),
     Kind(
         "Albert",
         "albert",
-        "albert",
         AlbertTokenizer,
-        names={
-            "embedding_dim": "embedding_size",
-            "num_groups": "num_hidden_groups",
-            "group_layers": "inner_group_num",
-        },
+        "arXiv:1909.11942",
+        names=dict(
+            embedding_dim="embedding_size",
+            num_groups="num_hidden_groups",
+            group_layers="inner_group_num",
+        ),
         defaults={"embedding_dim": 128, "num_groups": 1, "activation": "gelu_new"},
         weights=ALBERT,
-        masked=masked_weights(
-            "predictions.dense",
-            "predictions.LayerNorm",
-            "predictions.decoder",
-            "predictions.bias",
-        ),
+        masked=masked_weights("predictions", "dense", "LayerNorm", "decoder", "bias"),
         dropout=("classifier_dropout_prob",) * 2,
         ignored=("sop_classifier.*",),
-        paper="arXiv:1909.11942",
     ),
     Kind(
         "MPNet",
         "mpnet",
-        "mpnet",
         MPNetTokenizer,
+        "arXiv:2004.09297",
         without=("num_segments",),
         defaults={"num_segments": 0, "padding_id": 1, "relative_buckets": 32},
         weights=MPNET,
-        counted=True,
-        classifier=ROBERTA_CLASSIFIER,
-        masked_activation="gelu",
         extra={"relative_attention_num_buckets": 32, "pad_token_id": 1},
-        paper="arXiv:2004.09297",
+        **COUNTED,
     ),
 ]
 
@@ -369,7 +295,7 @@ class EncoderEmbeddings(Layer):
         return ops.cumsum(real, axis=1) * real + self.padding_id
 
 
-class EncoderBackbone(Backbone):
+class EncoderBackbone(tasks.Backbone):
     """Token ids to hidden states, each of which sees all tokens.
 
     inputs: {"token_ids": int (batch, time), "segment_ids": int, "padding_mask": bool, both the same
@@ -403,23 +329,17 @@ class EncoderBackbone(Backbone):
     optional = ("pooler",)
 
     def setup(self):
-        check_sizes(self, "activation")
+        transformer.check_sizes(self, "activation")
         self.embedding_dim = self.embedding_dim or self.hidden_dim
         super().setup()
 
     def build(self, shape=None):
         width, narrow = self.hidden_dim, self.embedding_dim
-        self.embeddings = EncoderEmbeddings(
-            self.vocabulary_size,
-            narrow,
-            self.max_sequence_length if self.absolute_positions else 0,
-            self.num_segments,
-            self.dropout,
-            self.layer_norm_epsilon,
-            self.padding_id if self.kind.counted else None,
-            dtype=self.dtype_policy,
-        )
-        self.embeddings.build()
+        places = self.max_sequence_length if self.absolute_positions else 0
+        sizes = self.vocabulary_size, narrow, places, self.num_segments
+        padding = self.padding_id if self.kind.counted else None
+        options = dict(epsilon=self.layer_norm_epsilon, padding_id=padding, dtype=self.dtype_policy)
+        self.embeddings = built(EncoderEmbeddings(*sizes, self.dropout, **options))
         projected = narrow != width or self.num_groups is not None
         self.projection = dense(self, narrow, width) if projected else None
         if self.num_groups is None:
@@ -430,30 +350,28 @@ class EncoderBackbone(Backbone):
         if self.relative_buckets is not None:
             self.relative = table(self, self.relative_buckets, self.num_heads)
             distances = range(1 - self.max_sequence_length, self.max_sequence_length)
-            self._buckets = position_buckets(distances, self.relative_buckets)
+            self._buckets = transformer.position_buckets(distances, self.relative_buckets)
         self.pooler = dense(self, width, width, activation="tanh") if self.kind.pooler else None
 
-    def _block(self, index):
-        width, options = self.hidden_dim, dict(dtype=self.dtype_policy)
-        attention = SelfAttention(width, self.num_heads, self.attention_dropout, **options)
-        attention.build()
-        made = EncoderBlock(
-            attention,
-            width,
-            self.intermediate_dim,
-            self.activation,
-            self.dropout,
-            self.layer_norm_epsilon,
-            **options,
-        )
-        made.build()
-        return made
+    def _attention(self):
+        sizes = self.hidden_dim, self.num_heads, self.attention_dropout
+        return transformer.self_attention(self, *sizes)
+
+    def _norm(self):
+        return norm(self, self.hidden_dim, self.layer_norm_epsilon)
+
+    def _block(self, index, kind=EncoderBlock, *parts):
+        options = dict(dtype=self.dtype_policy)
+        sizes = self.hidden_dim, self.intermediate_dim, self.activation
+        feed_forward = built(transformer.FeedForward(*sizes, **options))
+        norms, rates = (self._norm(), self._norm()), (self.dropout,) * 2
+        return kind(*parts, self._attention(), feed_forward, norms, rates, **options)
 
     def prediction_head(self, task):
         """The layers that a masked language model's head begins with."""
         activation = self.kind.masked_activation or self.activation
         sizes = self.hidden_dim, self.embedding_dim, activation, self.layer_norm_epsilon
-        return PredictionHead(*sizes, dtype=task.dtype_policy)
+        return built(transformer.PredictionHead(*sizes, dtype=task.dtype_policy))
 
     def _layers(self):
         """The blocks in the order of their use."""
@@ -464,15 +382,13 @@ class EncoderBackbone(Backbone):
 
     def _bias(self, time, visible):
         """What is added to the scores, once for all layers: by distance, and against padding."""
-        bias = None
-        if self.relative_buckets is not None:
-            places = ops.arange(time)
-            distances = places[None] - places[:, None] + (self.max_sequence_length - 1)
-            bias = ops.transpose(self.relative(ops.take(self._buckets, distances)), (2, 0, 1))[None]
-        if visible is not None:
-            padding = hidden_bias(visible[:, None, None], self.compute_dtype)
-            bias = padding if bias is None else bias + padding
-        return bias
+        bias = transformer.padding_bias(visible, self.compute_dtype)
+        if self.relative_buckets is None:
+            return bias
+        places = ops.arange(time)
+        distances = places[None] - places[:, None] + (self.max_sequence_length - 1)
+        near = ops.transpose(self.relative(ops.take(self._buckets, distances)), (2, 0, 1))[None]
+        return near if bias is None else near + bias
 
     def call(self, inputs, training=None):
         self.check_inputs(inputs)
@@ -488,79 +404,60 @@ class EncoderBackbone(Backbone):
         return {"sequence_output": x, "pooled_output": self.pooler(x[:, 0])}
 
     @classmethod
-    def _names(cls):
-        kept = {ours: name for ours, name in CONFIG.items() if ours not in cls.kind.without}
-        return {**kept, **cls.kind.names}
-
-    @classmethod
     def config_from_reference(cls, config):
-        what, names = cls.kind.model_type.upper(), cls._names()
+        what = cls.model_type.upper()
         if config.get("is_decoder") or config.get("add_cross_attention"):
             raise ValueError(
                 f"{what} as a decoder (is_decoder, add_cross_attention) is not supported."
             )
-        for key, expected in {"position_embedding_type": "absolute", **cls.kind.extra}.items():
-            if config.get(key, expected) != expected:
-                raise ValueError(
-                    f"{what} with {key} {config[key]!r} is not supported; expected {expected!r}."
-                )
-        ours = read_config(config, names, what)
+        expected = {"position_embedding_type": "absolute", **cls.kind.extra}
+        transformer.check_config(config, expected, what)
+        ours = transformer.read_config(config, cls.config_names, what)
         if cls.kind.counted and "max_sequence_length" in ours:
             padding = ours.get("padding_id", cls.kind.defaults["padding_id"])
             ours["max_sequence_length"] -= padding + 1
         return ours
 
     def reference_config(self):
-        ours = {key: getattr(self, name) for name, key in self._names().items()}
+        ours = super().reference_config()
         if self.kind.counted:
             ours["max_position_embeddings"] += self.padding_id + 1
-        return {
-            "model_type": self.kind.model_type,
-            **ours,
-            "pad_token_id": self.padding_id,
-            "position_embedding_type": "absolute",
-            **self.kind.extra,
-        }
+        ours |= {"pad_token_id": self.padding_id, "position_embedding_type": "absolute"}
+        return {**ours, **self.kind.extra}
 
 
-class EncoderClassifier(TextClassifier):
+class EncoderClassifier(tasks.TextClassifier):
     """A class for a text or a pair: a dense layer on the pooled output, or two on the first token.
 
     Dropout comes before each dense layer, or before the last one.
     """
 
     def build(self, shape=None):
-        width = self.backbone.hidden_dim
-        self.drop = Dropout(self.dropout, dtype=self.dtype_policy)
-        deep = any(ours == "hidden" for _, ours in self.weight_map)
+        super().build(shape)
+        width, deep = self.backbone.hidden_dim, any(ours == "hidden" for _, ours in self.weight_map)
         self.hidden = dense(self, width, width) if deep else None
-        self.classifier = dense(self, width, self.num_classes)
 
-    def call(self, inputs, training=None):
-        found = self.backbone(inputs, training=training)
+    def hidden_states(self, inputs, training):
+        """What is classified, (batch, width)."""
+        kind, found = self.backbone.kind, self.backbone(inputs, training=training)
         if self.hidden is None:
-            x = found["pooled_output"]
-        else:
-            x = found["sequence_output"][:, 0]
-            if self.backbone.kind.drops_twice:
-                x = self.drop(x, training=training)
-            x = ACTIVATIONS[self.backbone.kind.hidden](self.hidden(x))
-        return self.classifier(self.drop(x, training=training))
+            return found["pooled_output"]
+        x = found["sequence_output"][:, 0]
+        x = self.drop(x, training=training) if kind.drops_twice else x
+        return ACTIVATIONS[kind.hidden](self.hidden(x))
 
 
-class EncoderMaskedLM(MaskedLM):
+class EncoderMaskedLM(tasks.MaskedLM):
     """The hidden tokens: dense layer, activation, normalization, then the word embeddings as the
     output's kernel, or a matrix of their shape.
     """
 
-    backbone: Backbone
     preprocessor: object = None
     tie_embeddings: bool = True
 
     def build(self, shape=None):
         body, size = self.backbone, self.backbone.vocabulary_size
         self.head = body.prediction_head(self)
-        self.head.build()
         if self.tie_embeddings:
             self.decoder_bias = self.add_weight((size,), initializer="zeros", name="decoder_bias")
         else:
@@ -574,78 +471,55 @@ class EncoderMaskedLM(MaskedLM):
         return {**super().reference_config(), "tie_word_embeddings": self.tie_embeddings}
 
     def call(self, inputs, training=None):
-        x = self.head(at_masks(self.hidden_states(inputs, training), inputs))
+        x = self.head(transformer.at_masks(self.hidden_states(inputs, training), inputs))
         if not self.tie_embeddings:
             return self.decoder(x)
-        return tied_scores(x, self.backbone.embeddings.word) + self.decoder_bias
+        return transformer.tied_scores(x, self.backbone.embeddings.word) + self.decoder_bias
 
 
 TASKS = {  # generic name -> (its class here, the reference's suffix, khub's)
     "TextClassifier": (EncoderClassifier, "ForSequenceClassification", "Classifier"),
-    "TokenClassifier": (TokenClassifier, "ForTokenClassification", "TokenClassifier"),
-    "QuestionAnswerer": (QuestionAnswerer, "ForQuestionAnswering", "QuestionAnswerer"),
+    "TokenClassifier": (tasks.TokenClassifier, "ForTokenClassification", "TokenClassifier"),
+    "QuestionAnswerer": (tasks.QuestionAnswerer, "ForQuestionAnswering", "QuestionAnswerer"),
     "MaskedLM": (EncoderMaskedLM, "ForMaskedLM", "MaskedLM"),
-    "TextEmbedder": (TextEmbedder, "Model", "TextEmbedder"),
+    "TextEmbedder": (tasks.TextEmbedder, "Model", "TextEmbedder"),
 }
 
 
-def encoder_family(name, model_type, backbone, tokenizer, special, reference=None, paper=""):
-    """Make and register the tasks of an encoder; all its classes by their names.
-
-    special: generic name of a task -> members of its class; "base": a class in place of that in
-    TASKS   reference: the name in the reference's classes, where it is another
-    """
-
-    def made(suffix, base, **members):
-        if base.__name__ == f"{name}{suffix}":
-            return base
-        text = f"{name}'s {suffix}; see `{base.__name__}`. {paper}".strip()
-        members = {"__doc__": text, "__module__": backbone.__module__, **members}
-        return type(f"{name}{suffix}", (base,), members)
-
-    heads = {
-        task: made(suffix, **{"base": base, **special.get(task, {})})
-        for task, (base, _, suffix) in TASKS.items()
-    }
-    if tokenizer.__name__ != f"{name}Tokenizer":
-        tokenizer = made("Tokenizer", tokenizer)
-    theirs = reference or name
-    register(
-        Family(
-            name=model_type.replace("-", "_"),
-            model_types=(model_type,),
-            backbone=backbone,
-            tokenizer=tokenizer,
-            tasks=heads,
-            architectures={task: f"{theirs}{suffix}" for task, (_, suffix, _) in TASKS.items()},
-        )
-    )
-    return {cls.__name__: cls for cls in (backbone, tokenizer, *heads.values())}
-
-
 def kind_family(kind, base=EncoderBackbone, **heads):
-    """Make and register an architecture's classes: BertBackbone, BertClassifier, ...
+    """Make and register an architecture's classes; all by their names, BertBackbone, ...
 
     heads: generic name of a task -> its class, in place of that of TASKS
     """
+
+    def made(suffix, base, **members):
+        if base.__name__ == f"{kind.name}{suffix}":
+            return base
+        text = f"{kind.name}'s {suffix}; see `{base.__name__}`. {kind.paper}".strip()
+        members = {"__doc__": text, "__module__": module, **members}
+        return type(f"{kind.name}{suffix}", (base,), members)
+
+    module, prefix = base.__module__, kind.prefix or kind.model_type
+    ignored = "embeddings.position_ids", "embeddings.token_type_ids", *kind.ignored
+    own = dict(kind=kind, weight_map=kind.weights, reference_prefix=prefix, ignored=ignored)
+    kept = {ours: name for ours, name in CONFIG.items() if ours not in kind.without}
+    own |= dict(model_type=kind.model_type, config_names={**kept, **kind.names}, **kind.defaults)
+    backbone = made("Backbone", base, **own)
     members = {
-        "__doc__": f"{kind.name}'s encoder; see `{base.__name__}`. {kind.paper}".strip(),
-        "__module__": base.__module__,
-        "kind": kind,
-        "weight_map": kind.weights,
-        "reference_prefix": kind.prefix,
-        "ignored": ("embeddings.position_ids", "embeddings.token_type_ids", *kind.ignored),
-        **kind.defaults,
-    }
-    backbone = type(f"{kind.name}Backbone", (base,), members)
-    special = {
         "TextClassifier": {"weight_map": kind.classifier, "dropout_name": kind.dropout[0]},
         "TokenClassifier": {"dropout_name": kind.dropout[1]},
         "MaskedLM": {"weight_map": kind.masked},
-        **{task: {"base": head} for task, head in heads.items()},
     }
-    about = kind.name, kind.model_type, backbone, kind.tokenizer, special
-    return encoder_family(*about, kind.reference, kind.paper)
+    made_heads = {
+        task: made(suffix, heads.get(task, usual), **members.get(task, {}))
+        for task, (usual, _, suffix) in TASKS.items()
+    }
+    tokenizer = made("Tokenizer", kind.tokenizer)
+    theirs = kind.reference or kind.name
+    names = {task: f"{theirs}{suffix}" for task, (_, suffix, _) in TASKS.items()}
+    key = kind.model_type
+    register(Family(key.replace("-", "_"), (key,), backbone, tokenizer, made_heads, names))
+    return {cls.__name__: cls for cls in (backbone, tokenizer, *made_heads.values())}
 
 
 __all__ = ["EncoderBackbone", "EncoderClassifier", "EncoderMaskedLM"]

@@ -59,9 +59,9 @@ class UnicodeCodepointTokenizer(Tokenizer):
                 ids.append(ord(self.special_tokens[part]))
         return ids
 
-    def offsets(self, texts, pair=None, add_special_tokens=False):
+    def offsets(self, texts, pair=None, add_special_tokens=False, words=False):
         """Only of texts that stay as they are: lowercase=False, no normalization, no pair."""
-        if self.lowercase or self.form or pair is not None or add_special_tokens:
+        if self.lowercase or self.form or pair is not None or add_special_tokens or words:
             raise ValueError(
                 "offsets needs lowercase=False, normalization_form=None, no pair and no special "
                 "tokens: otherwise characters of the text and tokens do not correspond."

@@ -9,23 +9,13 @@ from khub import ops
 from khub.fields import PositiveInt, Rate
 from khub.layers import Conv1D, Dropout, Layer
 
-from .bert import BERT, EncoderBackbone, EncoderMaskedLM, Kind, kind_family, masked_weights
+from . import bert, transformer
 from .sentence_piece import DebertaV3Tokenizer
-from .transformer import (
-    ACTIVATIONS,
-    EncoderBlock,
-    JoinedDense,
-    attend,
-    check_sizes,
-    dense,
-    hidden_bias,
-    norm,
-    table,
-)
+from .transformer import ACTIVATIONS, EncoderBlock, JoinedDense, built, dense, table
 
 SELF, ATTENTION = "encoder.layer.{i}.attention.self", "blocks.{i}.attention"
 WEIGHTS = [
-    *(row for row in BERT if row[1] not in (f"{ATTENTION}.qkv", "pooler")),
+    *(row for row in bert.BERT if row[1] not in (f"{ATTENTION}.qkv", "pooler")),
     ((f"{SELF}.query_proj", f"{SELF}.key_proj"), f"{ATTENTION}.query_key"),
     (f"{SELF}.value_proj", f"{ATTENTION}.value"),
     ((f"{SELF}.pos_query_proj", f"{SELF}.pos_key_proj"), f"{ATTENTION}.positions"),
@@ -82,11 +72,11 @@ class DisentangledAttention(Layer):
         self.value = dense(self, self.width, self.width)
         if not self.share_keys:
             self.positions = dense(self, self.width, sum(parts), JoinedDense, parts=parts)
-        self.projection = dense(self, self.width, self.width)
+        self.output_projection = dense(self, self.width, self.width)
         self.drop = Dropout(self.dropout, dtype=self.dtype_policy)
         self.attention_drop = Dropout(self.attention_dropout, dtype=self.dtype_policy)
 
-    def call(self, x, context, training=None):
+    def call(self, x, context, turned=None, training=None):
         (batch, time, _), heads = ops.shape(x), self.heads
         split = self.width // heads
         padding, rows, order = context
@@ -101,32 +91,27 @@ class DisentangledAttention(Layer):
         bias = bias + ops.swapaxes(keys, 2, 3)
         bias = bias if padding is None else bias + padding
         value = ops.reshape(self.value(x), (batch, time, heads, split))
-        y = attend(query, key, value, self.attention_drop, training, bias=bias, scale=1.0)
-        return self.projection(ops.reshape(y, (batch, time, self.width)))
+        drop, options = self.attention_drop, dict(bias=bias, scale=1.0)
+        y = transformer.attend(query, key, value, drop, training, **options)
+        return self.output_projection(ops.reshape(y, (batch, time, self.width)))
 
 
 class ConvolvedBlock(EncoderBlock):
     """norm(block(x) + activation(convolution(x))), as `EncoderBlock`; padding counts as 0."""
 
-    kernel_size: PositiveInt
-    conv_activation: str
+    def __init__(self, conv, conv_norm, conv_activation, *parts, **options):
+        super().__init__(*parts, **options)
+        self.conv, self.conv_norm, self.conv_activation = conv, conv_norm, conv_activation
 
-    def build(self, shape=None):
-        super().build(shape)
-        options = dict(padding="same", dtype=self.dtype_policy)
-        self.conv = Conv1D(self.width, self.kernel_size, **options)
-        self.conv.build((None, None, self.width))
-        self.conv_norm = norm(self, self.width, self.epsilon)
-
-    def call(self, x, context, training=None):
-        y, padding = super().call(x, context, training), context[0]
+    def call(self, x, context, turned=None, training=None):
+        y, padding = super().call(x, context, turned, training), context[0]
         if padding is not None:
             x = x * ops.cast(ops.equal(padding[:, 0, 0, :, None], 0), ops.dtype(x))
         x = self.drop(self.conv(x), training=training)
         return self.conv_norm(y + ACTIVATIONS[self.conv_activation](x))
 
 
-class DisentangledBackbone(EncoderBackbone):
+class DisentangledBackbone(bert.EncoderBackbone):
     """DeBERTa's encoder, versions 2 and 3: `EncoderBackbone` with `DisentangledAttention`.
 
     bucket_size: how many buckets of distances there are to each side, 0: a row for each distance
@@ -143,7 +128,7 @@ class DisentangledBackbone(EncoderBackbone):
     conv_activation: str = "tanh"
 
     def setup(self):
-        check_sizes(self, "conv_activation")
+        transformer.check_sizes(self, "conv_activation")
         size, limit = self.bucket_size, self.max_sequence_length
         if size % 2 or size and size // 2 >= limit - 1:
             raise ValueError(
@@ -156,31 +141,27 @@ class DisentangledBackbone(EncoderBackbone):
         super().build(shape)
         limit, size = self.max_sequence_length, self.bucket_size
         self.relative = table(self, 2 * (size or limit), self.hidden_dim)
-        normed = self.normalize_positions
-        self.relative_norm = (
-            norm(self, self.hidden_dim, self.layer_norm_epsilon) if normed else None
-        )
+        self.relative_norm = self._norm() if self.normalize_positions else None
         # Beyond `limit` all distances have the row of the last one.
         self._rows = relative_rows(np.arange(-limit, limit + 1), size, limit)
 
-    def _block(self, index):
-        width, options = self.hidden_dim, dict(dtype=self.dtype_policy)
+    def _attention(self):
+        sizes = self.hidden_dim, self.num_heads, self.share_keys
         rates = self.dropout, self.attention_dropout
-        attention = DisentangledAttention(width, self.num_heads, self.share_keys, *rates, **options)
-        attention.build()
-        sizes = attention, width, self.intermediate_dim, self.activation, self.dropout
-        sizes += (self.layer_norm_epsilon,)
-        kind, conv = EncoderBlock, (self.conv_kernel_size, self.conv_activation)
-        if index == 0 and self.conv_kernel_size:
-            kind, sizes = ConvolvedBlock, conv + sizes
-        made = kind(*sizes, **options)
-        made.build()
-        return made
+        return built(DisentangledAttention(*sizes, *rates, dtype=self.dtype_policy))
+
+    def _block(self, index):
+        if index or not self.conv_kernel_size:
+            return super()._block(index)
+        options = dict(padding="same", dtype=self.dtype_policy)
+        conv = Conv1D(self.hidden_dim, self.conv_kernel_size, **options)
+        parts = built(conv, (None, None, self.hidden_dim)), self._norm(), self.conv_activation
+        return super()._block(index, ConvolvedBlock, *parts)
 
     def _bias(self, time, visible):
         """What `DisentangledAttention` takes; of the table, the rows that this length needs."""
         dtype, limit = self.compute_dtype, self.max_sequence_length
-        padding = None if visible is None else hidden_bias(visible[:, None, None], dtype)
+        padding = transformer.padding_bias(visible, dtype)
         rows = ops.cast(self.relative.embeddings.value, dtype)
         if isinstance(time, int):
             order = self._rows[np.clip(np.arange(-time, time), -limit, limit) + limit]
@@ -201,11 +182,8 @@ class DisentangledBackbone(EncoderBackbone):
             "attention_head_size": width // heads,
             "max_relative_positions": given.get("max_position_embeddings", 512),
         }
-        for key, value in expected.items():
-            if given.get(key, value) not in (value, -1):
-                raise ValueError(
-                    f"DeBERTa with {key} {given[key]!r} is not supported; expected {value!r}."
-                )
+        said = {key: value for key, value in given.items() if value != -1}
+        transformer.check_config(said, expected, "DeBERTa")
         terms = given["pos_att_type"]
         terms = terms.split("|") if isinstance(terms, str) else terms
         given["pos_att_type"] = sorted(term.strip().lower() for term in terms)
@@ -218,7 +196,7 @@ class DisentangledBackbone(EncoderBackbone):
         return {**super().reference_config(), **ours, "max_relative_positions": -1}
 
 
-class DebertaV3MaskedLM(EncoderMaskedLM):
+class DebertaV3MaskedLM(bert.EncoderMaskedLM):
     """`EncoderMaskedLM`, with tied embeddings.
 
     legacy: how the reference names the head's weights. Microsoft's files have the newer names, and
@@ -229,14 +207,14 @@ class DebertaV3MaskedLM(EncoderMaskedLM):
 
     @property
     def weight_map(self):
-        at = "cls.predictions" if self.legacy else "lm_predictions.lm_head"
-        inner = f"{at}.transform" if self.legacy else at
-        return masked_weights(f"{inner}.dense", f"{inner}.LayerNorm", "", f"{at}.bias")
+        if self.legacy:
+            return bert.masked_weights("cls.predictions", *bert.TRANSFORMED)
+        names = "dense", "LayerNorm", "decoder", "bias"
+        return bert.masked_weights("lm_predictions.lm_head", *names)
 
     @classmethod
     def head_from_reference(cls, config):
-        if not config.get("tie_word_embeddings", True):
-            raise ValueError("DeBERTa with tie_word_embeddings False is not supported.")
+        transformer.check_config(config, {"tie_word_embeddings": True}, "DeBERTa")
         return {**super().head_from_reference(config), "legacy": config.get("legacy", False)}
 
     def reference_config(self):
@@ -251,11 +229,12 @@ DEFAULTS = {  # of the reference, where config.json says nothing
     "share_att_key": False,
     "position_biased_input": True,
 }
-KIND = Kind(
+KIND = bert.Kind(
     "DebertaV3",
     "deberta-v2",
-    "deberta",
     DebertaV3Tokenizer,
+    "arXiv:2111.09543",
+    prefix="deberta",
     names={
         "bucket_size": "position_buckets",
         "share_keys": "share_att_key",
@@ -280,9 +259,8 @@ KIND = Kind(
     },
     # Microsoft's files; of either head of a masked language model the other one
     ignored=("embeddings.position_embeddings.*", "*predictions.*"),
-    paper="arXiv:2111.09543",
     reference="DebertaV2",
 )
-_made = kind_family(KIND, DisentangledBackbone, MaskedLM=DebertaV3MaskedLM)
+_made = bert.kind_family(KIND, DisentangledBackbone, MaskedLM=DebertaV3MaskedLM)
 globals().update(_made)
 __all__ = list(_made)

@@ -13,7 +13,7 @@ from ..presets import Family, register
 from . import transformer
 from .cache import KVCache
 from .tasks import Backbone
-from .transformer import Attention, CrossAttention, FeedForward, norm, renames, table, visible
+from .transformer import Attention, CrossAttention, FeedForward, norm, renames, visible
 
 
 class Block(Layer):
@@ -253,12 +253,12 @@ class SizedEncoderDecoder(EncoderDecoder):
         self.num_decoder_layers = self.num_decoder_layers or self.num_layers
         self.num_decoder_heads = self.num_decoder_heads or self.num_heads
         self.decoder_intermediate_dim = self.decoder_intermediate_dim or self.intermediate_dim
-        if self.hidden_dim % self.num_heads or self.hidden_dim % self.num_decoder_heads:
+        if self.hidden_dim % self.num_decoder_heads:
             raise ValueError(
-                f"hidden_dim must be a multiple of num_heads and num_decoder_heads; got "
-                f"{self.hidden_dim}, {self.num_heads} and {self.num_decoder_heads}."
+                f"hidden_dim must be a multiple of num_decoder_heads; got {self.hidden_dim} and "
+                f"{self.num_decoder_heads}."
             )
-        transformer.check_choices(self, activation=transformer.ACTIVATIONS)
+        transformer.check_sizes(self, "activation")
         super().setup()
 
     def build_sides(self, last_norms):
@@ -275,9 +275,6 @@ class SizedEncoderDecoder(EncoderDecoder):
             setattr(self, f"{side}_blocks", blocks)
             if last_norms:
                 setattr(self, f"{side}_norm", self.norm())
-
-    def table(self, rows):
-        return table(self, rows, self.hidden_dim)
 
     def norm(self):
         return norm(self, self.hidden_dim, 1e-5)

@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 
 import khub
-from khub import losses, ops
+from khub import ops
 from khub.backend import active
 
 from .engine import bucket
@@ -14,7 +14,7 @@ from .preprocessing import CausalLMPreprocessor, Seq2SeqLMPreprocessor
 from .rules import Rules
 from .samplers import get_sampler
 from .searches import engine
-from .tasks import Backbone, Task, adamw, masked_crossentropy
+from .tasks import WEIGHTED, Backbone, Task, adamw, crossentropy
 from .transformer import dense, tied_scores
 
 UNKNOWN = "\ufffd"  # what stands for bytes that are no character yet
@@ -161,6 +161,10 @@ class Generator(Task):
             if any(map(len, pieces)):
                 yield pieces[0] if run.single else pieces
 
+    def forget_functions(self):
+        super().forget_functions()
+        self.__dict__.pop("_engines", None), self.__dict__.pop("_encode", None)
+
     def _engine(self, *key):
         engines = self.__dict__.setdefault("_engines", {})
         if key not in engines:
@@ -180,16 +184,8 @@ class CausalLM(Generator):
     """
 
     preprocessor_class = CausalLMPreprocessor
+    defaults = {**WEIGHTED, "optimizer": partial(adamw, 2e-5), "loss": crossentropy}
     echo = True
-
-    def compile(self, optimizer="auto", loss="auto", *, weighted_metrics="auto", **options):
-        """As `Model.compile`; "auto" is AdamW at 2e-5, cross-entropy of logits, accuracy."""
-        super().compile(
-            optimizer=adamw(2e-5) if optimizer == "auto" else optimizer,
-            loss=losses.SparseCategoricalCrossentropy(from_logits=True) if loss == "auto" else loss,
-            weighted_metrics=["accuracy"] if weighted_metrics == "auto" else weighted_metrics,
-            **options,
-        )
 
     def call(self, inputs, training=None):
         return self.logits(self.backbone(inputs, training=training))
@@ -212,6 +208,7 @@ class Seq2SeqLM(Generator):
     rules: object = None
 
     preprocessor_class = Seq2SeqLMPreprocessor
+    defaults = {**WEIGHTED, "optimizer": partial(adamw, 1e-4)}
 
     def setup(self):
         if getattr(self.preprocessor, "decoder_start_token_id", 0) is None:
@@ -225,15 +222,6 @@ class Seq2SeqLM(Generator):
     def evaluate(self, x=None, *args, **options):
         """As `Model.evaluate`, of what `fit` takes."""
         return super().evaluate(pairs(x), *args, **options)
-
-    def compile(self, optimizer="auto", loss="auto", *, weighted_metrics="auto", **options):
-        """As `Model.compile`; "auto" is AdamW at 1e-4, cross-entropy of real tokens, accuracy."""
-        super().compile(
-            optimizer=adamw(1e-4) if optimizer == "auto" else optimizer,
-            loss=masked_crossentropy() if loss == "auto" else loss,
-            weighted_metrics=["accuracy"] if weighted_metrics == "auto" else weighted_metrics,
-            **options,
-        )
 
     def call(self, inputs, training=None):
         hidden = self.backbone(inputs, training=training)["decoder_sequence_output"]

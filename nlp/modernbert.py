@@ -5,46 +5,20 @@ Rotary positions, gated feed-forward layers, normalization before each part, few
 
 from khub import ops
 from khub.fields import PositiveInt, Rate
-from khub.layers import Dropout, Layer
 
-from .bert import EncoderEmbeddings, EncoderMaskedLM, encoder_family, masked_weights
+from . import tasks, transformer
+from .bert import EncoderEmbeddings, EncoderMaskedLM, Kind, kind_family, masked_weights
 from .byte_pair import BytePairTokenizer
-from .tasks import (
-    Backbone,
-    QuestionAnswerer,
-    TextClassifier,
-    TokenClassifier,
-    check_pooling,
-    pooled,
-)
 from .tokenizers import SPECIAL_TOKENS
-from .transformer import (
-    GatedFeedForward,
-    PredictionHead,
-    SelfAttention,
-    check_sizes,
-    frequencies,
-    hidden_bias,
-    norm,
-    read_config,
-    rotation,
-)
+from .transformer import built, norm, rotation
 
 CONFIG = {  # khub's name -> the reference's
-    "vocabulary_size": "vocab_size",
-    "num_layers": "num_hidden_layers",
-    "num_heads": "num_attention_heads",
-    "hidden_dim": "hidden_size",
-    "intermediate_dim": "intermediate_size",
-    "max_sequence_length": "max_position_embeddings",
+    **transformer.CONFIG,
+    **transformer.same("norm_bias", "attention_bias", "mlp_bias"),
+    **transformer.same("attention_dropout", "mlp_dropout"),
     "activation": "hidden_activation",
     "layer_norm_epsilon": "norm_eps",
-    "norm_bias": "norm_bias",
-    "attention_bias": "attention_bias",
-    "mlp_bias": "mlp_bias",
     "dropout": "embedding_dropout",
-    "attention_dropout": "attention_dropout",
-    "mlp_dropout": "mlp_dropout",
     "local_window": "local_attention",
     "head_activation": "classifier_activation",
     "head_bias": "classifier_bias",
@@ -55,7 +29,7 @@ WEIGHTS = [
     ("embeddings.norm", "embeddings.norm"),
     ("layers.{i}.attn_norm", "blocks.{i}.attention_norm"),
     ("layers.{i}.attn.Wqkv", "blocks.{i}.attention.qkv"),
-    ("layers.{i}.attn.Wo", "blocks.{i}.attention.projection"),
+    ("layers.{i}.attn.Wo", "blocks.{i}.attention.output_projection"),
     ("layers.{i}.mlp_norm", "blocks.{i}.norm"),
     ("layers.{i}.mlp.Wi", "blocks.{i}.feed_forward.gate_up"),
     ("layers.{i}.mlp.Wo", "blocks.{i}.feed_forward.down"),
@@ -64,27 +38,7 @@ WEIGHTS = [
 LAYER_TYPES = ("full_attention", "sliding_attention")
 
 
-class ModernBertBlock(Layer):
-    """x + attention(norm(x)), then x + feed_forward(norm(x)); the first block has no first norm.
-
-    call(x, bias, turned) as `SelfAttention`
-    """
-
-    def __init__(self, attention, feed_forward, attention_norm, after, dropout, **options):
-        super().__init__(**options)
-        self.attention, self.feed_forward = attention, feed_forward
-        self.attention_norm, self.norm = attention_norm, after
-        self.drop = Dropout(dropout, dtype=self.dtype_policy)
-        self.build(None)
-
-    def call(self, x, bias=None, turned=None, training=None):
-        y = x if self.attention_norm is None else self.attention_norm(x)
-        y = self.attention(y, bias, turned, training=training)
-        x = x + self.drop(y, training=training)
-        return x + self.feed_forward(self.norm(x), training=training)
-
-
-class ModernBertBackbone(Backbone):
+class ModernBertBackbone(tasks.Backbone):
     """ModernBERT's encoder. The layers of `local_layers` see local_window // 2 places to each side.
 
     inputs: {"token_ids": int (batch, time), "padding_mask": bool, the same shape, or none}
@@ -116,9 +70,11 @@ class ModernBertBackbone(Backbone):
 
     weight_map = WEIGHTS
     reference_prefix = "model"
+    model_type = "modernbert"
+    config_names = CONFIG
 
     def setup(self):
-        check_sizes(self, "activation", "head_activation")
+        transformer.check_sizes(self, "activation", "head_activation")
         self.embedding_dim = self.hidden_dim
         if self.local_layers is None:
             self.local_layers = tuple(i for i in range(self.num_layers) if i % 3)
@@ -127,40 +83,35 @@ class ModernBertBackbone(Backbone):
     def build(self, shape=None):
         sizes = self.vocabulary_size, self.hidden_dim, 0, 0, self.dropout, self.layer_norm_epsilon
         options = dict(norm_bias=self.norm_bias, dtype=self.dtype_policy)
-        self.embeddings = EncoderEmbeddings(*sizes, **options)
-        self.embeddings.build()
+        self.embeddings = built(EncoderEmbeddings(*sizes, **options))
         self.blocks = [self._block(i) for i in range(self.num_layers)]
         self.norm = self._norm()
         self._local = [i in self.local_layers for i in range(self.num_layers)]
         width = self.hidden_dim // self.num_heads
         waves = {False: self.rope_max_wavelength, True: self.rope_local_wavelength}
-        self._turns = {local: frequencies(width, waves[local]) for local in set(self._local)}
+        used = {local: waves[local] for local in set(self._local)}
+        self._turns = {local: transformer.frequencies(width, wave) for local, wave in used.items()}
 
     def _norm(self):
         return norm(self, self.hidden_dim, self.layer_norm_epsilon, center=self.norm_bias)
 
     def _block(self, index):
+        width, dropout = self.hidden_dim, self.attention_dropout
+        sizes = width, self.num_heads, dropout, self.attention_bias
+        hidden = width, self.intermediate_dim, self.activation, self.mlp_bias, self.mlp_dropout
         options = dict(dtype=self.dtype_policy)
-        attention = SelfAttention(
-            self.hidden_dim, self.num_heads, self.attention_dropout, self.attention_bias, **options
-        )
-        feed_forward = GatedFeedForward(
-            self.hidden_dim,
-            self.intermediate_dim,
-            self.activation,
-            self.mlp_bias,
-            self.mlp_dropout,
-            **options,
-        )
-        attention.build(), feed_forward.build()
+        attention = transformer.self_attention(self, *sizes)
+        feed_forward = built(transformer.GatedFeedForward(*hidden, **options))
         norms = self._norm() if index else None, self._norm()
-        return ModernBertBlock(attention, feed_forward, *norms, self.attention_dropout, **options)
+        rates = dict(dropouts=(dropout, 0.0), norm_first=True)
+        return transformer.EncoderBlock(attention, feed_forward, norms, **rates, **options)
 
     def prediction_head(self, task):
         """The layers that every task's head begins with."""
         width, epsilon = self.hidden_dim, self.layer_norm_epsilon
         options = dict(use_bias=self.head_bias, norm_bias=self.norm_bias, dtype=task.dtype_policy)
-        return PredictionHead(width, width, self.head_activation, epsilon, **options)
+        sizes = width, width, self.head_activation, epsilon
+        return built(transformer.PredictionHead(*sizes, **options))
 
     def call(self, inputs, training=None):
         self.check_inputs(inputs)
@@ -175,18 +126,16 @@ class ModernBertBackbone(Backbone):
 
     def _bias(self, mask, places, time):
         """What is added to the scores of layers without and with a window; None for nothing."""
-        bias, side = None, self.local_window // 2
-        if mask is not None:
-            bias = hidden_bias(mask[:, None, None], self.compute_dtype)
+        bias, side = transformer.padding_bias(mask, self.compute_dtype), self.local_window // 2
         if not self.local_layers or isinstance(time, int) and time <= side + 1:
             return bias, bias
         near = ops.absolute(places[:, None] - places[None]) <= side
-        far = hidden_bias(near[None, None], self.compute_dtype)
+        far = transformer.hidden_bias(near[None, None], self.compute_dtype)
         return bias, far if bias is None else ops.minimum(bias, far)
 
     @classmethod
     def config_from_reference(cls, config):
-        ours = read_config(config, CONFIG, "ModernBERT")
+        ours = transformer.read_config(config, CONFIG, "ModernBERT")
         every, count = config.get("global_attn_every_n_layers") or 3, ours["num_layers"]
         types = config.get("layer_types") or [LAYER_TYPES[bool(i % every)] for i in range(count)]
         if unknown := {*types} - {*LAYER_TYPES}:
@@ -197,27 +146,22 @@ class ModernBertBackbone(Backbone):
         rope, names = config.get("rope_parameters") or {}, ("max", "local")
         for kind, name, old in zip(LAYER_TYPES, names, ("global", "local")):
             part = {**(rope.get(kind) or {}), **(config.get("rope_scaling") or {})}
-            if (scaling := part.get("rope_type", "default")) != "default":
-                raise ValueError(
-                    f"ModernBERT with rope_type {scaling!r} is not supported; expected 'default'."
-                )
+            transformer.check_config(part, {"rope_type": "default"}, "ModernBERT")
             if wave := part.get("rope_theta", config.get(f"{old}_rope_theta")):
                 ours[f"rope_{name}_wavelength"] = float(wave)
         return ours
 
     def reference_config(self):
-        ours = {key: getattr(self, name) for name, key in CONFIG.items()}
         waves = self.rope_max_wavelength, self.rope_local_wavelength
         rope = [{"rope_type": "default", "rope_theta": wave} for wave in waves]
         return {
-            "model_type": "modernbert",
-            **ours,
+            **super().reference_config(),
             "layer_types": [LAYER_TYPES[local] for local in self._local],
             "rope_parameters": dict(zip(LAYER_TYPES, rope)),
         }
 
 
-class Headed:
+class ModernBertHead:
     """What a task adds whose head begins with `ModernBertBackbone.prediction_head`."""
 
     dropout_name = "classifier_dropout"
@@ -226,7 +170,6 @@ class Headed:
     def build(self, shape=None):
         super().build(shape)
         self.head = self.backbone.prediction_head(self)
-        self.head.build()
 
     def hidden_states(self, inputs, training):
         """What the head makes of the tokens, (batch, time, width)."""
@@ -237,19 +180,15 @@ class Headed:
         return super().head_from_reference({"classifier_dropout": 0.0, **config})
 
 
-class ModernBertClassifier(Headed, TextClassifier):
+class ModernBertClassifier(ModernBertHead, tasks.TextClassifier):
     """A class for a text or a pair, from its first token ("cls") or the mean of all ("mean")."""
 
-    pooling: str = "cls"
-
-    def setup(self):
-        check_pooling(self.pooling)
-        super().setup()
+    pooling: tasks.Pooling = "cls"
 
     def hidden_states(self, inputs, training):
         """What the head makes of one vector, (batch, width)."""
-        x = super(Headed, self).hidden_states(inputs, training)
-        return self.head(pooled(x, inputs.get("padding_mask"), self.pooling))
+        x = super(ModernBertHead, self).hidden_states(inputs, training)
+        return self.head(tasks.pooled(x, inputs.get("padding_mask"), self.pooling))
 
     @classmethod
     def head_from_reference(cls, config):
@@ -260,25 +199,22 @@ class ModernBertClassifier(Headed, TextClassifier):
         return {**super().reference_config(), "classifier_pooling": self.pooling}
 
 
-class ModernBertTokenClassifier(Headed, TokenClassifier):
+class ModernBertTokenClassifier(ModernBertHead, tasks.TokenClassifier):
     """A class for every token."""
 
 
-class ModernBertQuestionAnswerer(Headed, QuestionAnswerer):
+class ModernBertQuestionAnswerer(ModernBertHead, tasks.QuestionAnswerer):
     """Where an answer begins and ends."""
-
-    weight_map = [("head", "head"), ("classifier", "outputs")]
 
 
 class ModernBertMaskedLM(EncoderMaskedLM):
     """`EncoderMaskedLM`, whose scores have a bias."""
 
-    weight_map = masked_weights("head.dense", "head.norm", "decoder")
+    weight_map = masked_weights("", "head.dense", "head.norm", "decoder")
 
     @classmethod
     def head_from_reference(cls, config):
-        if not config.get("decoder_bias", True):
-            raise ValueError("ModernBERT with decoder_bias False is not supported.")
+        transformer.check_config(config, {"decoder_bias": True}, "ModernBERT")
         return super().head_from_reference(config)
 
 
@@ -290,19 +226,14 @@ class ModernBertTokenizer(BytePairTokenizer):
     wrap = ("cls_token $A sep_token", "cls_token $A sep_token $B:1 sep_token:1")
 
 
-HEADS = {
-    "TextClassifier": ModernBertClassifier,
-    "TokenClassifier": ModernBertTokenClassifier,
-    "QuestionAnswerer": ModernBertQuestionAnswerer,
-    "MaskedLM": ModernBertMaskedLM,
-}
-_made = encoder_family(
-    "ModernBert",
-    "modernbert",
+KIND = Kind("ModernBert", "modernbert", ModernBertTokenizer, "arXiv:2412.13663")
+_made = kind_family(
+    KIND,
     ModernBertBackbone,
-    ModernBertTokenizer,
-    {task: {"base": head} for task, head in HEADS.items()},
-    paper="arXiv:2412.13663",
+    TextClassifier=ModernBertClassifier,
+    TokenClassifier=ModernBertTokenClassifier,
+    QuestionAnswerer=ModernBertQuestionAnswerer,
+    MaskedLM=ModernBertMaskedLM,
 )
 globals().update(_made)
 __all__ = list(_made)

@@ -47,9 +47,8 @@ class BertPreprocessor(TextPreprocessor):
 
     def setup(self):
         if self.truncate not in TRUNCATE:
-            raise ValueError(
-                f"truncate must be one of {', '.join(TRUNCATE)}; got {self.truncate!r}."
-            )
+            known = ", ".join(TRUNCATE)
+            raise ValueError(f"truncate must be one of {known}; got {self.truncate!r}.")
         if self.sequence_length < 3:
             raise ValueError(
                 f"sequence_length must be at least 3 ([CLS], a token, [SEP]); got "
@@ -64,7 +63,7 @@ class BertPreprocessor(TextPreprocessor):
     def encode(self, x):
         segments, batched = text_segments(x)
         arrays = self.assemble([self.tokenizer.tokenize(texts) for texts in segments])
-        return arrays if batched else {name: array[0] for name, array in arrays.items()}
+        return unbatched(arrays, batched)
 
     def room(self, count):
         """How many tokens of `count` texts fit."""
@@ -75,7 +74,7 @@ class BertPreprocessor(TextPreprocessor):
         length, count = self.sequence_length, len(segments)
         token_ids = np.full((len(segments[0]), length), self.tokenizer.pad_token_id, "int32")
         segment_ids = np.zeros_like(token_ids)
-        sizes = np.empty(len(token_ids), "int64")
+        real = np.zeros(token_ids.shape, bool)
         room = self.room(count)
         for row, parts in enumerate(zip(*segments)):
             kept, ids = TRUNCATE[self.truncate]([len(ids) for ids in parts], room), []
@@ -83,12 +82,9 @@ class BertPreprocessor(TextPreprocessor):
                 begin = len(ids)
                 ids += [index] if text is None else parts[text][: kept[text]]
                 segment_ids[row, begin : len(ids)] = segment
-            token_ids[row, : len(ids)] = ids
-            sizes[row] = len(ids)
-        arrays = {"token_ids": token_ids, "segment_ids": segment_ids}
-        if not self.has_segments:
-            del arrays["segment_ids"]
-        return {**arrays, "padding_mask": np.arange(length) < sizes[:, None]}
+            token_ids[row, : len(ids)], real[row, : len(ids)] = ids, True
+        arrays = {"token_ids": token_ids, "padding_mask": real}
+        return {**arrays, "segment_ids": segment_ids} if self.has_segments else arrays
 
 
 def template(tokenizer, count):
@@ -132,7 +128,7 @@ class TokenClassifierPreprocessor(BertPreprocessor):
         texts, words, batched = texts_or_words(x)
         arrays, offsets = self.located(texts)
         if y is None:
-            return arrays if batched else tree.map_structure(lambda part: part[0], arrays)
+            return unbatched(arrays, batched)
         y = y if batched else [y]
         if len(y) != len(texts):
             raise ValueError(f"Got {len(texts)} texts and the labels of {len(y)}.")
@@ -144,8 +140,7 @@ class TokenClassifierPreprocessor(BertPreprocessor):
                 targets[row, place], weights[row, place] = number, 1.0
         if sample_weight is not None:
             weights *= np.reshape(np.asarray(sample_weight, "float32"), (-1, 1))
-        whole = arrays, targets, weights
-        return whole if batched else tree.map_structure(lambda part: part[0], whole)
+        return unbatched((arrays, targets, weights), batched)
 
     def located_texts(self, x):
         """(texts, their arrays, where their tokens stand), see `located`."""
@@ -190,7 +185,6 @@ class QuestionAnswererPreprocessor(BertPreprocessor):
     stride: how many tokens neighbouring windows share, None: 128, or half of a short sequence
     """
 
-    tokenizer: object
     sequence_length: PositiveInt = 384
     truncate: str = "only_second"
     stride: int = None
@@ -199,12 +193,8 @@ class QuestionAnswererPreprocessor(BertPreprocessor):
         segments, batched = text_segments(x)
         if len(segments) != 2:
             raise ValueError("A question answerer takes pairs: (questions, contexts).")
-        y = y if batched or y is None else [y]
-        spans = (
-            [None] * len(segments[0])
-            if y is None
-            else [answer_span(*row) for row in zip(segments[1], y, strict=True)]
-        )
+        answers = [None] * len(segments[0]) if y is None else y if batched else [y]
+        spans = [answer_span(*row) for row in zip(segments[1], answers, strict=True)]
         arrays, windows = self.windows(*segments)
         rows, places = [None] * len(spans), np.zeros((len(spans), 2), "int32")
         for row, (question, first, tokens) in enumerate(windows):
@@ -213,8 +203,7 @@ class QuestionAnswererPreprocessor(BertPreprocessor):
                 rows[question] = row
                 places[question] = [first + i for i in inside] if inside else 0
         chosen = tree.map_structure(lambda part: part[rows], arrays)
-        whole = pack(chosen, None if y is None else places, sample_weight)
-        return whole if batched else tree.map_structure(lambda part: part[0], whole)
+        return unbatched(pack(chosen, None if y is None else places, sample_weight), batched)
 
     def windows(self, questions, contexts, stride=None):
         """Arrays of all windows, and of each (number of the question, place of its first token,
@@ -253,7 +242,6 @@ class MaskedLMPreprocessor(BertPreprocessor):
     Devlin et al. 2018, arXiv:1810.04805, section 3.1.
     """
 
-    tokenizer: object
     sequence_length: PositiveInt = 512
     truncate: str = "longest_first"
     mask_selection_rate: Rate = 0.15
@@ -269,9 +257,8 @@ class MaskedLMPreprocessor(BertPreprocessor):
                 "mask_token_rate + random_token_rate must not exceed 1; got "
                 f"{self.mask_token_rate} + {self.random_token_rate}."
             )
-        self.special_ids = [
-            value for name, value in vars(self.tokenizer).items() if name.endswith("_token_id")
-        ]
+        fields = vars(self.tokenizer).items()
+        self.special_ids = [value for name, value in fields if name.endswith("_token_id")]
         self.calls = itertools.count()  # next() of it is atomic
 
     def __call__(self, x, y=None, sample_weight=None):
@@ -282,10 +269,7 @@ class MaskedLMPreprocessor(BertPreprocessor):
             )
         segments, batched = text_segments(x)
         arrays = self.mask(self.assemble([self.tokenizer.tokenize(texts) for texts in segments]))
-        if batched:
-            return arrays
-        x, y, weights = arrays
-        return {name: array[0] for name, array in x.items()}, y[0], weights[0]
+        return unbatched(arrays, batched)
 
     def mask(self, x):
         """Hide tokens of assembled arrays.  -> (x with "mask_positions", mask_ids, mask_weights)"""
@@ -319,23 +303,14 @@ class MaskedLMPreprocessor(BertPreprocessor):
         return x, targets, np.pad(weights, pad).astype("float32")
 
 
-def longest_first(sizes, room):
-    """Take from the longer text until both fit; at equal lengths the second keeps the odd token."""
-    if sum(sizes) <= room:
-        return list(sizes)
-    if len(sizes) == 1:
-        return [room]
-    short = min(*sizes, room // 2)
-    return [short, room - short] if sizes[0] <= sizes[1] else [room - short, short]
+def shares(sizes, room, half):
+    """What of one text or two fits: of two a half each, and what the other leaves of its own.
 
-
-def round_robin(sizes, room):
-    """Give tokens in turn, the first text first."""
-    if sum(sizes) <= room:
-        return list(sizes)
+    half: the first's; where the room is odd one text has a token more
+    """
     if len(sizes) == 1:
-        return [room]
-    first = min(sizes[0], max(room - sizes[1], (room + 1) // 2))
+        return [min(sizes[0], room)]
+    first = min(sizes[0], max(room - sizes[1], half))
     return [first, min(sizes[1], room - first)]
 
 
@@ -352,9 +327,9 @@ def only(index, sizes, room):
     return [min(size, room - rest) if i == index else size for i, size in enumerate(sizes)]
 
 
-TRUNCATE = {
-    "longest_first": longest_first,
-    "round_robin": round_robin,
+TRUNCATE = {  # the odd token: the longer text's, the second one's of equals, or the first one's
+    "longest_first": lambda sizes, room: shares(sizes, room, (room + (sizes[0] > sizes[-1])) // 2),
+    "round_robin": lambda sizes, room: shares(sizes, room, (room + 1) // 2),
     "only_first": lambda sizes, room: only(0, sizes, room),
     "only_second": lambda sizes, room: only(1, sizes, room),
 }
@@ -365,19 +340,20 @@ def text_segments(x):
     if isinstance(x, str):
         return [[x]], False
     if isinstance(x, tuple):
-        if len(x) == 2 and all(isinstance(part, str) for part in x):
-            return [[x[0]], [x[1]]], False
-        if len(x) > 2 or any(isinstance(part, str) for part in x):
+        texts = [isinstance(part, str) for part in x]
+        if len(x) == 2 and all(texts):
+            return [[part] for part in x], False
+        if len(x) > 2 or any(texts):
             raise ValueError(
                 f"A tuple is read as a pair of lists of texts; got a tuple of {len(x)}."
             )
-        segments = [check_texts(part) for part in x]
     else:
         items = x.tolist() if isinstance(x, np.ndarray) else list(x)
         paired = bool(items) and isinstance(items[0], (tuple, list))
         if paired and any(not isinstance(i, (tuple, list)) or len(i) != 2 for i in items):
             raise ValueError("Every item of a list of pairs must be (first text, second text).")
-        segments = [check_texts(part) for part in (zip(*items) if paired else [items])]
+        x = zip(*items) if paired else [items]
+    segments = [check_texts(part) for part in x]
     if len({len(part) for part in segments}) > 1:
         sizes = " and ".join(str(len(part)) for part in segments)
         raise ValueError(f"The two lists of a pair must be equally long; got {sizes} texts.")
@@ -405,6 +381,11 @@ def pack(x, y, sample_weight):
     return x if y is None else (x, y)
 
 
+def unbatched(arrays, batched):
+    """Arrays as they are, or where there was one text the first row of each."""
+    return arrays if batched else tree.map_structure(lambda part: part[0], arrays)
+
+
 class CausalLMPreprocessor(TextPreprocessor):
     """Texts to token ids that predict the next one.
 
@@ -420,20 +401,12 @@ class CausalLMPreprocessor(TextPreprocessor):
     def __call__(self, x, y=None, sample_weight=None):
         if y is not None or sample_weight is not None:
             raise ValueError("A language model makes its labels itself: give texts alone, no y.")
-        single = isinstance(x, (str, bytes))
-        length = self.sequence_length + 1
-        token_ids = np.full((1 if single else len(x), length), self._pad(), "int32")
-        real = np.zeros(token_ids.shape, bool)
+        single, length = isinstance(x, (str, bytes)), self.sequence_length + 1
         end = self._special("eos", self.add_end_token)
-        for row, mask, ids in zip(token_ids, real, self.prompts([x] if single else x)):
-            ids = [*ids, *end][:length]
-            row[: len(ids)], mask[: len(ids)] = ids, True
-        whole = (
-            {"token_ids": token_ids[:, :-1], "padding_mask": real[:, :-1]},
-            token_ids[:, 1:],
-            real[:, 1:].astype("float32"),
-        )
-        return tree.map_structure(lambda part: part[0], whole) if single else whole
+        rows = [[*ids, *end][:length] for ids in self.prompts([x] if single else x)]
+        token_ids, real = fill(rows, length, self._pad())
+        inputs = {"token_ids": token_ids[:, :-1], "padding_mask": real[:, :-1]}
+        return unbatched((inputs, token_ids[:, 1:], real[:, 1:].astype("float32")), not single)
 
     def prompts(self, texts):
         """Lists of token ids, with the start token."""
@@ -483,17 +456,13 @@ class Seq2SeqLMPreprocessor(TextPreprocessor):
         source, real = fill(sources, self.encoder_sequence_length, pad)
         target, mask = fill(targets, self.decoder_sequence_length, pad)
         first = np.full_like(target[:, :1], pad if start is None else start)
-        whole = (
-            {
-                "encoder_token_ids": source,
-                "encoder_padding_mask": real,
-                "decoder_token_ids": np.concatenate([first, target[:, :-1]], 1),
-                "decoder_padding_mask": mask,
-            },
-            target,
-            mask.astype("float32"),
-        )
-        return whole if batched else tree.map_structure(lambda part: part[0], whole)
+        inputs = {
+            "encoder_token_ids": source,
+            "encoder_padding_mask": real,
+            "decoder_token_ids": np.concatenate([first, target[:, :-1]], 1),
+            "decoder_padding_mask": mask,
+        }
+        return unbatched((inputs, target, mask.astype("float32")), batched)
 
     def sources(self, texts):
         """Lists of token ids, with the tokenizer's special tokens, in their whole length."""

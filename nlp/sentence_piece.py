@@ -131,7 +131,8 @@ class AlbertTokenizer(SentencePieceTokenizer):
     @classmethod
     def options(cls, config):
         found = super().options(config)
-        return {**found, "strip_accents": not found.pop("keep_accents")}
+        strip = not found.pop("keep_accents")
+        return {**found, "strip_accents": strip}
 
     def reference_config(self):
         steps = kinds(self.backend.normalizer)

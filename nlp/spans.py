@@ -59,10 +59,9 @@ def token_range(tokens, span):
 def answer_span(context, answer):
     """(start, end) of an answer, given as such or as {"answer_start", "text"}; None for none."""
     if isinstance(answer, dict):
-        start, text = (
-            value[0] if isinstance(value, (list, tuple, np.ndarray)) and len(value) else value
-            for value in (answer["answer_start"], answer["text"])
-        )
+        given = answer["answer_start"], answer["text"]
+        many = list, tuple, np.ndarray
+        start, text = (x[0] if isinstance(x, many) and len(x) else x for x in given)
         if not isinstance(text, str):  # both lists are empty
             return None
         if context[start : start + len(text)] != text:
@@ -94,16 +93,27 @@ def entities(text, tokens, labels, join, aggregation):
             for t in tokens
         ]
     else:
-        words = []
-        for token in tokens:
-            if words and token.is_subword:
-                words[-1].append(token)
-            else:
-                words.append([token])
+        words = runs(tokens, lambda _, token: token.is_subword)
         found = [word_entity(word, labels, join, aggregation) for word in words]
     if aggregation != "none":
-        found = [merged(group, join) for group in groups(found)]
+        found = [merged(group, join) for group in runs(found, one_entity)]
     return [each for each in found if each["entity"] != "O"]
+
+
+def runs(items, joined):
+    """Lists of neighbours.  joined(last, item): whether an item belongs to the one before it"""
+    found = []
+    for item in items:
+        if found and joined(found[-1][-1], item):
+            found[-1].append(item)
+        else:
+            found.append([item])
+    return found
+
+
+def one_entity(last, each):
+    """Whether neighbours are of one class; B- begins a new one."""
+    return not each["entity"].startswith("B-") and bare(each["entity"]) == bare(last["entity"])
 
 
 def best(scores, labels, **more):
@@ -120,19 +130,6 @@ def word_entity(tokens, labels, join, aggregation):
         scores = scores[scores.max(1).argmax() if aggregation == "max" else 0]
     word = join([token.word for token in tokens])
     return best(scores, labels, word=word, start=tokens[0].start, end=tokens[-1].end)
-
-
-def groups(found):
-    """Neighbours of one class; B- begins a new one."""
-    group = []
-    for each in found:
-        begins, kind = each["entity"].startswith("B-"), bare(each["entity"])
-        if group and (begins or kind != bare(group[-1]["entity"])):
-            yield group
-            group = []
-        group.append(each)
-    if group:
-        yield group
 
 
 def bare(label):

@@ -71,7 +71,8 @@ class SpeechToTextPreprocessor(TextPreprocessor):
     x: paths, or a list of samples (samples,) at the features' rate, y: list[str] ->
     ({"encoder_features": (batch, frames, bands), "decoder_token_ids", "decoder_padding_mask":
     (batch, sequence_length)}, y the ids one place on, sample_weight 1 where they are text or end)
-    language, task: of the texts, for a model of several languages
+    language, task: of the texts, for a model of several languages   multilingual: whether it is
+    one, None: as the model, else where the tokenizer has languages
     """
 
     tokenizer: object
@@ -79,6 +80,7 @@ class SpeechToTextPreprocessor(TextPreprocessor):
     sequence_length: PositiveInt = 448
     language: str = None
     task: str = "transcribe"
+    multilingual: bool = None
 
     def setup(self):
         self.features = self.features or WhisperFeatures()
@@ -105,7 +107,7 @@ class SpeechToTextPreprocessor(TextPreprocessor):
         known = self.tokenizer.backend.token_to_id
         languages = [t for t in self.tokenizer.get_vocabulary() if LANGUAGE.fullmatch(t)]
         names = [SOURCE]
-        if languages:
+        if languages and self.multilingual is not False:
             if self.language is None:
                 raise ValueError(
                     "The preprocessor needs language=, that of the texts: one of "
@@ -167,6 +169,8 @@ class SpeechToText(Seq2SeqLM):
                 self.tasks = {name: known(f"<|{name}|>") for name in TASKS}
             self.no_timestamps = known(NONE) if self.no_timestamps is None else self.no_timestamps
             self.end = tokenizer.eos_token_id if self.end is None else self.end
+            if getattr(self.preprocessor, "multilingual", True) is None:
+                self.preprocessor.multilingual = bool(self.languages)
         super().setup()
 
     def fit(self, x=None, y=None, **options):
@@ -183,11 +187,13 @@ class SpeechToText(Seq2SeqLM):
         found = {ours: config.get(key) for ours, key in NAMES.items()}
         if isinstance(found["end"], list):
             found["end"] = found["end"][0]
+        if config.get("is_multilingual") is False:  # its tokenizer may have languages all the same
+            found["languages"] = {}
         return {**super().head_from_reference(config), **found}
 
     def generation_config(self):
         found = {key: getattr(self, ours) for ours, key in NAMES.items()}
-        found = {key: value for key, value in found.items() if value is not None}
+        found = {key: value for key, value in found.items() if value not in (None, {})}
         more = {"is_multilingual": bool(self.languages), "return_timestamps": False}
         more["max_length"] = self.backbone.max_sequence_length
         return {**super().generation_config(), **more, **found}

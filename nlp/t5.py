@@ -75,9 +75,8 @@ class QueryScaling(VarianceScaling):
 
 
 class RelativePositions(Layer):
-    """What each head adds to the score of a key by its distance from the query; section 2.1.
+    """What each head adds to the score of a key by the bucket of its distance from the query.
 
-    Distances below half of the buckets have one each, the others share them by their logarithm.
     queries, keys: int (n,), positions -> (1, heads, queries, keys)
     """
 
@@ -88,8 +87,9 @@ class RelativePositions(Layer):
 
     def build(self, shape=None):
         self.table = table(self, self.buckets, self.heads)
-        distances = np.arange(-self.max_distance, self.max_distance + 1)
-        options = self.buckets, self.max_distance, self.both_sides
+        most = self.max_distance
+        distances = np.arange(-most, most + 1)
+        options = self.buckets, most, self.both_sides
         self._bucket = transformer.position_buckets(distances, *options)
 
     def call(self, queries, keys):
@@ -184,7 +184,7 @@ class T5Backbone(EncoderDecoder):
 
     @classmethod
     def config_from_reference(cls, config):
-        ours = transformer.read_config(config, CONFIG, "T5", needed=6)
+        ours = transformer.read_config(config, CONFIG, "T5")
         gate, _, activation = config.get("feed_forward_proj", "relu").rpartition("-")
         if gate not in ("", "gated"):
             raise ValueError(

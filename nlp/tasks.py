@@ -6,6 +6,7 @@ A task is a backbone, a head and a preprocessor. It takes texts in `fit`, `evalu
 
 import json
 from functools import partial
+from typing import Annotated
 
 import numpy as np
 
@@ -15,13 +16,7 @@ from khub.layers import Dropout
 from khub.models import Model
 
 from ..presets import Presettable
-from .preprocessing import (
-    MaskedLMPreprocessor,
-    QuestionAnswererPreprocessor,
-    TextClassifierPreprocessor,
-    TextEmbedderPreprocessor,
-    TokenClassifierPreprocessor,
-)
+from . import preprocessing
 from .spans import AGGREGATIONS, best_spans, entities, softmax, word_spans
 from .token_files import read_json, read_text
 from .transformer import dense
@@ -34,6 +29,8 @@ class Backbone(Presettable, Model):
     ignored = ()  # tensors of a checkpoint that no variable needs
     optional = ()  # modules that a checkpoint may lack as a whole; they start fresh
     reference_prefix = ""
+    model_type = ""
+    config_names = {}  # khub's name -> the reference's, in config.json
 
     def setup(self):
         self.build(None)
@@ -45,15 +42,15 @@ class Backbone(Presettable, Model):
 
     def reference_config(self):
         """Content of config.json that the reference implementation reads."""
-        raise NotImplementedError(f"{type(self).__name__} does not define reference_config().")
+        ours = {theirs: getattr(self, name) for name, theirs in self.config_names.items()}
+        return {"model_type": self.model_type, **ours}
 
     def check_inputs(self, inputs):
         """Raise TypeError for what is no dict of arrays: texts that no preprocessor has seen."""
-        if isinstance(inputs, dict) and "token_ids" in inputs:
+        is_dict = isinstance(inputs, dict)
+        if is_dict and "token_ids" in inputs:
             return
-        given = (
-            f"a dict of {', '.join(inputs)}" if isinstance(inputs, dict) else type(inputs).__name__
-        )
+        given = f"a dict of {', '.join(inputs)}" if is_dict else type(inputs).__name__
         raise TypeError(
             f"{type(self).__name__} takes a dict with token_ids (and segment_ids, padding_mask), "
             f"got {given}. Texts go to fit, evaluate and predict of a task with a preprocessor, or "
@@ -70,11 +67,21 @@ class Task(Presettable, Model):
     preprocessor_class = None
     weight_map = ()  # of the head alone
     ignored = ()
+    # Of compile(): argument -> what makes its value.
+    defaults = {"optimizer": lambda: "rmsprop", "loss": lambda: None}
 
     def setup(self):
         self._check_preprocessor()
         self.build(None)
         self.compile()
+
+    def compile(self, optimizer="auto", loss="auto", **options):
+        """As `Model.compile`; what is not given, or "auto", is what `defaults` makes."""
+        given = {"optimizer": optimizer, "loss": loss, **options}
+        for name, make in self.defaults.items():
+            if given.get(name, "auto") == "auto":
+                given[name] = make()
+        super().compile(**given)
 
     def _check_preprocessor(self):
         """Raise ValueError where the preprocessor makes what the backbone has no weights for."""
@@ -118,31 +125,51 @@ class Task(Presettable, Model):
         return self.preprocessor
 
 
-def adamw(learning_rate):
+def adamw(learning_rate=5e-5):
     """AdamW as BERT uses it: biases and normalizations do not decay, gradients have norm <= 1."""
     optimizer = optimizers.AdamW(learning_rate, weight_decay=0.01, global_clipnorm=1.0)
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     return optimizer
 
 
-class Labelled(Task):
-    """A task with `num_classes`, whose names, for people, are `labels`."""
+def crossentropy(**options):
+    """Cross-entropy of logits."""
+    return losses.SparseCategoricalCrossentropy(from_logits=True, **options)
 
-    backbone: Backbone
-    num_classes: PositiveInt = 2
+
+def masked_crossentropy():
+    """Cross-entropy of logits, its mean over the tokens with a weight alone."""
+    return crossentropy(reduction="mean_with_sample_weight")
+
+
+def place_accuracy():
+    """Metrics: how many of the first and last tokens are found."""
+
+    def found(y_true, logits):
+        places = ops.cast(ops.argmax(logits, axis=1), "int32")
+        return ops.cast(ops.equal(places, ops.cast(y_true, "int32")), "float32")
+
+    return [metrics.MeanMetricWrapper(found, name="accuracy")]
+
+
+# What "auto" is in compile(), of one label in a row, and of labels that may have a weight of 0.
+SINGLE = {"optimizer": adamw, "loss": crossentropy, "metrics": lambda: ["accuracy"]}
+WEIGHTED = {
+    "optimizer": adamw,
+    "loss": masked_crossentropy,
+    "weighted_metrics": lambda: [metrics.SparseCategoricalAccuracy(name="accuracy")],
+}
+
+
+class Headed(Task):
+    """A task whose head is one dense layer, `classifier`, with dropout before it."""
+
     preprocessor: object = None
-    dropout: Rate = 0.1
-    labels: tuple = None
+    dropout: Rate = 0.0
 
+    num_classes = 2
     dropout_name = "classifier_dropout"  # in config.json
     weight_map = [("classifier", "classifier")]
-
-    def setup(self):
-        if self.labels is not None and len(self.labels) != self.num_classes:
-            raise ValueError(
-                f"{len(self.labels)} labels were given for {self.num_classes} classes."
-            )
-        super().setup()
 
     def build(self, shape=None):
         self.drop = Dropout(self.dropout, dtype=self.dtype_policy)
@@ -151,6 +178,24 @@ class Labelled(Task):
     def call(self, inputs, training=None):
         x = self.hidden_states(inputs, training)
         return self.classifier(self.drop(x, training=training))
+
+    def reference_config(self):
+        return {**super().reference_config(), self.dropout_name: self.dropout}
+
+
+class Labelled(Headed):
+    """A task with `num_classes`, whose names, for people, are `labels`."""
+
+    num_classes: PositiveInt = 2
+    preprocessor: object = None
+    dropout: Rate = 0.1
+    labels: tuple = None
+
+    def setup(self):
+        labels, count = self.labels, self.num_classes
+        if labels is not None and len(labels) != count:
+            raise ValueError(f"{len(labels)} labels were given for {count} classes.")
+        super().setup()
 
     @classmethod
     def head_from_reference(cls, config):
@@ -170,7 +215,6 @@ class Labelled(Task):
         labels = self.class_names()
         return {
             **super().reference_config(),
-            self.dropout_name: self.dropout,
             "id2label": {str(i): label for i, label in enumerate(labels)},
             "label2id": {label: i for i, label in enumerate(labels)},
         }
@@ -183,16 +227,8 @@ class TextClassifier(Labelled):
     labels: names of the classes, for people
     """
 
-    preprocessor_class = TextClassifierPreprocessor
-
-    def compile(self, optimizer="auto", loss="auto", *, metrics="auto", **options):
-        """As `Model.compile`; "auto" is AdamW at 5e-5, cross-entropy of logits, accuracy."""
-        super().compile(
-            optimizer=adamw(5e-5) if optimizer == "auto" else optimizer,
-            loss=losses.SparseCategoricalCrossentropy(from_logits=True) if loss == "auto" else loss,
-            metrics=["accuracy"] if metrics == "auto" else metrics,
-            **options,
-        )
+    preprocessor_class = preprocessing.TextClassifierPreprocessor
+    defaults = SINGLE
 
     def _batches(self, source, preprocess=None):
         y, loss = getattr(source, "y", None), self.loss
@@ -207,23 +243,6 @@ class TextClassifier(Labelled):
         return super()._batches(source, preprocess)
 
 
-def masked_crossentropy():
-    """Cross-entropy of logits, its mean over the tokens with a weight alone."""
-    return losses.SparseCategoricalCrossentropy(
-        from_logits=True, reduction="mean_with_sample_weight"
-    )
-
-
-def compile_masked(to_compile, optimizer, loss, weighted_metrics, options):
-    accuracy = metrics.SparseCategoricalAccuracy(name="accuracy")
-    to_compile(
-        optimizer=adamw(5e-5) if optimizer == "auto" else optimizer,
-        loss=masked_crossentropy() if loss == "auto" else loss,
-        weighted_metrics=[accuracy] if weighted_metrics == "auto" else weighted_metrics,
-        **options,
-    )
-
-
 class MaskedLM(Task):
     """The hidden tokens of a text.
 
@@ -232,11 +251,8 @@ class MaskedLM(Task):
     "mask_positions" (batch, time, vocabulary).
     """
 
-    preprocessor_class = MaskedLMPreprocessor
-
-    def compile(self, optimizer="auto", loss="auto", *, weighted_metrics="auto", **options):
-        """As `Model.compile`; "auto" is AdamW at 5e-5, cross-entropy of logits, accuracy."""
-        compile_masked(super().compile, optimizer, loss, weighted_metrics, options)
+    preprocessor_class = preprocessing.MaskedLMPreprocessor
+    defaults = WEIGHTED
 
     def fill(self, texts, top_k=5):
         """The likeliest tokens for every mask of every text.
@@ -256,21 +272,22 @@ class MaskedLM(Task):
                 )
         x, _, _ = preprocessor.mask(x)
         probabilities = ops.convert_to_numpy(ops.softmax(self.predict_on_batch(x), axis=-1))
-        results = []
-        for row, count in zip(probabilities, masks.sum(1)):
-            best = np.argsort(-row[:count], axis=-1)[:, :top_k]
-            results.append(
-                [
-                    [(tokenizer.id_to_token(i), float(scores[i])) for i in ids]
-                    for ids, scores in zip(best, row)
-                ]
-            )
-        return results
+
+        def named(ids, scores):
+            return [(tokenizer.id_to_token(i), float(scores[i])) for i in ids]
+
+        rows = zip(probabilities, masks.sum(1))
+        ranked = [np.argsort(-row[:count], axis=-1)[:, :top_k] for row, count in rows]
+        return [list(map(named, ids, row)) for ids, row in zip(ranked, probabilities)]
 
 
-def check_pooling(pooling):
-    if pooling not in ("mean", "cls"):
-        raise ValueError(f"pooling must be 'mean' or 'cls'; got {pooling!r}.")
+def _pooling(name, value):
+    if value not in ("mean", "cls"):
+        raise ValueError(f"{name} must be 'mean' or 'cls'; got {value!r}.")
+    return value
+
+
+Pooling = Annotated[str, _pooling]
 
 
 def pooled(x, mask, pooling):
@@ -293,16 +310,11 @@ class TextEmbedder(Task):
     normalize: scale every vector to length 1. Reimers and Gurevych 2019, arXiv:1908.10084.
     """
 
-    backbone: Backbone
     preprocessor: object = None
-    pooling: str = "mean"
+    pooling: Pooling = "mean"
     normalize: bool = False
 
-    preprocessor_class = TextEmbedderPreprocessor
-
-    def setup(self):
-        check_pooling(self.pooling)
-        super().setup()
+    preprocessor_class = preprocessing.TextEmbedderPreprocessor
 
     @classmethod
     def head_from_folder(cls, folder):
@@ -310,9 +322,8 @@ class TextEmbedder(Task):
         path = folder / "modules.json"
         if not path.is_file():
             return {}
-        types = [
-            str(module.get("type")).rpartition(".")[-1] for module in json.loads(read_text(path))
-        ]
+        modules = json.loads(read_text(path))
+        types = [str(module.get("type")).rpartition(".")[-1] for module in modules]
         pooling = read_json(folder / "1_Pooling/config.json", missing_ok=True)
         modes = {
             name.removeprefix("pooling_mode_").removesuffix("_token").removesuffix("_tokens")
@@ -373,14 +384,11 @@ class TokenClassifier(Ragged, Labelled):
     num_classes); entities(list[str]). A head of its own overrides build and call.
     """
 
-    preprocessor_class = TokenClassifierPreprocessor
-
-    def compile(self, optimizer="auto", loss="auto", *, weighted_metrics="auto", **options):
-        """As `Model.compile`; "auto" is AdamW at 5e-5, cross-entropy of logits, accuracy."""
-        compile_masked(super().compile, optimizer, loss, weighted_metrics, options)
+    preprocessor_class = preprocessing.TokenClassifierPreprocessor
+    defaults = WEIGHTED
 
     def _batches(self, source, preprocess=None):
-        if preprocess is None and isinstance(self.preprocessor, TokenClassifierPreprocessor):
+        if preprocess is None and isinstance(self.preprocessor, self.preprocessor_class):
             preprocess = partial(self.preprocessor, labels=self.class_names())
         return super()._batches(source, preprocess)
 
@@ -393,9 +401,8 @@ class TokenClassifier(Ragged, Labelled):
         of its first, of their mean, of the surest, and then as "simple". Class "O" is left out.
         """
         if aggregation not in AGGREGATIONS:
-            raise ValueError(
-                f"aggregation must be one of {', '.join(AGGREGATIONS)}; got {aggregation!r}."
-            )
+            known = ", ".join(AGGREGATIONS)
+            raise ValueError(f"aggregation must be one of {known}; got {aggregation!r}.")
         preprocessor, found = self.require_preprocessor(), []
         texts, arrays, located = preprocessor.located_texts(texts)
         scores = softmax(self.predict(arrays, batch_size=batch_size, verbose=0).astype("float32"))
@@ -406,7 +413,7 @@ class TokenClassifier(Ragged, Labelled):
         return found
 
 
-class QuestionAnswerer(Ragged, Task):
+class QuestionAnswerer(Ragged, Headed):
     """Where in a context the answer to a question stands.
 
     fit(x=(questions, contexts), y=answers), see `QuestionAnswererPreprocessor`; answer(questions,
@@ -414,38 +421,14 @@ class QuestionAnswerer(Ragged, Task):
     Devlin et al. 2018, arXiv:1810.04805, section 4.2.
     """
 
-    backbone: Backbone
-    preprocessor: object = None
-    dropout: Rate = 0.0
-
-    preprocessor_class = QuestionAnswererPreprocessor
+    preprocessor_class = preprocessing.QuestionAnswererPreprocessor
+    defaults = {**SINGLE, "loss": partial(crossentropy, axis=1), "metrics": place_accuracy}
     dropout_name = "qa_dropout"  # in config.json
-    weight_map = [("qa_outputs", "outputs")]
-
-    def build(self, shape=None):
-        self.drop = Dropout(self.dropout, dtype=self.dtype_policy)
-        self.outputs = dense(self, self.backbone.hidden_dim, 2)
-
-    def call(self, inputs, training=None):
-        x = self.hidden_states(inputs, training)
-        return self.outputs(self.drop(x, training=training))
+    weight_map = [("qa_outputs", "classifier")]
 
     @classmethod
     def head_from_reference(cls, config):
         return {"dropout": config.get(cls.dropout_name, 0.0)}
-
-    def reference_config(self):
-        return {**super().reference_config(), self.dropout_name: self.dropout}
-
-    def compile(self, optimizer="auto", loss="auto", *, metrics="auto", **options):
-        """As `Model.compile`; "auto" is AdamW at 5e-5, cross-entropy of both places, accuracy."""
-        both = losses.SparseCategoricalCrossentropy(from_logits=True, axis=1)
-        super().compile(
-            optimizer=adamw(5e-5) if optimizer == "auto" else optimizer,
-            loss=both if loss == "auto" else loss,
-            metrics=[place_accuracy()] if metrics == "auto" else metrics,
-            **options,
-        )
 
     def answer(
         self,
@@ -496,13 +479,3 @@ class QuestionAnswerer(Ragged, Task):
             results.append([dict(zip(keys, (text[s:e], p, s, e))) for (s, e), p in ranked])
         results = results if top_k > 1 else [ranked[0] for ranked in results]
         return results[0] if single else results
-
-
-def place_accuracy():
-    """How many of the first and last tokens are found."""
-
-    def found(y_true, logits):
-        places = ops.cast(ops.argmax(logits, axis=1), "int32")
-        return ops.cast(ops.equal(places, ops.cast(y_true, "int32")), "float32")
-
-    return metrics.MeanMetricWrapper(found, name="accuracy")

@@ -39,32 +39,34 @@ def normal():
     return initializers.TruncatedNormal(stddev=0.02)
 
 
+def built(layer, shape=None):
+    """The layer itself, with its weights."""
+    layer.build(shape)
+    return layer
+
+
 def dense(layer, inputs, units, kind=Dense, **options):
     """A built Dense of `layer`, with the usual initial values and the layer's dtype."""
     made = kind(units, kernel_initializer=normal(), dtype=layer.dtype_policy, **options)
-    made.build((None, inputs))
-    return made
+    return built(made, (None, inputs))
 
 
 def norm(layer, width, epsilon, **options):
+    """A built LayerNormalization of `layer`."""
     made = LayerNormalization(epsilon=epsilon, dtype=layer.dtype_policy, **options)
-    made.build((None, width))
-    return made
+    return built(made, (None, width))
 
 
 def table(layer, rows, width):
     """A built Embedding of `layer`."""
-    made = Embedding(rows, width, normal(), dtype=layer.dtype_policy)
-    made.build()
-    return made
+    return built(Embedding(rows, width, normal(), dtype=layer.dtype_policy))
 
 
 def root_mean_square_norm(layer, width, epsilon, offset=0.0):
     """A built RMS normalization; with an offset its scale is kept less that number (Gemma)."""
     options = dict(epsilon=epsilon, dtype=layer.dtype_policy)
     made = OffsetNormalization(offset=offset, **options) if offset else RMSNormalization(**options)
-    made.build((None, width))
-    return made
+    return built(made, (None, width))
 
 
 class OffsetNormalization(RMSNormalization):
@@ -220,6 +222,11 @@ def hidden_bias(seen, dtype):
     return ops.cast(ops.where(ops.cast(seen, "bool"), 0.0, HIDDEN), dtype)
 
 
+def padding_bias(mask, dtype):
+    """`hidden_bias` of a mask (batch, time), (batch, 1, 1, time); None without one."""
+    return None if mask is None else hidden_bias(mask[:, None, None], dtype)
+
+
 def visible(time, cache=None, mask=None, window=None):
     """What each of `time` queries behind a cache's positions sees, bool (batch or 1, 1, time,
     source); None where it is all that lies before it.
@@ -250,69 +257,38 @@ def attend(query, key, value, drop=None, training=None, **options):
         scores = scores + options["bias"]
     mask = options.get("mask")
     if options.get("is_causal"):
-        mask = visible(ops.shape(query)[1], mask=ops.ones(ops.shape(key)[:2], "bool"))
+        time = ops.shape(query)[1]
+        mask = visible(time, window=time)
     if mask is not None:
         scores = ops.where(mask, scores, -3e4)
     weights = drop(ops.softmax(scores, axis=-1), training=True)
     return ops.einsum("bhqk,bkhd->bqhd", weights, value)
 
 
-class SelfAttention(Layer):
-    """softmax(q k' / sqrt(head width) + bias) v in every head, then a projection.
+class EncoderBlock(Layer):
+    """norm(x + attention(x)), then norm(x + feed_forward(x)); with `norm_first` what goes into the
+    two is normalized instead, where there is a norm.
 
-    x: (batch, time, width), bias: like (batch, heads, time, time), turned: cos and sin of rotary
-    positions, each None where there are none -> (batch, time, width)
+    norms, dropouts: of the attention and the feed-forward layers, which are built
+    x: (batch, time, width), bias, turned: what the attention takes besides -> (batch, time, width)
     """
 
-    width: PositiveInt
-    heads: PositiveInt
-    dropout: Rate = 0.0
-    use_bias: bool = True
-
-    def build(self, shape=None):
-        parts, biased = (self.width,) * 3, self.use_bias
-        self.qkv = dense(self, self.width, sum(parts), JoinedDense, parts=parts, use_bias=biased)
-        self.projection = dense(self, self.width, self.width, use_bias=biased)
-        self.drop = Dropout(self.dropout, dtype=self.dtype_policy)
+    def __init__(self, attention, feed_forward, norms, dropouts, norm_first=False, **options):
+        super().__init__(**options)
+        self.attention, self.feed_forward = attention, feed_forward
+        (self.attention_norm, self.norm), self.norm_first = norms, norm_first
+        self.drop, self.last_drop = (Dropout(x, dtype=self.dtype_policy) for x in dropouts)
+        self.build(None)
 
     def call(self, x, bias=None, turned=None, training=None):
-        batch, time, _ = ops.shape(x)
-        heads, width = self.heads, self.width // self.heads
-        parts = ops.reshape(self.qkv(x), (batch, time, 3 * heads, width))
-        both, value = parts[:, :, : 2 * heads], parts[:, :, 2 * heads :]
-        if turned is not None:
-            both = rotate(both, turned)
-        query, key = both[:, :, :heads], both[:, :, heads:]
-        y = attend(query, key, value, self.drop, training, bias=bias)
-        return self.projection(ops.reshape(y, (batch, time, self.width)))
-
-
-class EncoderBlock(Layer):
-    """Attention, then two dense layers, normalized after each addition.
-
-    attention: a built layer   x: (batch, time, width), bias: what the attention takes besides
-    -> (batch, time, width)
-    """
-
-    attention: Layer
-    width: PositiveInt
-    hidden: PositiveInt
-    activation: str
-    dropout: Rate
-    epsilon: float
-
-    def build(self, shape=None):
-        self.attention_norm = norm(self, self.width, self.epsilon)
-        self.up = dense(self, self.width, self.hidden)
-        self.down = dense(self, self.hidden, self.width)
-        self.norm = norm(self, self.width, self.epsilon)
-        self.drop = Dropout(self.dropout, dtype=self.dtype_policy)
-
-    def call(self, x, bias=None, training=None):
-        y = self.attention(x, bias, training=training)
-        x = self.attention_norm(x + self.drop(y, training=training))
-        y = self.down(ACTIVATIONS[self.activation](self.up(x)))
-        return self.norm(x + self.drop(y, training=training))
+        first = self.norm_first
+        y = self.attention_norm(x) if first and self.attention_norm is not None else x
+        y = self.attention(y, bias, turned, training=training)
+        x = x + self.drop(y, training=training)
+        x = x if first else self.attention_norm(x)
+        y = self.feed_forward(self.norm(x) if first else x, training=training)
+        x = x + self.last_drop(y, training=training)
+        return x if first else self.norm(x)
 
 
 class Attention(Layer):
@@ -401,6 +377,19 @@ class Attention(Layer):
             attn_logits_soft_cap=self.soft_cap,
         )
         return self.output_projection(ops.reshape(y, (batch, time, -1))), cache
+
+
+class SelfAttention(Attention):
+    """`Attention` to both sides without a cache: call(x, bias, turned) -> y"""
+
+    def call(self, x, bias=None, turned=None, training=None):
+        return super().call(x, turned, None, None, 0, bias, training)[0]
+
+
+def self_attention(layer, width, heads, dropout, bias=True):
+    """A built `SelfAttention` of `layer`, whose heads share the width."""
+    options = dict(bias=bias, output_bias=bias, dropout=dropout, dtype=layer.dtype_policy)
+    return built(SelfAttention(width, heads, heads, width // heads, **options))
 
 
 class CausalAttention(Attention):
@@ -539,6 +528,21 @@ def check_choices(owner, **choices):
             raise ValueError(f"{name} must be one of {', '.join(known)}; got {given!r}.")
 
 
+CONFIG = {  # khub's name -> that of most references, first the needed five
+    "vocabulary_size": "vocab_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "hidden_dim": "hidden_size",
+    "intermediate_dim": "intermediate_size",
+    "max_sequence_length": "max_position_embeddings",
+}
+
+
+def same(*names):
+    """A table of names that the reference has, too."""
+    return dict(zip(names, names))
+
+
 def check_sizes(backbone, *activations):
     """Raise ValueError for heads that do not share the width, and for an unknown activation."""
     if backbone.hidden_dim % backbone.num_heads:
@@ -551,11 +555,20 @@ def check_sizes(backbone, *activations):
             raise ValueError(f"{name} must be one of {', '.join(ACTIVATIONS)}; got {given!r}.")
 
 
-def read_config(config, names, what, needed=5):
-    """khub's arguments in a config.json.  names: khub's -> the reference's, first the needed ones
+def read_config(config, names, what):
+    """khub's arguments in a config.json.  names: khub's -> the reference's, first the needed five
 
     what: the architecture, for the ValueError
     """
-    if missing := [name for name in list(names.values())[:needed] if config.get(name) is None]:
+    if missing := [name for name in list(names.values())[:5] if config.get(name) is None]:
         raise ValueError(f"The config.json of a {what} must say {', '.join(missing)}.")
     return {name: config[key] for name, key in names.items() if config.get(key) is not None}
+
+
+def check_config(config, expected, what):
+    """Raise ValueError for an option of a config.json that is not as expected, {name: value}."""
+    for key, value in expected.items():
+        if config.get(key, value) != value:
+            raise ValueError(
+                f"{what} with {key} {config[key]!r} is not supported; expected {value!r}."
+            )

@@ -12,7 +12,7 @@ from ..presets import Family, register
 from .byte_pair import WhisperTokenizer
 from .encoder_decoder import SIZES, SizedEncoderDecoder, block_weights
 from .speech import SpeechToText
-from .transformer import ACTIVATIONS
+from .transformer import ACTIVATIONS, table, tied_scores
 
 WEIGHTS = [
     ("encoder.conv{i}", "conv{i}"),
@@ -64,8 +64,8 @@ class WhisperBackbone(SizedEncoderDecoder):
         self.encoder_position = self.add_weight(
             (positions, width), sinusoids, name="encoder_position", trainable=False
         )
-        self.embeddings = self.table(self.vocabulary_size)
-        self.decoder_position = self.table(self.max_sequence_length)
+        self.embeddings = table(self, self.vocabulary_size, width)
+        self.decoder_position = table(self, self.max_sequence_length, width)
         self.build_sides(last_norms=True)
 
     def source(self, features, training=None):
@@ -109,8 +109,7 @@ class WhisperSpeechToText(SpeechToText):
 
     def logits(self, x):
         """(..., hidden_dim) -> (..., vocabulary_size)"""
-        table = ops.cast(self.backbone.embeddings.embeddings.value, ops.dtype(x))
-        return ops.matmul(x, ops.transpose(table))
+        return tied_scores(x, self.backbone.embeddings)
 
 
 register(

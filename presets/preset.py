@@ -149,12 +149,15 @@ class Presettable:
     """
 
     @classmethod
-    def from_preset(cls, handle, load_weights=True, dtype=None, strict=True, **overrides):
+    def from_preset(
+        cls, handle, load_weights=True, dtype=None, strict=True, quantize=None, **overrides
+    ):
         """Return an instance made from a preset; a generic class returns the family's own.
 
         handle: catalogue name, hf://org/name[@revision], folder, https://...zip#sha256=...
         dtype: of the weights and the computation; None keeps bfloat16, else is the default
         strict: every tensor must fit; False logs those that do not
+        quantize: "int8" or "int4", how kernels of Dense layers are kept, one by one as they come
         overrides: constructor arguments of the task, its backbone or its preprocessor
         """
         from khub.layers import Layer
@@ -163,7 +166,7 @@ class Presettable:
         target = choose_class(cls, preset)
         if not issubclass(target, Layer):
             return _host_side(target, preset, overrides)
-        return _model(target, preset, load_weights, dtype, strict, overrides)
+        return _model(target, preset, load_weights, dtype, strict, quantize, overrides)
 
     def save_to_preset(self, folder, dtype=None):
         """Write the Hugging Face layout into `folder`, all of it or, when anything fails, nothing.
@@ -213,7 +216,7 @@ def _named(preset, cls):
         raise ValueError(f"{where}: {error}") from error
 
 
-def _model(cls, preset, load_weights, dtype, strict, overrides):
+def _model(cls, preset, load_weights, dtype, strict, quantize, overrides):
     family = preset.family
     with_file = load_weights and not preset.published
     checkpoint = Checkpoint(preset.folder) if with_file else None
@@ -258,8 +261,26 @@ def _model(cls, preset, load_weights, dtype, strict, overrides):
         expected = (expected,) if isinstance(expected, str) else expected
         saved = preset.architecture
         foreign = saved not in (None, *expected) and not saved.endswith("ForPreTraining")
-        weights.load(model, checkpoint, family.heads(), foreign, changed, strict)
+        after = quantize and _packing(model, quantize)
+        weights.load(model, checkpoint, family.heads(), foreign, changed, strict, after)
+        return model
+    if quantize:
+        model.quantize(quantize)
     return model
+
+
+def _packing(model, mode):
+    """What packs the kernel of a Dense layer as soon as it is there, given its path."""
+    from khub.models import quantization
+
+    layers = quantization.quantizable(model, mode)
+
+    def pack(path):
+        layer, _, name = path.rpartition(".")
+        if name == "kernel" and layer in layers:
+            quantization.quantize(layers.pop(layer), mode)
+
+    return pack
 
 
 def _split(overrides, *classes):
@@ -275,7 +296,7 @@ def _split(overrides, *classes):
             known = sorted(set().union(*(_arguments(c) for c in classes if c)) - {"backbone"})
             raise TypeError(
                 f"{classes[0].__name__}.from_preset got an unknown argument {name!r}; expected "
-                f"load_weights, dtype, strict or one of {', '.join(known)}."
+                f"load_weights, dtype, strict, quantize or one of {', '.join(known)}."
             )
         shares[takers[0]][name] = value
     return shares
@@ -285,6 +306,11 @@ def _save_model(model, folder, dtype):
     family = of_class(type(model))
     if family is None:
         raise ValueError(f"{type(model).__name__} belongs to no registered family.")
+    if any(n.endswith((".lora_a", ".kernel_scale")) for n in model.named_variables()):
+        raise ValueError(
+            f"{model.name} has LoRA or kernels of integers, which no reference reads: merge_lora() "
+            "first; a quantized model is saved before it is quantized."
+        )
     task, preprocessor = _task_name(family, type(model)), getattr(model, "preprocessor", None)
     saved = family.tasks[task] if task else family.backbone
     found = weights.tensors(model, dtype)

@@ -287,11 +287,12 @@ class _Joined:
             self._checkpoint.release(part)
 
 
-def load(model, checkpoint, heads=(), new_head=False, fresh_shapes=False, strict=True):
+def load(model, checkpoint, heads=(), new_head=False, fresh_shapes=False, strict=True, after=None):
     """Assign a checkpoint's tensors to the variables of a built model, tensor by tensor.
 
     heads: other task classes of the family, whose tensors the file may hold   new_head: leave this
     model's own head to its initializers   fresh_shapes: do so where the head's shape differs
+    after: called with the path of each variable that has its value
 
     Returns the paths left to their initializers. Raises WeightsError with every missing, unexpected
     and misshaped tensor, before anything is assigned; only logs them when not `strict`.
@@ -332,7 +333,7 @@ def load(model, checkpoint, heads=(), new_head=False, fresh_shapes=False, strict
         if strict:
             raise WeightsError(text)
         log.warning(text)
-    _assign(wanted, checkpoint, fresh)
+    _assign(wanted, checkpoint, fresh, after)
     if fresh:
         names = ", ".join(slot.path for slot in fresh.values())
         log.warning("%s: %s start from their initializers.", checkpoint.path, names)
@@ -392,7 +393,7 @@ def _report(model, checkpoint, wanted, missing, wrong, unexpected):
     )
 
 
-def _assign(wanted, checkpoint, fresh):
+def _assign(wanted, checkpoint, fresh, after):
     fitting = {
         name: (slot, checkpoint.tensor(name))
         for name, slot in wanted.items()
@@ -404,6 +405,8 @@ def _assign(wanted, checkpoint, fresh):
             continue  # reported; only reached when not strict
         slot.variable.assign(_in_layout(tensor.read(), slot))
         checkpoint.release(name)
+        if after is not None:
+            after(slot.path)
 
 
 def _in_layout(value, slot):

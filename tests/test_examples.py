@@ -70,7 +70,9 @@ ARGUMENTS = {
         f"{folder}/bert",
     ],
     "custom_train_step": lambda folder: ["--epochs", "20"],
+    "lora_sentences": lambda folder: ["--count", "12", "--epochs", "30"],
     "mnist_cnn": write_digits,
+    "number_words": lambda folder: ["--steps", "400"],
     "text_embeddings": lambda folder: ["--rows", "240", "The food was cold.", "--count", "3"],
 }
 
@@ -104,6 +106,16 @@ def digits(text):
     assert sum(a == b for a, b in zip(answers, truth)) > 0.7 * len(truth)
 
 
+def by_heart(text):
+    known, count = map(int, re.search(r"(\d+) of (\d+) sentences", text).groups())
+    assert count == 12 and known > 8
+
+
+def read_numbers(text):
+    """What 400 steps teach of it."""
+    assert number(r"exact match on 500 other numbers: ([0-9.]+)%", text) > 20
+
+
 def nearest(text):
     scores = [float(line.split()[0]) for line in text.splitlines()[-3:]]
     assert scores == sorted(scores, reverse=True) and scores[0] > 0
@@ -113,7 +125,9 @@ CHECKS = {
     "fine_tune_images": better_than_random,
     "fine_tune_bert": tuned,
     "custom_train_step": close_to_the_circle,
+    "lora_sentences": by_heart,
     "mnist_cnn": digits,
+    "number_words": read_numbers,
     "text_embeddings": nearest,
     **dict.fromkeys(NATIVE, falls),
 }

@@ -52,7 +52,9 @@ def values(initializer, shape, dtype=None):
 
 
 def test_every_initializer_has_a_sample():
-    found = {c.__name__ for c in registry.registered("initializers").values()}
+    own = initializers.Initializer.__module__  # others are a model's
+    registered = registry.registered("initializers").values()
+    found = {c.__name__ for c in registered if c.__module__ == own}
     assert found - {"Initializer", "Host"} == SAMPLES.keys()
 
 

@@ -68,6 +68,33 @@ class Model(Trainer, Layer):
 
         return json.dumps(registry.serialize(self), **kwargs)
 
+    def enable_lora(self, rank, targets=None, alpha=None):
+        """Train two thin matrices beside each Dense kernel instead of the weights; then `compile`.
+
+        targets: a regular expression of layers' paths, None: all Dense layers   alpha: None: rank
+        Raises ValueError when no layer is meant.  Hu et al. 2021, arXiv:2106.09685
+        """
+        from khub.models import lora
+
+        lora.enable(self, rank, targets, alpha)
+
+    def merge_lora(self):
+        """Add what LoRA learned to the kernels; all is trainable again that was."""
+        from khub.models import lora
+
+        lora.merge(self)
+
+    def quantize(self, mode, targets=None):
+        """Keep the kernels of Dense layers in "int8" or "int4"; they do not learn any more.
+
+        targets: a regular expression of layers' paths, None: all Dense layers
+        """
+        from khub.models import quantization
+
+        for layer in quantization.quantizable(self, mode, targets).values():
+            quantization.quantize(layer, mode)
+        self.forget_functions()
+
     def summary(
         self,
         line_length=None,

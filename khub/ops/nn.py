@@ -386,9 +386,8 @@ def dot_product_attention(
         causal = expand_dims(arange(time), -1) >= expand_dims(arange(source), 0)
         allowed = causal if allowed is None else math.logical_and(allowed, causal)
     if allowed is not None:
-        scores = where(
-            allowed, scores, -0.7 * 3.4028235e38
-        )  # finite: a row of them is uniform, not NaN
+        # finite: a row of them is uniform, not NaN
+        scores = where(allowed, scores, -0.7 * 3.4028235e38)
     weights = cast(softmax(scores, axis=-1), name)
     return transpose(math.matmul(weights, transpose(value, (0, 2, 1, 3))), (0, 2, 1, 3))
 

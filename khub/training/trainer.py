@@ -65,6 +65,10 @@ class Trainer:
         }
         self._compiled = Compiled(optimizer, loss, loss_weights, metrics, weighted_metrics, options)
         self.stop_training = False
+        self.forget_functions()
+
+    def forget_functions(self):
+        """Make all that was compiled anew at its next call: layers have changed."""
         self.train_function = self.test_function = self.predict_function = None
 
     @property

@@ -117,6 +117,8 @@ def test_other_errors(model):
         make(several=False).generate(tone(1), language="en")
     with pytest.raises(ValueError, match=r"needs language=.* de, en"):
         make(language=None).preprocessor.prompt()
+    assert make(language="de").preprocessor.prompt() == [257, 259, 260, 262]
+    assert make(multilingual=False).preprocessor.prompt() == [257, 262]
     with pytest.raises(ValueError, match="200, 8"):
         model.backbone(
             {"encoder_features": np.zeros((1, 9, 8), "float32"), "decoder_token_ids": [[1]]}
@@ -137,3 +139,15 @@ def test_fit_and_the_way_back(tmp_path):
     model.save_to_preset(tmp_path / "preset")
     again = nlp.SpeechToText.from_preset(str(tmp_path / "preset"))
     assert again.preprocessor.features.seconds == 2 and again.generate(sounds) == texts
+
+
+def test_the_shipped_model_hears_speakers_that_it_never_heard():
+    model = nlp.SpeechToText.from_preset("whisper_digits_micro_en")
+    paths = sorted(
+        p for name in ("theo", "yweweler") for p in SOUND.parent.glob(f"*_{name}_[0-3].wav")
+    )
+    found = model.generate([str(path) for path in paths])
+    words = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+    right = [word == words[int(path.stem[0])] for word, path in zip(found, paths)]
+    assert len(right) == 80 and np.mean(right) >= 0.8
+    assert khub.presets.verify("whisper_digits_micro_en").ok

@@ -34,9 +34,7 @@ def test_presets(run):
     _, out, _ = run("presets", "--task", "MaskedLM", "--family", "bert")
     assert len(out) == len(presets.list("MaskedLM", "bert"))
     status, _, err = run("presets", "--task", "Nothing")
-    assert status == 2 and err[0].startswith(
-        "khub: error: no preset fits; families: albert, bert, "
-    )
+    assert status == 2 and err[0].startswith("khub: error: no preset fits; families: albert, ")
 
 
 def test_info(run, toys, saved):

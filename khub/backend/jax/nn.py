@@ -23,12 +23,14 @@ def relu(x):  # jax.nn.relu, a custom_jvp, takes 0.2 ms for an eager call
     return jnp.where(x <= 0, jnp.zeros((), x.dtype), x)
 
 
-def dot_product_attention(query, key, value, bias, mask, scale, is_causal, flash, soft_cap):
-    if soft_cap is not None or query.shape[-1] != value.shape[-1]:
+def dot_product_attention(
+    query, key, value, bias, mask, scale, is_causal, flash_attention, attn_logits_soft_cap
+):
+    if attn_logits_soft_cap is not None or query.shape[-1] != value.shape[-1]:
         return NotImplemented
     mask = None if mask is None else mask.astype(bool)
     bias = None if bias is None else bias.astype(query.dtype)
-    kernel = {None: None, True: "cudnn", False: "xla"}[flash]
+    kernel = {None: None, True: "cudnn", False: "xla"}[flash_attention]
     return jax.nn.dot_product_attention(
         query, key, value, bias, mask, scale=scale, is_causal=is_causal, implementation=kernel
     )

@@ -219,8 +219,10 @@ def linear(x, kernel, bias=None):
     return y if rank == 2 else raw.Reshape(y, vector((*sizes_of(x)[:-1], kernel.shape[1])))
 
 
-def dot_product_attention(query, key, value, bias, mask, scale, is_causal, flash, soft_cap):
-    if flash:
+def dot_product_attention(
+    query, key, value, bias, mask, scale, is_causal, flash_attention, attn_logits_soft_cap
+):
+    if flash_attention:
         return NotImplemented
     dtype = query.dtype
     batch, time, heads, width = shape(query)
@@ -235,9 +237,9 @@ def dot_product_attention(query, key, value, bias, mask, scale, is_causal, flash
         query, key = transpose(query, (0, 2, 1, 3)), transpose(key, (0, 2, 1, 3))
         scores = raw.BatchMatMulV2(query, key, False, True)
     scores = raw.Mul(raw.Cast(scores, tf.float32) if dtype in HALVES else scores, scale)
-    if soft_cap is not None:
-        capped = raw.Tanh(raw.RealDiv(scores, soft_cap))
-        scores = raw.Mul(capped, soft_cap)
+    if attn_logits_soft_cap is not None:
+        capped = raw.Tanh(raw.RealDiv(scores, attn_logits_soft_cap))
+        scores = raw.Mul(capped, attn_logits_soft_cap)
     if bias is not None:
         scores = raw.AddV2(scores, _given(bias, scores.dtype))
     allowed = None if mask is None else _given(mask, tf.bool)

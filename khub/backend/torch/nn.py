@@ -159,8 +159,10 @@ def linear(x, kernel, bias=None):
     return functional.linear(x, kernel.t(), bias)
 
 
-def dot_product_attention(query, key, value, bias, mask, scale, is_causal, flash, soft_cap):
-    if soft_cap is not None:
+def dot_product_attention(
+    query, key, value, bias, mask, scale, is_causal, flash_attention, attn_logits_soft_cap
+):
+    if attn_logits_soft_cap is not None:
         return NotImplemented
     dtype = query.dtype
     allowed = _as(mask, torch.bool)
@@ -179,7 +181,7 @@ def dot_product_attention(query, key, value, bias, mask, scale, is_causal, flash
     if allowed is not None:
         added = allowed if added is None else added.masked_fill(~allowed, -math.inf)
     options = dict(is_causal=is_causal, scale=scale, enable_gqa=grouped)
-    with _kernels(flash):
+    with _kernels(flash_attention):
         result = functional.scaled_dot_product_attention(query, key, value, added, **options)
     return result.transpose(1, 2)
 

@@ -26,8 +26,7 @@ CONFIG = {  # khub's name -> the reference's
     "num_query_heads": "num_attention_heads",
     "hidden_dim": "hidden_size",
     "intermediate_dim": "intermediate_size",
-    "num_key_value_heads": "num_key_value_heads",
-    "head_dim": "head_dim",
+    **transformer.same("num_key_value_heads", "head_dim"),
     "max_sequence_length": "max_position_embeddings",
     "layer_norm_epsilon": "rms_norm_eps",
     "activation": "hidden_act",
@@ -167,7 +166,7 @@ def _write_phi3(backbone):
 
 TANH = "gelu_pytorch_tanh"
 TIED = {"tie_word_embeddings": True}
-BIAS = {"attention_bias": "attention_bias"}
+BIAS = transformer.same("attention_bias")
 NORMED = dict(query_key_norm=True)
 GEMMA = dict(norm_offset=1.0, scale_embeddings=True)
 AROUND = dict(GEMMA, norm_places="around")
@@ -201,7 +200,7 @@ STABLE = dict(
 STABLE_NAMES = {"layer_norm_epsilon": "layer_norm_eps", "qkv_bias": "use_qkv_bias"}
 QWEN2_PAPER, QWEN3_PAPER = "arXiv:2407.10671", "arXiv:2505.09388"
 KINDS = [
-    Kind("Llama", "llama", "arXiv:2302.13971", {**BIAS, "mlp_bias": "mlp_bias"}),
+    Kind("Llama", "llama", "arXiv:2302.13971", transformer.same("attention_bias", "mlp_bias")),
     Kind("Mistral", "mistral", "arXiv:2310.06825", read=_windows),
     Kind("Mixtral", "mixtral", "arXiv:2401.04088", EXPERTS, {}, MIXTRAL, _windows),
     Kind("Qwen2", "qwen2", QWEN2_PAPER, {}, dict(qkv_bias=True), **QWEN),

@@ -186,11 +186,9 @@ SIZES = {  # khub's name -> the reference's
     "num_decoder_layers": "decoder_layers",
     "num_decoder_heads": "decoder_attention_heads",
     "decoder_intermediate_dim": "decoder_ffn_dim",
-    "dropout": "dropout",
-    "attention_dropout": "attention_dropout",
-    "activation_dropout": "activation_dropout",
     "activation": "activation_function",
-    "decoder_start_token_id": "decoder_start_token_id",
+    **transformer.same("dropout", "attention_dropout", "activation_dropout"),
+    **transformer.same("decoder_start_token_id"),
 }
 
 

@@ -50,13 +50,11 @@ CONFIG = {  # khub's name -> the reference's
     "hidden_dim": "d_model",
     "intermediate_dim": "d_ff",
     "key_value_dim": "d_kv",
-    "num_decoder_layers": "num_decoder_layers",
     "dropout": "dropout_rate",
-    "layer_norm_epsilon": "layer_norm_epsilon",
     "num_buckets": "relative_attention_num_buckets",
     "max_distance": "relative_attention_max_distance",
     "max_sequence_length": "n_positions",
-    "decoder_start_token_id": "decoder_start_token_id",
+    **transformer.same("num_decoder_layers", "layer_norm_epsilon", "decoder_start_token_id"),
 }
 GELU = "gelu_new"  # what "gated-gelu" means
 

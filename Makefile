@@ -31,6 +31,7 @@ bench: $(VENV)/test.stamp  ## compare speed with native loops and with Keras
 	$(RUN) -m benchmarks.augmentation --all
 	$(RUN) -m benchmarks.applications --all
 	$(RUN) -m benchmarks.nlp
+	$(RUN) -m benchmarks.generation --all
 
 lint: $(VENV)/test.stamp  ## ruff only
 	$(RUN) -m ruff check .

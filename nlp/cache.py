@@ -38,6 +38,15 @@ class KVCache(NamedTuple):
         """The positions that there are."""
         return ops.shape(self.keys[0])[1]
 
+    def layers(self):
+        """(keys, values) of each layer, in a list."""
+        return list(zip(self.keys, self.values))
+
+    def written(self, layers, length):
+        """The cache that has these keys and values, of `length` positions."""
+        keys, values = map(list, zip(*layers))
+        return self._replace(keys=keys, values=values, length=length)
+
     def rewind(self, length):
         """The same cache of fewer positions: what lies behind is written anew."""
         return self._replace(length=length)

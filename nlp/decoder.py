@@ -412,13 +412,12 @@ class DecoderBackbone(Backbone):
         seen = [visible(time, cache, mask)]
         if self.sliding_window is not None:
             seen.append(visible(time, cache, mask, self.sliding_window))
-        kept = [None] * len(self.blocks) if cache is None else list(zip(cache.keys, cache.values))
+        kept = [None] * len(self.blocks) if cache is None else cache.layers()
         for i, (block, local) in enumerate(zip(self.blocks, self._local)):
             turn = turned[local and len(turned) - 1]
             x, kept[i] = block(x, turn, seen[local], kept[i], at)
         if cache is not None:
-            keys, values = map(list, zip(*kept))
-            cache = cache._replace(keys=keys, values=values, length=at + time)
+            cache = cache.written(kept, at + time)
         x = _normed(self.norm, x)
         return x if self.project_out is None else self.project_out(x), cache
 

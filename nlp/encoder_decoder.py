@@ -33,7 +33,7 @@ class Block(Layer):
         self.drop = Dropout(dropout, dtype=self.dtype_policy)
         for part in filter(None, (attention, cross, feed_forward)):
             part.build()
-        self.built = True
+        self.build(None)
 
     def _before(self, norm, x):
         return norm(x) if self.norm_first else x
@@ -154,7 +154,7 @@ class EncoderDecoder(Backbone):
         places = positions if starts is None else ops.maximum(positions[None] - starts[:, None], 0)
         x = self.target(token_ids, places, training)
         seen, count = visible(time, cache, mask), len(self.decoder_blocks)
-        kept = [None] * count if cache is None else list(zip(cache.keys, cache.values))
+        kept = [None] * count if cache is None else cache.layers()
 
         def keys():
             source = at + time if cache is None or seen is None else ops.shape(seen)[-1]
@@ -166,8 +166,7 @@ class EncoderDecoder(Backbone):
             source = memory.get("seen")
             x, kept[i] = block(x, seen, bias(i), kept[i], at, there, source, training=training)
         if cache is not None:
-            keys, values = map(list, zip(*kept))
-            cache = cache._replace(keys=keys, values=values, length=at + time)
+            cache = cache.written(kept, at + time)
         return x if self.decoder_norm is None else self.decoder_norm(x), cache
 
     def _biases(self, positions, queries, keys):

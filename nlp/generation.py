@@ -165,6 +165,13 @@ class Generator(Task):
         super().forget_functions()
         self.__dict__.pop("_engines", None), self.__dict__.pop("_encode", None)
 
+    def memory(self, *source):
+        """What the backbone's encoder gives of arrays, compiled once."""
+        if "_encode" not in self.__dict__:
+            self.__dict__["_encode"] = khub.jit(self.backbone.encode)
+        with active.no_gradient():
+            return self._encode(*map(ops.convert_to_tensor, source))
+
     def _engine(self, *key):
         engines = self.__dict__.setdefault("_engines", {})
         if key not in engines:
@@ -250,10 +257,7 @@ class Seq2SeqLM(Generator):
         for row, ids in zip(token_ids, prompts):
             row[: len(ids)] = ids
         mask = np.arange(token_ids.shape[1]) < lengths[:, None]
-        if "_encode" not in self.__dict__:
-            self.__dict__["_encode"] = khub.jit(self.backbone.encode)
-        with active.no_gradient():
-            memory = self._encode(*map(ops.convert_to_tensor, (token_ids, mask)))
+        memory = self.memory(token_ids, mask)
         return [[self.backbone.decoder_start_token_id]] * len(prompts), memory
 
 

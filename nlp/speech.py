@@ -7,9 +7,7 @@ import re
 
 import numpy as np
 
-import khub
 from khub import ops
-from khub.backend import active
 from khub.fields import PositiveInt
 
 from .audio import WhisperFeatures
@@ -284,11 +282,8 @@ class SpeechToText(Seq2SeqLM):
 
     def _memory(self, heard, window):
         """The encoder's, of windows of which the last may be short: behind it is nothing."""
-        if "_encode" not in self.__dict__:
-            self.__dict__["_encode"] = khub.jit(self.backbone.encode)
         padded = [np.pad(x, [(0, window - len(x)), (0, 0)]) for x in heard]
-        with active.no_gradient():
-            return self._encode(ops.convert_to_tensor(np.stack(padded)))
+        return self.memory(np.stack(padded))
 
     def _prompts(self, count, language, task, stamped, memory):
         """What each text begins with: start, language, task, and whether without timestamps."""

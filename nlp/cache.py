@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+import numpy as np
+
 from khub import ops, tree
 from khub.backend import active
 
@@ -69,7 +71,7 @@ class KVCache(NamedTuple):
 
 def number(n):
     """A length as the backend's loop has it."""
-    return n if EAGER else ops.convert_to_tensor(n, "int32")
+    return n if EAGER else np.int32(n)
 
 
 def overwrite(array, at, new):

@@ -41,8 +41,8 @@ class Engine:
         self.model, self.sampler, self.penalty, self.rules = model, sampler, penalty, rules
         self.prefill = khub.jit(self._run)
         # where jit does nothing, the notes of a state stay NumPy's
-        self.first = self._first if EAGER else khub.jit(self._first)
-        self.loop = self._loop if EAGER else khub.jit(self._loop)
+        jit = khub.jit if not EAGER else lambda function: function
+        self.begin, self.first, self.loop = map(jit, (self._begin, self._first, self._loop))
 
     def start(self, token_ids, starts, stops, noise, most, memory=None):
         """The state after the prompts."""
@@ -52,31 +52,30 @@ class Engine:
         noise = np.pad(noise, [(0, 0), (0, count - noise.shape[1])])
         real = np.arange(time) >= starts[:, None]
         longest = number(int((time - starts + most).max()))
-        starts = ops.convert_to_tensor(starts) if starts.any() or not EAGER else None
-        hidden, cache = self._prompts(self.model, token_ids, count, starts, memory, longest)
-        state = {"stops": stops, "most": most, "noise": ops.convert_to_tensor(noise)}
+        starts = starts if starts.any() or not EAGER else None
+        state = {"stops": stops, "most": most, "noise": noise}
         if self.penalty != 1.0:
-            seen = np.zeros((batch, self.model.backbone.vocabulary_size), bool)
-            for row, ids, there in zip(seen, token_ids, real):
+            state["seen"] = np.zeros((batch, self.model.backbone.vocabulary_size), bool)
+            for row, ids, there in zip(state["seen"], token_ids, real):
                 row[ids[there]] = True
-            state["seen"] = ops.convert_to_tensor(seen)
         state |= {"tokens": np.zeros((batch, count), "int32"), "done": np.zeros(batch, "int32")}
         state |= {"ended": np.zeros(batch, bool), "i": number(0)}
-        return self.first({**self._placed(state), "cache": cache}, hidden)
+        begin = self.begin if time <= PREFILL else self._begin  # compiled once, or part by part
+        return begin(state, token_ids, starts, memory, longest)
 
-    def _placed(self, state):
-        """The notes of a state where the loop keeps them: on the host, if that is Python's."""
-        if EAGER:
-            return state
-        return {k: ops.convert_to_tensor(v) for k, v in state.items()}
+    def _begin(self, state, token_ids, starts, memory, longest):
+        count = ops.shape(state["tokens"])[1]
+        starts = starts if starts is None else ops.convert_to_tensor(starts)
+        hidden, cache = self._prompts(self.model, token_ids, count, starts, memory, longest)
+        return self.first({**state, "cache": cache}, hidden)
 
     def _prompts(self, model, token_ids, count, starts, memory, longest, run=None):
         """The hidden states and the cache of prompts, in parts of `PREFILL` positions."""
-        batch, time = token_ids.shape
+        batch, time = ops.shape(token_ids)
         options = {} if memory is None else {"memory": memory}
         cache = model.backbone.new_cache(batch, time + count, starts, **options)
         cache = cache._replace(longest=longest)
-        for at in range(0, time, PREFILL):
+        for at in range(0, token_ids.shape[1] or 1, PREFILL):  # unknown: in `begin`, one part
             part = ops.convert_to_tensor(token_ids[:, at : at + PREFILL])
             hidden, cache = (run or self.prefill)(part, cache)
         return hidden, cache

@@ -56,11 +56,11 @@ class Answers:
 
     def chunks(self, size=None):
         """Make `size` tokens at a time, None: all at once; yield whether these were the last."""
-        with active.no_gradient():
+        with active.inference():
             state = self.engine.start(*self.given)
         step = size or self.count
         for until in range(step, self.count + step, step):
-            with active.no_gradient():  # not while the caller has the tokens
+            with active.inference():  # not while the caller has the tokens
                 state = self.engine.advance(state, min(until, self.count))
                 self.new, self.done, self.scores = self.engine.results(state)
                 ended = ops.convert_to_numpy(state["ended"])
@@ -169,7 +169,7 @@ class Generator(Task):
         """What the backbone's encoder gives of arrays, compiled once."""
         if "_encode" not in self.__dict__:
             self.__dict__["_encode"] = khub.jit(self.backbone.encode)
-        with active.no_gradient():
+        with active.inference():
             return self._encode(*map(ops.convert_to_tensor, source))
 
     def _engine(self, *key):

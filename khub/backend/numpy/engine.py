@@ -65,7 +65,7 @@ def body(function):
     return run
 
 
-no_gradient = untraced = nullcontext
+no_gradient = inference = untraced = nullcontext
 
 
 def jit(function):

@@ -105,7 +105,8 @@ def abstract_eval(function, specs):
         return run(_OnMeta())  # slower, and seldom needed
 
 
-no_gradient, untraced = torch.no_grad, nullcontext
+no_gradient, inference = torch.no_grad, torch.inference_mode
+untraced = partial(torch.inference_mode, False)  # Variables outlive an inference
 
 
 # --- transforms ----------------------------------------------------------------------------------

@@ -152,10 +152,6 @@ def rms_normalization(x, scale=None, axis=-1, epsilon=None):
 
 # --- dense layers and attention ------------------------------------------------------------------
 def linear(x, kernel, bias=None):
-    rows = x.numel() // x.shape[-1] if x.shape[-1] else 0
-    if 1 < rows <= 8 and kernel.stride(0) == 1 and x.is_cpu and not torch.is_grad_enabled():
-        y = torch.mm(kernel.t(), x.reshape(rows, -1).t()).t()  # MKL: up to twice as fast
-        return (y if bias is None else y + bias).view(*x.shape[:-1], -1)
     return functional.linear(x, kernel.t(), bias)
 
 

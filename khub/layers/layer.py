@@ -437,9 +437,9 @@ class Layer(Configurable, active.Base):
             outer, spec = local.call, self._call_spec
             if self._plain(args, kwargs, outer, spec):
                 try:
-                    if spec.training and not kwargs:
+                    if spec.training:
                         return self.call(*args, training=outer.training)
-                    return self.call(*args, **kwargs)
+                    return self.call(*args)
                 except Exception as error:
                     self._explain(error, args)
                     raise
@@ -452,7 +452,9 @@ class Layer(Configurable, active.Base):
         native = self._native_dtype
         if spec.training:
             known = outer is not None and len(args) <= spec.names.index("training")
-            if not known or kwargs and kwargs != {"training": outer.training}:
+            asked = kwargs.get("training")
+            others = len(kwargs) != ("training" in kwargs)
+            if not known or others or asked not in (None, outer.training):
                 return False
         elif kwargs:
             return False

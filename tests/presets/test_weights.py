@@ -205,6 +205,7 @@ def test_host_memory_while_loading_is_at_most_a_fifth_more_than_the_file(tmp_pat
         """
         import resource, sys
         import numpy as np
+        from khub import ops
         from khub.layers import Embedding, Layer
         from khub.presets import weights
         from khub.presets.tensors import Checkpoint
@@ -230,7 +231,7 @@ def test_host_memory_while_loading_is_at_most_a_fifth_more_than_the_file(tmp_pat
             before = int(file.read().split()[1]) * resource.getpagesize()
         weights.load(model, checkpoint)
         for table in model.tables:
-            assert table.embeddings.numpy()[0, 0] == 1  # some backends load while Python goes on
+            assert ops.sum(table.embeddings.value) == 4096 * 128  # values come at the first use
         print((peak() - before) / checkpoint.bytes)
         """
     )

@@ -148,9 +148,7 @@ class Pages:
         size = mmap.PAGESIZE
         first, end = -(-start // size) * size, (start + array.nbytes) // size * size
         if first < end and hasattr(mmap, "MADV_DONTNEED"):  # pages that are this array's alone
-            release = weakref.finalize(
-                array, pages.madvise, mmap.MADV_DONTNEED, first, end - first
-            )
+            release = weakref.finalize(array, pages.madvise, mmap.MADV_DONTNEED, first, end - first)
             release.atexit = False
         # PyTorch and JAX want aligned memory; the formats do not promise it
         return array if array.flags.writeable and array.flags.aligned else array.copy()

@@ -314,7 +314,7 @@ def write_file(path, tensors, metadata=None):
         }
         position = end
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # keeps the data aligned
+    text += b" " * (-(8 + len(text)) % 64)  # where PyTorch may keep large tensors as they lie
     with replacing(path, 8 + len(text) + position) as file:
         _write_bytes(file, struct.pack("<Q", len(text)) + text)
         for name, tensor in tensors.items():

@@ -51,7 +51,8 @@ def new_storage(value, trainable, name, own=False):
     turned = name.endswith("kernel") and value.dim() in (2, 4) and not wide
     axis = _outputs(value) if turned else 0
     rows = value.movedim(axis, 0)
-    if not (own and rows.is_contiguous()):
+    # torch's own memory begins at multiples of 64; elsewhere a product's last bits are others
+    if not own or value.data_ptr() % 64 or not rows.is_contiguous():
         tensor = torch.empty(rows.shape, dtype=value.dtype).movedim(0, axis)
         _copy(tensor, value)
         value = tensor

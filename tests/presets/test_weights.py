@@ -221,9 +221,10 @@ def test_host_memory_while_loading_is_at_most_a_fifth_more_than_the_file(tmp_pat
             with open("/proc/self/status") as file:
                 return int(next(x for x in file if x.startswith("VmHWM:")).split()[1]) * 1024
 
-        small = Embedding(2, 2)
-        small.build(None)
-        small.embeddings.assign(np.ones((2, 2), "float32"))  # the backend is warm
+        first = Embedding(4096, 128)
+        first.build(None)
+        first.embeddings.assign(np.ones((4096, 128), "float32"))
+        assert ops.sum(first.embeddings.value) == 4096 * 128  # the backend is warm
         model = Tables()
         model.build(None)
         checkpoint = Checkpoint(sys.argv[1])

@@ -11,6 +11,7 @@ import mmap
 import os
 import struct
 import uuid
+import weakref
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -127,8 +128,34 @@ def _entry(path, name, entry, data_size):
     return dtype, tuple(shape), begin, end
 
 
+class Pages:
+    """An open file's bytes as arrays, each the caller's own: writing changes no file, no other.
+
+    The first array of a place is a view of a private memory map; the system gets its pages back
+    when nobody holds a view of it any more. What is asked for again is a copy.
+    """
+
+    def __init__(self, file):
+        self.bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._private = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        self._given = set()
+
+    def array(self, dtype, count, start):
+        """Return `count` numbers from the byte `start` on."""
+        pages = self.bytes if start in self._given else self._private
+        self._given.add(start)
+        array = np.frombuffer(pages, dtype, count, start)
+        size = mmap.PAGESIZE
+        first, end = -(-start // size) * size, (start + array.nbytes) // size * size
+        if first < end and hasattr(mmap, "MADV_DONTNEED"):  # pages that are this array's alone
+            release = weakref.finalize(array, pages.madvise, mmap.MADV_DONTNEED, first, end - first)
+            release.atexit = False
+        # PyTorch and JAX want aligned memory; the formats do not promise it
+        return array if array.flags.writeable and array.flags.aligned else array.copy()
+
+
 class TensorFile:
-    """The tensors of one file as NumPy views of a private memory map: writing changes no file.
+    """The tensors of one safetensors file.
 
     Everything the header claims is checked against the file's size before anything is allocated.
     Raises WeightsError when it does not hold, FileNotFoundError when there is no such file.
@@ -157,7 +184,7 @@ class TensorFile:
             self.metadata = metadata
             self._entries = {n: _entry(path, n, entry, data_size) for n, entry in header.items()}
             self._check_order(data_size)
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            self._pages = Pages(file)
 
     def _check_order(self, data_size):
         position, before = 0, "the header"
@@ -175,24 +202,12 @@ class TensorFile:
         return iter(self._entries)
 
     def tensor(self, name):
-        """Return the named `Tensor`; its `read()` gives a private view of the file."""
+        """Return the named `Tensor`; its `read()` gives an array of the caller's own."""
         dtype, shape, begin, end = self._entries[name]
-
-        def read():
-            array = np.frombuffer(self._map, dtype, math.prod(shape), self._start + begin)
-            # PyTorch and JAX want aligned memory; the format does not promise it
-            return (array if array.flags.aligned else array.copy()).reshape(shape)
-
         if begin == end:
             return Tensor(shape, dtype, lambda: np.zeros(shape, dtype))
-        return Tensor(shape, dtype, read)
-
-    def release(self, name):
-        """Give the tensor's pages back to the system; views of it stay valid and are read again."""
-        if hasattr(mmap, "MADV_DONTNEED"):
-            _, _, begin, end = self._entries[name]
-            first = (self._start + begin) // mmap.PAGESIZE * mmap.PAGESIZE
-            self._map.madvise(mmap.MADV_DONTNEED, first, self._start + end - first)
+        place = dtype, math.prod(shape), self._start + begin
+        return Tensor(shape, dtype, lambda: self._pages.array(*place).reshape(shape))
 
 
 class Checkpoint:
@@ -243,10 +258,6 @@ class Checkpoint:
         """Return the names of the floating-point dtypes in it."""
         dtypes = {self.tensor(name).dtype for name in self.names}
         return {dtype.name for dtype in dtypes if is_float(dtype)}
-
-    def release(self, name):
-        """Give the tensor's pages back to the system."""
-        self._files[name].release(name)
 
 
 def _open(path):
@@ -303,7 +314,7 @@ def write_file(path, tensors, metadata=None):
         }
         position = end
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # keeps the data aligned
+    text += b" " * (-(8 + len(text)) % 64)  # where PyTorch may keep large tensors as they lie
     with replacing(path, 8 + len(text) + position) as file:
         _write_bytes(file, struct.pack("<Q", len(text)) + text)
         for name, tensor in tensors.items():

@@ -6,7 +6,6 @@ followed: dicts, lists, tuples, numbers, strings, and tensors as views of storag
 """
 
 import math
-import mmap
 import pickletools
 import struct
 import zipfile
@@ -17,7 +16,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from .tensors import Tensor, WeightsError
+from .tensors import Pages, Tensor, WeightsError
 
 PICKLE_LIMIT = 100_000_000  # bytes of data.pkl
 STORAGES = {
@@ -92,7 +91,7 @@ class TorchFile:
         if others:
             raise WeightsError(f"{path}: these are no named tensors: {', '.join(others[:10])}.")
         with open(path, "rb") as file:
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            self._pages = Pages(file)
         self._views = {name: (view, self._place(name, view)) for name, view in found.items()}
 
     def _open(self):
@@ -125,11 +124,11 @@ class TorchFile:
             )
         if member.header_offset < 0:
             raise WeightsError(f"{self.path} is damaged; download it again.")
-        header = self._map[member.header_offset : member.header_offset + LOCAL_HEADER.size]
+        header = self._pages.bytes[member.header_offset : member.header_offset + LOCAL_HEADER.size]
         if len(header) < LOCAL_HEADER.size:
             raise WeightsError(f"{self.path} is truncated; download it again.")
         start = member.header_offset + LOCAL_HEADER.size + sum(LOCAL_HEADER.unpack(header))
-        if start + count * dtype.itemsize > len(self._map):
+        if start + count * dtype.itemsize > len(self._pages.bytes):
             raise WeightsError(f"{self.path} is truncated; download it again.")
         return start
 
@@ -137,27 +136,18 @@ class TorchFile:
         return iter(self._views)
 
     def tensor(self, name):
-        """Return the named `Tensor`; its `read()` gives a private view of the file."""
+        """Return the named `Tensor`; its `read()` gives an array of the caller's own."""
         view, start = self._views[name]
         _, dtype, count = view.storage
 
         def read():
             if 0 in view.shape:
                 return np.zeros(view.shape, dtype)
-            array = np.frombuffer(self._map, dtype, count, start)
-            array = array if array.flags.aligned else array.copy()
+            array = self._pages.array(dtype, count, start)
             steps = [step * dtype.itemsize for step in view.strides]
             return np.lib.stride_tricks.as_strided(array[view.offset :], view.shape, steps)
 
         return Tensor(view.shape, dtype, read)
-
-    def release(self, name):
-        """Give the tensor's pages back to the system; views of it stay valid and are read again."""
-        view, start = self._views[name]
-        if hasattr(mmap, "MADV_DONTNEED"):
-            first = start // mmap.PAGESIZE * mmap.PAGESIZE
-            size = view.storage[1].itemsize * view.storage[2]
-            self._map.madvise(mmap.MADV_DONTNEED, first, start + size - first)
 
 
 def _is_dict(value):

@@ -23,7 +23,7 @@ import logging
 import re
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 
@@ -282,10 +282,6 @@ class _Joined:
         shape = (sum(part.shape[0] for part in parts), *first.shape[1:])
         return Tensor(shape, first.dtype, lambda: np.concatenate([p.read() for p in parts]))
 
-    def release(self, name):
-        for part in self._parts.get(name, [name]):
-            self._checkpoint.release(part)
-
 
 def load(model, checkpoint, heads=(), new_head=False, fresh_shapes=False, strict=True, after=None):
     """Assign a checkpoint's tensors to the variables of a built model, tensor by tensor.
@@ -365,8 +361,7 @@ def load_own(model, checkpoint, partly=False):
         text = "\n  ".join(problems)
         raise WeightsError(f"{checkpoint.path} does not fit {model.name}:\n  {text}")
     for name, variable in own.items():
-        variable.assign(checkpoint.tensor(name).read())
-        checkpoint.release(name)
+        variable.assign_later(checkpoint.tensor(name).read)
 
 
 def _misshape(name, slot, checkpoint):
@@ -400,16 +395,16 @@ def _assign(wanted, checkpoint, fresh, after):
         if name in checkpoint.names and name not in fresh
     }
     # the largest first: what a backend copies on the way is then gone before memory is full
-    for name, (slot, tensor) in sorted(fitting.items(), key=lambda item: -item[1][1].nbytes):
+    for _, (slot, tensor) in sorted(fitting.items(), key=lambda item: -item[1][1].nbytes):
         if tensor.shape != slot.shape:
             continue  # reported; only reached when not strict
-        slot.variable.assign(_in_layout(tensor.read(), slot))
-        checkpoint.release(name)
+        slot.variable.assign_later(partial(_in_layout, tensor, slot))
         if after is not None:
             after(slot.path)
 
 
-def _in_layout(value, slot):
-    """Return a file's tensor as the variable has it: a view, which the backend copies once."""
+def _in_layout(tensor, slot):
+    """Return a file's tensor as the variable has it: a view, where no dtype is in the way."""
+    value = tensor.read()
     value = value if slot.axes is None else value.transpose(slot.axes)
     return value.astype(numpy_dtype(slot.variable.dtype), copy=False)

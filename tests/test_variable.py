@@ -2,6 +2,7 @@
 
 import gc
 import hashlib
+import math
 import weakref
 
 import ml_dtypes
@@ -56,6 +57,33 @@ def test_an_assignment_before_the_first_read_runs_no_initializer(value):
     array += 10  # the Variable keeps its own copy
     np.testing.assert_array_equal(variable.numpy(), [1, 2, 3])
     assert initializer.runs == 0
+
+
+@pytest.mark.parametrize("shape, name", [((), "x"), ((3,), "bias"), ((3, 4), "kernel")])
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_value_may_be_assigned_later(shape, name, turned):
+    """Read at the first use and once, from memory that the Variable may keep and write to."""
+    initializer, reads = Counting(), []
+    value = np.arange(math.prod(shape), dtype="float32").reshape(shape)
+
+    def read():
+        reads.append(0)
+        return value.T.copy().T if turned else value.copy()
+
+    variable = khub.Variable(initializer, shape=shape, name=name)
+    variable.assign_later(read)
+    assert not variable.is_materialized and reads == []
+    np.testing.assert_array_equal(variable.numpy(), value)
+    variable.assign_add(np.ones(shape, "float32"))
+    np.testing.assert_array_equal(variable.numpy(), value + 1)
+    variable.assign_later(read)  # it has storage: at once
+    assert len(reads) == 2 and initializer.runs == 0
+    np.testing.assert_array_equal(variable.numpy(), value)
+    other = khub.Variable(initializer, shape=shape, name=name)
+    other.assign_later(read)
+    other.assign(value + 5)  # before the first use: nothing is read
+    np.testing.assert_array_equal(other.numpy(), value + 5)
+    assert len(reads) == 2
 
 
 def test_building_and_describing_a_model_materializes_nothing():

@@ -1,5 +1,6 @@
 """Variable: a named tensor with an initializer, materialised when it is first read."""
 
+import threading
 from functools import partial
 
 import numpy as np
@@ -10,6 +11,7 @@ from khub.backend.scope import local
 
 _name_scopes = []  # names of the layers being built, outermost first
 _counters = {}
+_first_use = threading.RLock()  # threads may predict with a model whose values nobody has read
 
 
 def unique_name(base):
@@ -85,7 +87,7 @@ class Variable(getattr(active, "VariableBase", object)):
         self.synchronization = synchronization
         self.regularizer = self.constraint = None
         self._trainable = self.made_trainable = trainable
-        self._storage = None
+        self._storage = self._later = None
         # drawn now, so that values depend on the order of creation and never on the order of reads
         self._seed = initializer.draw_seed() if hasattr(initializer, "draw_seed") else None
 
@@ -115,20 +117,32 @@ class Variable(getattr(active, "VariableBase", object)):
     def materialize(self):
         """Run the initializer unless there is storage already, and return the storage."""
         if self._storage is None:
-            with active.untraced():  # whatever reads it first
-                if self._seed is None:
-                    value = self.initializer(self.shape, dtype=self.dtype)
-                else:
-                    value = self.initializer.sample(self.shape, self.dtype, self._seed)
-            self._store(value)
+            with _first_use, active.untraced():  # whatever reads it first
+                if self._storage is None:
+                    self._store(self._first(), own=self._later is not None)
+                    self._later = None
         return self._storage
 
-    def _store(self, value):
+    def _first(self):
+        if self._later is not None:
+            return self._later()
+        if self._seed is None:
+            return self.initializer(self.shape, dtype=self.dtype)
+        return self.initializer.sample(self.shape, self.dtype, self._seed)
+
+    def _store(self, value, own=False):
         value = active.convert_to_numpy(value)
         if tuple(value.shape) != self.shape:
             raise ValueError(f"{self.path} has shape {self.shape}, got a value of {value.shape}.")
         value = np.asarray(value, dtypes.numpy_dtype(self.dtype))
-        self._storage = active.new_storage(value, self._trainable, self.name)
+        self._storage = active.new_storage(value, self._trainable, self.name, own)
+
+    def assign_later(self, read):
+        """Assign what `read()` returns at the first use: an array in memory of nobody else."""
+        if local.scope is None and self._storage is None:
+            self._later = read
+        else:
+            self.assign(read())
 
     def assign(self, value):
         """Set the value (any array of the Variable's shape) and return it."""

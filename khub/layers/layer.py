@@ -272,10 +272,6 @@ class Layer(Configurable, active.Base):
                     result[f"{prefix}.{path}" if prefix else path] = variable
         return result
 
-    def _flatten_layers(self, include_self=True, recursive=True):
-        layers = list(self.named_layers().values())
-        return layers if include_self else layers[1:]
-
     @property
     def variables(self):
         """All Variables of this layer and the layers below it."""
@@ -516,7 +512,7 @@ class Layer(Configurable, active.Base):
                 outputs = self.call(*args, **kwargs)
             if self.activity_regularizer is not None:
                 for y in tree.flatten(outputs):
-                    self.add_loss(self.activity_regularizer(y) / _batch_size(y))
+                    self.add_loss(self.activity_regularizer(y) / active.shape(y)[0])
             if marks or masks is not None:
                 self._pass_mask_on(args, masks, outputs)
         except Exception as error:
@@ -627,10 +623,7 @@ class Layer(Configurable, active.Base):
 
     def compute_output_shape(self, *args, **kwargs):
         """Return the output's shape for inputs of these shapes."""
-
-        def symbol(shape):
-            return KerasTensor(shape, self.compute_dtype)
-
+        symbol = functools.partial(KerasTensor, dtype=self.compute_dtype)
         args = tuple(map_shapes(symbol, shape) for shape in args)
         kwargs = {k.removesuffix("_shape"): map_shapes(symbol, v) for k, v in kwargs.items()}
         return tree.map_structure(lambda y: y.shape, self.compute_output_spec(*args, **kwargs))
@@ -638,14 +631,12 @@ class Layer(Configurable, active.Base):
     def _spec_problem(self, args):
         specs = tree.flatten(self.input_spec) if self.input_spec is not None else []
         for spec, x in zip(specs, tree.flatten(args[:1]), strict=False):
-            if isinstance(spec, InputSpec) and hasattr(x, "shape"):
-                problem = spec.problem(tuple(x.shape))
-                if problem:
-                    return (
-                        f"{type(self).__name__} {self.name!r} was built for an input with "
-                        f"{problem}, got shape {tuple(x.shape)}; make a new layer or reshape the "
-                        "input."
-                    )
+            known = isinstance(spec, InputSpec) and hasattr(x, "shape")
+            if known and (problem := spec.problem(tuple(x.shape))):
+                return (
+                    f"{type(self).__name__} {self.name!r} was built for an input with {problem}, "
+                    f"got shape {tuple(x.shape)}; make a new layer or reshape the input."
+                )
         return None
 
     def _explain(self, error, args):
@@ -670,13 +661,9 @@ class Layer(Configurable, active.Base):
     @property
     def losses(self):
         """What `add_loss`, activity and weight regularizers of all layers add to the loss."""
-        result = []
-        for layer in self.named_layers().values():
-            result.extend(layer._losses)
-        for variable in self.trainable_variables:
-            if variable.regularizer is not None:
-                result.append(variable.regularizer(variable.value))
-        return result
+        added = [loss for layer in self.named_layers().values() for loss in layer._losses]
+        regularized = [v for v in self.trainable_variables if v.regularizer is not None]
+        return added + [v.regularizer(v.value) for v in regularized]
 
     # --- calls without side effects --------------------------------------------------------------
     def stateless_call(
@@ -729,10 +716,6 @@ class Layer(Configurable, active.Base):
 
     def __repr__(self):
         return f"<{type(self).__name__} name={self.name}, built={self.built}>"
-
-
-def _batch_size(x):
-    return x.shape[0] if x.shape[0] is not None else active.shape(x)[0]
 
 
 Layer._call_spec = CallSpec(Layer, Layer)

@@ -195,7 +195,7 @@ class Trainer:
     # --- functions -------------------------------------------------------------------------------
     def _step_function(self, step, grouped=True):
         """Return `step` over one batch, or over a list of them, to be called again and again."""
-        strings = any(getattr(layer, "_host_only", False) for layer in self._flatten_layers())
+        strings = any(getattr(layer, "_host_only", False) for layer in self.named_layers().values())
         eager = (
             self.run_eagerly
             or strings

@@ -80,7 +80,7 @@ def test_tensors_views_and_wrappers(tmp_path):
         assert np.array_equal(values["a"], A) and np.array_equal(values["turned"], A.T)
         assert np.array_equal(values["row"], A[1]) and np.array_equal(values["b"], B)
         assert values["none"].shape == (0, 3)
-        found.release("a")
+        values["row"][:] = 9  # of the same storage as "a", yet memory of its own
         assert np.array_equal(values["a"], A)
 
 

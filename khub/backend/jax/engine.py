@@ -18,7 +18,7 @@ Base = object
 
 
 # --- Variables -----------------------------------------------------------------------------------
-def new_storage(value, trainable, name):
+def new_storage(value, trainable, name, own=False):
     with jax.ensure_compile_time_eval():
         array = jax.device_put(value, may_alias=False).block_until_ready()
         # a copy, because jit donates the buffer; memory at a multiple of 64 is shared all the same

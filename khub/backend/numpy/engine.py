@@ -16,8 +16,8 @@ Base = object  # what a Layer inherits from
 _HALF = frozenset(map(dtypes.numpy_dtype, ("bfloat16", *dtypes.FLOAT8)))
 
 
-def new_storage(value, trainable, name):
-    return np.array(value)
+def new_storage(value, trainable, name, own=False):
+    return value if own else np.array(value)
 
 
 def read(storage):

@@ -23,16 +23,13 @@ copy = raw.Identity
 # --- making --------------------------------------------------------------------------------------
 def arange(start, stop=None, step=None, dtype=None):
     numbers = [n for n in (start, stop, step) if n is not None]
-    name = dtypes.standardize(dtype or dtypes.result_type(*(_weak(n) for n in numbers)))
+    natural = dtypes.result_type(*(getattr(n, "dtype", type(n)) for n in numbers))
+    name = dtypes.standardize(dtype or natural)
     start, stop = (0, start) if stop is None else (start, stop)
     wide = name if name in ("int32", "int64", "float32", "float64") else "float32"
     wide = "int64" if dtypes.is_integer(name) and wide != name else wide
     limits = [convert_to_tensor(n, wide) for n in (start, stop, 1 if step is None else step)]
     return cast(raw.Range(*limits), name)
-
-
-def _weak(number):
-    return dtypes.standardize(number.dtype) if hasattr(number, "dtype") else type(number)
 
 
 def linspace(start, stop, num=50, endpoint=True, retstep=False, dtype=None, axis=0):

@@ -44,7 +44,7 @@ class VariableBase:
 
 
 # --- Variables -----------------------------------------------------------------------------------
-def new_storage(value, trainable, name):
+def new_storage(value, trainable, name, own=False):
     name = re.sub(r"\W", "_", name)
     with tf.init_scope():
         return tf.Variable(convert_to_tensor(value), trainable=trainable, name=name)

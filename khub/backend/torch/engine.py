@@ -43,18 +43,22 @@ def _outputs(kernel):
     return -2 if kernel.shape[-1] == 1 else -1
 
 
-def new_storage(value, trainable, name):
+def new_storage(value, trainable, name, own=False):
+    """own: whether the value's memory may become the Variable's, if layers want it so."""
     value = convert_to_tensor(value)
-    tensor = torch.empty_like(value, memory_format=torch.contiguous_format)
     # A wide product of few rows is a third faster where the kernel lies as it is (measured: MKL).
     wide = value.dim() == 2 and value.shape[1] >= 2 * value.shape[0]
-    if name.endswith("kernel") and value.dim() in (2, 4) and not wide:
-        axis = _outputs(value)
-        tensor = tensor.view(tensor.movedim(axis, 0).shape).movedim(0, axis)
-    _copy(tensor, value)
-    if not trainable or not (tensor.is_floating_point() or tensor.is_complex()):
-        return tensor
-    return Parameter(tensor)
+    turned = name.endswith("kernel") and value.dim() in (2, 4) and not wide
+    axis = _outputs(value) if turned else 0
+    rows = value.movedim(axis, 0)
+    # torch's own memory begins at multiples of 64; elsewhere a product's last bits are others
+    if not own or value.data_ptr() % 64 or not rows.is_contiguous():
+        tensor = torch.empty(rows.shape, dtype=value.dtype).movedim(0, axis)
+        _copy(tensor, value)
+        value = tensor
+    if not trainable or not (value.is_floating_point() or value.is_complex()):
+        return value
+    return Parameter(value)
 
 
 def read(storage):

@@ -273,7 +273,7 @@ class DecoderBackbone(Backbone):
     rope_local_wavelength: float = None
     rope_share: float = 1.0
     layer_norm_epsilon: float = 1e-6
-    activation: str = "silu"
+    activation: transformer.ActivationName = "silu"
     tie_embeddings: bool = False
     attention_bias: bool = False
     qkv_bias: bool = False
@@ -314,7 +314,6 @@ class DecoderBackbone(Backbone):
                 f"num_query_heads must be a multiple of num_key_value_heads; got "
                 f"{self.num_query_heads} and {self.num_key_value_heads}."
             )
-        transformer.check_choices(self, activation=transformer.ACTIVATIONS)
         super().setup()
 
     def build(self, shape=None):

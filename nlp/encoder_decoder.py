@@ -240,7 +240,7 @@ class SizedEncoderDecoder(EncoderDecoder):
     dropout: Rate = 0.1
     attention_dropout: Rate = 0.0
     activation_dropout: Rate = 0.0
-    activation: str = "gelu"
+    activation: transformer.ActivationName = "gelu"
 
     reference_prefix = "model"
     config_names = SIZES
@@ -255,7 +255,7 @@ class SizedEncoderDecoder(EncoderDecoder):
                 f"hidden_dim must be a multiple of num_decoder_heads; got {self.hidden_dim} and "
                 f"{self.num_decoder_heads}."
             )
-        transformer.check_sizes(self, "activation")
+        transformer.check_sizes(self)
         super().setup()
 
     def build_sides(self, last_norms):

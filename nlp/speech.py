@@ -8,6 +8,7 @@ import re
 import numpy as np
 
 from khub import ops
+from khub.choices import choose
 from khub.fields import PositiveInt
 
 from .audio import WhisperFeatures
@@ -287,8 +288,7 @@ class SpeechToText(Seq2SeqLM):
 
     def _prompts(self, count, language, task, stamped, memory):
         """What each text begins with: start, language, task, and whether without timestamps."""
-        if task not in TASKS:
-            raise ValueError(f"task must be one of {', '.join(TASKS)}; got {task!r}.")
+        task = choose("task", task, TASKS)
         start, middle = [self.backbone.decoder_start_token_id], [[]] * count
         if self.languages:
             if language is None:

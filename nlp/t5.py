@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from khub import ops
-from khub.fields import PositiveInt, Rate
+from khub.fields import Choice, PositiveInt, Rate
 from khub.initializers import RandomNormal, VarianceScaling
 from khub.layers import Dense, Dropout, Layer
 
@@ -17,7 +17,7 @@ from . import transformer
 from .encoder_decoder import EncoderDecoder, text_family
 from .generation import Seq2SeqLM
 from .sentence_piece import T5Tokenizer
-from .transformer import ACTIVATIONS, FeedForward, renames, root_mean_square_norm, table
+from .transformer import FeedForward, renames, root_mean_square_norm, table
 
 
 def _side(side, last):
@@ -56,6 +56,7 @@ CONFIG = {  # khub's name -> the reference's
     "max_sequence_length": "n_positions",
     **transformer.same("num_decoder_layers", "layer_norm_epsilon", "decoder_start_token_id"),
 }
+KINDS = {"t5": "T5", "mt5": "MT5", "umt5": "UMT5"}
 GELU = "gelu_new"  # what "gated-gelu" means
 
 
@@ -112,17 +113,17 @@ class T5Backbone(EncoderDecoder):
     key_value_dim: int = None
     num_decoder_layers: int = None
     dropout: Rate = 0.1
-    activation: str = GELU
+    activation: transformer.ActivationName = GELU
     use_gated_activation: bool = True
     layer_norm_epsilon: float = 1e-6
     tie_embedding_weights: bool = True
     scale_outputs: bool = None
     num_buckets: PositiveInt = 32
     max_distance: PositiveInt = 128
-    position_biases: str = "shared"
+    position_biases: Choice("shared", "each") = "shared"
     max_sequence_length: PositiveInt = 512
     decoder_start_token_id: int = 0
-    kind: str = "t5"
+    kind: Choice(*KINDS) = "t5"
 
     weight_map = WEIGHTS
     ignored = (
@@ -136,8 +137,6 @@ class T5Backbone(EncoderDecoder):
         self.num_decoder_layers = self.num_decoder_layers or self.num_layers
         if self.scale_outputs is None:
             self.scale_outputs = self.tie_embedding_weights
-        known = dict(activation=ACTIVATIONS, position_biases=("shared", "each"), kind=KINDS)
-        transformer.check_choices(self, **known)
         super().setup()
 
     def build(self, shape=None):
@@ -237,5 +236,4 @@ class T5Seq2SeqLM(Seq2SeqLM):
         return super().logits(x)
 
 
-KINDS = {"t5": "T5", "mt5": "MT5", "umt5": "UMT5"}
 text_family("t5", KINDS, T5Backbone, T5Tokenizer, T5Seq2SeqLM)

@@ -6,12 +6,12 @@ A task is a backbone, a head and a preprocessor. It takes texts in `fit`, `evalu
 
 import json
 from functools import partial
-from typing import Annotated
 
 import numpy as np
 
 from khub import losses, metrics, ops, optimizers
-from khub.fields import PositiveInt, Rate
+from khub.choices import choose
+from khub.fields import Choice, PositiveInt, Rate
 from khub.layers import Dropout
 from khub.models import Model
 
@@ -281,13 +281,7 @@ class MaskedLM(Task):
         return [list(map(named, ids, row)) for ids, row in zip(ranked, probabilities)]
 
 
-def _pooling(name, value):
-    if value not in ("mean", "cls"):
-        raise ValueError(f"{name} must be 'mean' or 'cls'; got {value!r}.")
-    return value
-
-
-Pooling = Annotated[str, _pooling]
+Pooling = Choice("mean", "cls")
 
 
 def pooled(x, mask, pooling):
@@ -400,9 +394,7 @@ class TokenClassifier(Ragged, Labelled):
         are one, B- begins a new one; "first", "average", "max": all tokens of a word have the class
         of its first, of their mean, of the surest, and then as "simple". Class "O" is left out.
         """
-        if aggregation not in AGGREGATIONS:
-            known = ", ".join(AGGREGATIONS)
-            raise ValueError(f"aggregation must be one of {known}; got {aggregation!r}.")
+        aggregation = choose("aggregation", aggregation, AGGREGATIONS)
         preprocessor, found = self.require_preprocessor(), []
         texts, arrays, located = preprocessor.located_texts(texts)
         scores = softmax(self.predict(arrays, batch_size=batch_size, verbose=0).astype("float32"))

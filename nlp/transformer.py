@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from khub import initializers, ops
-from khub.fields import PositiveInt, Rate
+from khub.fields import Choice, PositiveInt, Rate
 from khub.layers import (
     Dense,
     Dropout,
@@ -30,7 +30,7 @@ ACTIVATIONS = {  # the references' hidden_act
     "swish": ops.silu,
     "tanh": ops.tanh,
 }
-
+ActivationName = Choice(*ACTIVATIONS)
 
 HIDDEN = -3e4  # a score of which softmax makes 0; float16 has it
 
@@ -521,13 +521,6 @@ def renames(there, here, names):
         yield tuple(f"{there}{name}" for name in theirs.split()), f"{here}{ours}"
 
 
-def check_choices(owner, **choices):
-    """Raise ValueError where an attribute is none of the names that it may be."""
-    for name, known in choices.items():
-        if (given := getattr(owner, name)) not in known:
-            raise ValueError(f"{name} must be one of {', '.join(known)}; got {given!r}.")
-
-
 CONFIG = {  # khub's name -> that of most references, first the needed five
     "vocabulary_size": "vocab_size",
     "num_layers": "num_hidden_layers",
@@ -543,16 +536,13 @@ def same(*names):
     return dict(zip(names, names))
 
 
-def check_sizes(backbone, *activations):
-    """Raise ValueError for heads that do not share the width, and for an unknown activation."""
+def check_sizes(backbone):
+    """Raise ValueError for heads that do not share the width."""
     if backbone.hidden_dim % backbone.num_heads:
         raise ValueError(
             f"hidden_dim must be a multiple of num_heads; got {backbone.hidden_dim} and "
             f"{backbone.num_heads}."
         )
-    for name in activations:
-        if (given := getattr(backbone, name)) not in ACTIVATIONS:
-            raise ValueError(f"{name} must be one of {', '.join(ACTIVATIONS)}; got {given!r}.")
 
 
 def read_config(config, names, what):

@@ -5,6 +5,7 @@ Attention to both sides and two dense layers a block, normalized after each addi
 """
 
 from dataclasses import dataclass, field
+from itertools import repeat
 
 from khub import ops
 from khub.fields import PositiveInt, Rate
@@ -91,7 +92,7 @@ MPNET = _weights(
     LAYER,
     "attention.attn.q attention.attn.k attention.attn.v attention.attn.o attention.LayerNorm "
     f"{LAST}",
-    ("encoder.relative_attention_bias", "relative"),
+    ("encoder.relative_attention_bias", "relative.table"),
     ("pooler.dense", "pooler"),
 )
 
@@ -284,11 +285,7 @@ class EncoderEmbeddings(Layer):
 
     def _positions(self, token_ids):
         time = ops.shape(token_ids)[1]
-        if isinstance(time, int) and time > self.max_sequence_length:
-            raise ValueError(
-                f"Got {time} tokens; this model has positions for {self.max_sequence_length}. "
-                "Use a preprocessor with a shorter sequence_length."
-            )
+        transformer.check_length(time, self.max_sequence_length)
         if self.padding_id is None:
             return ops.arange(time)
         real = ops.cast(ops.not_equal(token_ids, self.padding_id), "int32")
@@ -348,9 +345,8 @@ class EncoderBackbone(tasks.Backbone):
             each = range(self.group_layers)
             self.groups = [[self._block(i) for i in each] for _ in range(self.num_groups)]
         if self.relative_buckets is not None:
-            self.relative = table(self, self.relative_buckets, self.num_heads)
-            distances = range(1 - self.max_sequence_length, self.max_sequence_length)
-            self._buckets = transformer.position_buckets(distances, self.relative_buckets)
+            sizes, options = (self.num_heads, self.relative_buckets), dict(dtype=self.dtype_policy)
+            self.relative = built(transformer.RelativePositions(*sizes, **options))
         self.pooler = dense(self, width, width, activation="tanh") if self.kind.pooler else None
 
     def _attention(self):
@@ -382,7 +378,7 @@ class EncoderBackbone(tasks.Backbone):
 
     def _given(self, time, visible):
         """What each block takes besides states: of all the same."""
-        return [(self._bias(time, visible),)] * self.num_layers
+        return repeat((self._bias(time, visible),))
 
     def _bias(self, time, visible):
         """What is added to the scores, once for all layers: by distance, and against padding."""
@@ -390,8 +386,7 @@ class EncoderBackbone(tasks.Backbone):
         if self.relative_buckets is None:
             return bias
         places = ops.arange(time)
-        distances = places[None] - places[:, None] + (self.max_sequence_length - 1)
-        near = ops.transpose(self.relative(ops.take(self._buckets, distances)), (2, 0, 1))[None]
+        near = self.relative(places, places)
         return near if bias is None else near + bias
 
     def call(self, inputs, training=None):

@@ -399,12 +399,8 @@ class DecoderBackbone(Backbone):
             if cache is not None and cache.starts is not None:
                 positions = ops.maximum(positions - cache.starts[:, None], 0)
         if self.position_embeddings is not None:
-            most = self.max_sequence_length
-            if cache is None and isinstance(time, int) and time > most:
-                raise ValueError(
-                    f"Got {time} tokens; this model has positions for {most}. Use a preprocessor "
-                    "with a shorter sequence_length."
-                )
+            if cache is None:
+                transformer.check_length(time, self.max_sequence_length)
             x = x + self.position_embeddings(positions + self.position_offset)
         name = ops.dtype(x)
         turned = [rotation(positions, *turns, name, length) for turns in self._turns] or [None]
@@ -423,11 +419,7 @@ class DecoderBackbone(Backbone):
     @classmethod
     def config_from_reference(cls, config):
         kind = cls.kind
-        for key, value in kind.only.items():
-            if config.get(key, value) not in (value, None):
-                raise ValueError(
-                    f"{kind.name} with {key}={config[key]!r} is not supported; expected {value!r}."
-                )
+        transformer.check_config(config, kind.only, kind.name)
         config = {**kind.defaults, **{k: v for k, v in config.items() if v is not None}}
         names = {**CONFIG, **kind.names}
         made = {name: config[key] for name, key in names.items() if key in config}

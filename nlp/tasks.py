@@ -19,7 +19,7 @@ from ..presets import Presettable
 from . import preprocessing
 from .spans import AGGREGATIONS, best_spans, entities, softmax, word_spans
 from .token_files import read_json, read_text
-from .transformer import dense
+from .transformer import dense, read_config
 
 
 class Backbone(Presettable, Model):
@@ -38,7 +38,8 @@ class Backbone(Presettable, Model):
     @classmethod
     def config_from_reference(cls, config):
         """Constructor arguments for a config.json of the reference implementation."""
-        raise NotImplementedError(f"{cls.__name__} does not define config_from_reference().")
+        what = config.get("model_type", cls.__name__)
+        return read_config(config, cls.config_names, what)
 
     def reference_config(self):
         """Content of config.json that the reference implementation reads."""
@@ -343,7 +344,7 @@ class TextEmbedder(Task):
 
 
 class Ragged:
-    """What a task adds whose rows are lists: words of a text, labelled spans, answers."""
+    """What a task adds whose rows have lengths of their own: words, labelled spans, sounds."""
 
     def fit(self, x=None, y=None, *args, validation_data=None, **options):
         """As `Model.fit`."""
@@ -362,9 +363,9 @@ class Ragged:
 
 
 def rows_of(items):
-    """A list of lists, dicts or None as an array of objects, which need not be equally long."""
+    """A list of lists, arrays, dicts or None as an array of objects, which may differ in length."""
     if not isinstance(items, list) or not any(
-        isinstance(item, (list, tuple, dict)) for item in items[:1] + items[-1:]
+        isinstance(item, (list, tuple, dict, np.ndarray)) for item in items[:1] + items[-1:]
     ):
         return items
     return np.fromiter(items, object, len(items))

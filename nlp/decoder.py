@@ -18,7 +18,7 @@ from .experts import Experts
 from .generation import CausalLM
 from .tasks import Backbone
 from .tokenizers import Tokenizer
-from .transformer import FeedForward, frequencies, renames, rotation, table, visible
+from .transformer import FeedForward, built, frequencies, renames, rotation, table, visible
 
 CONFIG = {  # khub's name -> the reference's
     "vocabulary_size": "vocab_size",
@@ -350,9 +350,8 @@ class DecoderBackbone(Backbone):
         norms = self.layer_norm_epsilon if self.query_key_norm else None, self.norm_offset
         scores = self.query_scale, self.attention_soft_cap, self.qkv_by_head
         parts = *heads, *biases, *norms, *scores
-        attention = transformer.CausalAttention(self.hidden_dim, *parts, **options)
-        feed_forward = self._feed_forward(number, **options)
-        attention.build(), feed_forward.build()
+        attention = built(transformer.CausalAttention(self.hidden_dim, *parts, **options))
+        feed_forward = built(self._feed_forward(number, **options))
         norms = {place: (self._norm(), self._norm()) for place in PLACES[self.norm_places]}
         return DecoderBlock(attention, feed_forward, norms, self.parallel, **options)
 

@@ -59,11 +59,22 @@ class EncoderDecoder(Backbone):
     makes one, and where it has them biases of relative positions.
     """
 
+    vocabulary_size: PositiveInt
+    num_layers: PositiveInt
+    num_heads: PositiveInt
+    hidden_dim: PositiveInt
+    intermediate_dim: PositiveInt
+    num_decoder_layers: int = None
+
     source_name = "encoder_token_ids"
     norm_first = True
     encoder_norm = decoder_norm = None
     # call(queries, keys) -> bias, for all blocks or each
     encoder_positions = decoder_positions = ()
+
+    def setup(self):
+        self.num_decoder_layers = self.num_decoder_layers or self.num_layers
+        super().setup()
 
     def build_side(self, side, count, heads, feed_forward, last_norm=True, **attention):
         """The blocks of "encoder" or "decoder", and where `last_norm` the norm behind them.
@@ -234,12 +245,6 @@ class SizedEncoderDecoder(EncoderDecoder):
     What a decoder's size leaves out is as in the encoder.
     """
 
-    vocabulary_size: PositiveInt
-    num_layers: PositiveInt
-    num_heads: PositiveInt
-    hidden_dim: PositiveInt
-    intermediate_dim: PositiveInt
-    num_decoder_layers: int = None
     num_decoder_heads: int = None
     decoder_intermediate_dim: int = None
     dropout: Rate = 0.1
@@ -252,7 +257,6 @@ class SizedEncoderDecoder(EncoderDecoder):
     key_bias = True
 
     def setup(self):
-        self.num_decoder_layers = self.num_decoder_layers or self.num_layers
         self.num_decoder_heads = self.num_decoder_heads or self.num_heads
         self.decoder_intermediate_dim = self.decoder_intermediate_dim or self.intermediate_dim
         if self.hidden_dim % self.num_decoder_heads:

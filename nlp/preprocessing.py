@@ -171,11 +171,6 @@ class TokenClassifierPreprocessor(BertPreprocessor):
             weights *= np.reshape(np.asarray(sample_weight, "float32"), (-1, 1))
         return unbatched((arrays, targets, weights), batched)
 
-    def located_texts(self, x):
-        """(texts, their arrays, where their tokens stand), see `located`."""
-        texts, _, _ = texts_or_words(x)
-        return texts, *self.located(texts)
-
     def tokens(self, text, ids, located, scores):
         """The `Token`s of one text, of the scores of its row."""
         backend, found = self.tokenizer.backend, []

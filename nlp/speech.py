@@ -128,11 +128,10 @@ class SpeechToTextPreprocessor(TextPreprocessor):
     @classmethod
     def config_from_preset(cls, preset):
         """The constructor's arguments for a preset."""
-        longest = preset.positions or 448
         return {
             "tokenizer": preset.family.tokenizer.load(preset.folder),
             "features": WhisperFeatures.load(preset.folder),
-            "sequence_length": longest,
+            "sequence_length": preset.positions or 448,
             **preset.own("preprocessor"),
         }
 

@@ -80,13 +80,7 @@ class T5Backbone(EncoderDecoder):
     position_biases: "shared" by the blocks of a side, or "each" block's own
     """
 
-    vocabulary_size: PositiveInt
-    num_layers: PositiveInt
-    num_heads: PositiveInt
-    hidden_dim: PositiveInt
-    intermediate_dim: PositiveInt
     key_value_dim: int = None
-    num_decoder_layers: int = None
     dropout: Rate = 0.1
     activation: transformer.ActivationName = GELU
     use_gated_activation: bool = True
@@ -110,7 +104,6 @@ class T5Backbone(EncoderDecoder):
 
     def setup(self):
         self.key_value_dim = self.key_value_dim or self.hidden_dim // self.num_heads
-        self.num_decoder_layers = self.num_decoder_layers or self.num_layers
         if self.scale_outputs is None:
             self.scale_outputs = self.tie_embedding_weights
         super().setup()

@@ -397,7 +397,8 @@ class TokenClassifier(Ragged, Labelled):
         """
         aggregation = choose("aggregation", aggregation, AGGREGATIONS)
         preprocessor, found = self.require_preprocessor(), []
-        texts, arrays, located = preprocessor.located_texts(texts)
+        texts, _, _ = preprocessing.texts_or_words(texts)
+        arrays, located = preprocessor.located(texts)
         scores = softmax(self.predict(arrays, batch_size=batch_size, verbose=0).astype("float32"))
         for text, ids, tokens, row in zip(texts, arrays["token_ids"], located, scores):
             tokens = preprocessor.tokens(text, ids, tokens, row)
@@ -442,12 +443,8 @@ class QuestionAnswerer(Ragged, Headed):
         max_answer_length: in tokens   allow_none: "" may be the answer   align_to_words: an answer
         that begins or ends within a word has all of it
         """
-        preprocessor, single = self.require_preprocessor(), isinstance(questions, str)
-        if single:
-            questions, contexts = [questions], [contexts]
-        questions, contexts = map(list, (questions, contexts))
-        if len(questions) != len(contexts):
-            raise ValueError(f"Got {len(questions)} questions and {len(contexts)} contexts.")
+        preprocessor = self.require_preprocessor()
+        (questions, contexts), several = preprocessing.text_segments((questions, contexts))
         arrays, windows = preprocessor.windows(questions, contexts, stride)
         logits = self.predict(arrays, batch_size=batch_size, verbose=0)
         found, none = [{} for _ in questions], [1.0] * len(questions)
@@ -471,4 +468,4 @@ class QuestionAnswerer(Ragged, Headed):
             keys = ("answer", "score", "start", "end")
             results.append([dict(zip(keys, (text[s:e], p, s, e))) for (s, e), p in ranked])
         results = results if top_k > 1 else [ranked[0] for ranked in results]
-        return results[0] if single else results
+        return results if several else results[0]

@@ -7,9 +7,9 @@ from khub import ops
 from khub.fields import PositiveInt
 
 from .byte_pair import RobertaTokenizer
-from .encoder_decoder import SIZES, SizedEncoderDecoder, block_weights, text_family
+from .encoder_decoder import SIZES, SizedEncoderDecoder, block_weights, register_kinds
 from .generation import Seq2SeqLM
-from .transformer import table
+from .transformer import check_config, check_length, table
 
 WEIGHTS = [("shared", "embeddings")]
 for _side in ("encoder", "decoder"):
@@ -54,31 +54,24 @@ class BartBackbone(SizedEncoderDecoder):
             setattr(self, f"{side}_embedding_norm", self.norm())
         self.build_sides(last_norms=self.norm_first)
 
-    def source(self, token_ids, training=None):
+    def source(self, token_ids):
         time = ops.shape(token_ids)[1]
-        if isinstance(time, int) and time > self.max_sequence_length:
-            raise ValueError(
-                f"Got {time} tokens; this model has positions for {self.max_sequence_length}. Cut "
-                "the text, or use a preprocessor with a shorter encoder_sequence_length."
-            )
-        return self._embedded("encoder", token_ids, ops.arange(time), training)
+        check_length(time, self.max_sequence_length)
+        return self._embedded("encoder", token_ids, ops.arange(time))
 
-    def target(self, token_ids, positions, training=None):
-        return self._embedded("decoder", token_ids, positions, training)
+    def target(self, token_ids, positions):
+        return self._embedded("decoder", token_ids, positions)
 
-    def _embedded(self, side, token_ids, positions, training):
+    def _embedded(self, side, token_ids, positions):
         x = self.embeddings(token_ids)
         if self.scale_embeddings:
             x = x * ops.cast(self.hidden_dim**0.5, ops.dtype(x))
         x = x + getattr(self, f"{side}_position")(positions + OFFSET)
-        x = getattr(self, f"{side}_embedding_norm")(x)
-        return self.drop(x, training=training) if training else x
+        return getattr(self, f"{side}_embedding_norm")(x)
 
     @classmethod
     def config_from_reference(cls, config):
-        for name, only in ALWAYS.items():
-            if config.get(name, only) is not only:
-                raise ValueError(f"BART with {name}={config[name]!r} is not supported.")
+        check_config(config, ALWAYS, "BART")
         kind = config.get("model_type", "bart")
         return {**super().config_from_reference(config), "norm_first": kind == "mbart"}
 
@@ -106,4 +99,4 @@ class BartTokenizer(RobertaTokenizer):
     reference_class = "BartTokenizer"
 
 
-text_family("bart", KINDS, BartBackbone, BartTokenizer, BartSeq2SeqLM)
+register_kinds("bart", KINDS, BartBackbone, BartTokenizer, BartSeq2SeqLM)

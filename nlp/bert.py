@@ -5,6 +5,7 @@ Attention to both sides and two dense layers a block, normalized after each addi
 """
 
 from dataclasses import dataclass, field
+from itertools import repeat
 
 from khub import ops
 from khub.fields import PositiveInt, Rate
@@ -91,7 +92,7 @@ MPNET = _weights(
     LAYER,
     "attention.attn.q attention.attn.k attention.attn.v attention.attn.o attention.LayerNorm "
     f"{LAST}",
-    ("encoder.relative_attention_bias", "relative"),
+    ("encoder.relative_attention_bias", "relative.table"),
     ("pooler.dense", "pooler"),
 )
 
@@ -284,11 +285,7 @@ class EncoderEmbeddings(Layer):
 
     def _positions(self, token_ids):
         time = ops.shape(token_ids)[1]
-        if isinstance(time, int) and time > self.max_sequence_length:
-            raise ValueError(
-                f"Got {time} tokens; this model has positions for {self.max_sequence_length}. "
-                "Use a preprocessor with a shorter sequence_length."
-            )
+        transformer.check_length(time, self.max_sequence_length)
         if self.padding_id is None:
             return ops.arange(time)
         real = ops.cast(ops.not_equal(token_ids, self.padding_id), "int32")
@@ -315,7 +312,7 @@ class EncoderBackbone(tasks.Backbone):
     dropout: Rate = 0.1
     max_sequence_length: PositiveInt = 512
     num_segments: int = 2
-    activation: str = "gelu"
+    activation: transformer.ActivationName = "gelu"
     attention_dropout: Rate = 0.1
     layer_norm_epsilon: float = 1e-12
     padding_id: int = 0
@@ -325,11 +322,11 @@ class EncoderBackbone(tasks.Backbone):
     relative_buckets: int = None
 
     kind = KINDS[0]
-    absolute_positions = True
+    absolute_positions = norm_bias = attention_bias = True
     optional = ("pooler",)
 
     def setup(self):
-        transformer.check_sizes(self, "activation")
+        transformer.check_sizes(self)
         self.embedding_dim = self.embedding_dim or self.hidden_dim
         super().setup()
 
@@ -338,8 +335,8 @@ class EncoderBackbone(tasks.Backbone):
         places = self.max_sequence_length if self.absolute_positions else 0
         sizes = self.vocabulary_size, narrow, places, self.num_segments
         padding = self.padding_id if self.kind.counted else None
-        options = dict(epsilon=self.layer_norm_epsilon, padding_id=padding, dtype=self.dtype_policy)
-        self.embeddings = built(EncoderEmbeddings(*sizes, self.dropout, **options))
+        more = self.dropout, self.layer_norm_epsilon, padding, self.norm_bias
+        self.embeddings = built(EncoderEmbeddings(*sizes, *more, dtype=self.dtype_policy))
         projected = narrow != width or self.num_groups is not None
         self.projection = dense(self, narrow, width) if projected else None
         if self.num_groups is None:
@@ -348,17 +345,16 @@ class EncoderBackbone(tasks.Backbone):
             each = range(self.group_layers)
             self.groups = [[self._block(i) for i in each] for _ in range(self.num_groups)]
         if self.relative_buckets is not None:
-            self.relative = table(self, self.relative_buckets, self.num_heads)
-            distances = range(1 - self.max_sequence_length, self.max_sequence_length)
-            self._buckets = transformer.position_buckets(distances, self.relative_buckets)
+            sizes, options = (self.num_heads, self.relative_buckets), dict(dtype=self.dtype_policy)
+            self.relative = built(transformer.RelativePositions(*sizes, **options))
         self.pooler = dense(self, width, width, activation="tanh") if self.kind.pooler else None
 
     def _attention(self):
         sizes = self.hidden_dim, self.num_heads, self.attention_dropout
-        return transformer.self_attention(self, *sizes)
+        return transformer.self_attention(self, *sizes, self.attention_bias)
 
     def _norm(self):
-        return norm(self, self.hidden_dim, self.layer_norm_epsilon)
+        return norm(self, self.hidden_dim, self.layer_norm_epsilon, center=self.norm_bias)
 
     def _block(self, index, kind=EncoderBlock, *parts):
         options = dict(dtype=self.dtype_policy)
@@ -380,14 +376,17 @@ class EncoderBackbone(tasks.Backbone):
         count = self.num_layers
         return [b for i in range(count) for b in self.groups[i * self.num_groups // count]]
 
+    def _given(self, time, visible):
+        """What each block takes besides states: of all the same."""
+        return repeat((self._bias(time, visible),))
+
     def _bias(self, time, visible):
         """What is added to the scores, once for all layers: by distance, and against padding."""
         bias = transformer.padding_bias(visible, self.compute_dtype)
         if self.relative_buckets is None:
             return bias
         places = ops.arange(time)
-        distances = places[None] - places[:, None] + (self.max_sequence_length - 1)
-        near = ops.transpose(self.relative(ops.take(self._buckets, distances)), (2, 0, 1))[None]
+        near = self.relative(places, places)
         return near if bias is None else near + bias
 
     def call(self, inputs, training=None):
@@ -396,9 +395,9 @@ class EncoderBackbone(tasks.Backbone):
         x = self.embeddings(token_ids, inputs.get("segment_ids"), training=training)
         if self.projection is not None:
             x = self.projection(x)
-        bias = self._bias(ops.shape(token_ids)[1], visible)
-        for block in self._layers():
-            x = block(x, bias, training=training)
+        given = self._given(ops.shape(token_ids)[1], visible)
+        for block, each in zip(self._layers(), given):
+            x = block(x, *each, training=training)
         if self.pooler is None:
             return {"sequence_output": x}
         return {"sequence_output": x, "pooled_output": self.pooler(x[:, 0])}

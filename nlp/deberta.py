@@ -125,10 +125,9 @@ class DisentangledBackbone(bert.EncoderBackbone):
     normalize_positions: bool = True
     absolute_positions: bool = False
     conv_kernel_size: int = 0
-    conv_activation: str = "tanh"
+    conv_activation: transformer.ActivationName = "tanh"
 
     def setup(self):
-        transformer.check_sizes(self, "conv_activation")
         size, limit = self.bucket_size, self.max_sequence_length
         if size % 2 or size and size // 2 >= limit - 1:
             raise ValueError(

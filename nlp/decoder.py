@@ -18,7 +18,7 @@ from .experts import Experts
 from .generation import CausalLM
 from .tasks import Backbone
 from .tokenizers import Tokenizer
-from .transformer import FeedForward, frequencies, renames, rotation, table, visible
+from .transformer import FeedForward, built, frequencies, renames, rotation, table, visible
 
 CONFIG = {  # khub's name -> the reference's
     "vocabulary_size": "vocab_size",
@@ -273,7 +273,7 @@ class DecoderBackbone(Backbone):
     rope_local_wavelength: float = None
     rope_share: float = 1.0
     layer_norm_epsilon: float = 1e-6
-    activation: str = "silu"
+    activation: transformer.ActivationName = "silu"
     tie_embeddings: bool = False
     attention_bias: bool = False
     qkv_bias: bool = False
@@ -314,7 +314,6 @@ class DecoderBackbone(Backbone):
                 f"num_query_heads must be a multiple of num_key_value_heads; got "
                 f"{self.num_query_heads} and {self.num_key_value_heads}."
             )
-        transformer.check_choices(self, activation=transformer.ACTIVATIONS)
         super().setup()
 
     def build(self, shape=None):
@@ -351,9 +350,8 @@ class DecoderBackbone(Backbone):
         norms = self.layer_norm_epsilon if self.query_key_norm else None, self.norm_offset
         scores = self.query_scale, self.attention_soft_cap, self.qkv_by_head
         parts = *heads, *biases, *norms, *scores
-        attention = transformer.CausalAttention(self.hidden_dim, *parts, **options)
-        feed_forward = self._feed_forward(number, **options)
-        attention.build(), feed_forward.build()
+        attention = built(transformer.CausalAttention(self.hidden_dim, *parts, **options))
+        feed_forward = built(self._feed_forward(number, **options))
         norms = {place: (self._norm(), self._norm()) for place in PLACES[self.norm_places]}
         return DecoderBlock(attention, feed_forward, norms, self.parallel, **options)
 
@@ -400,12 +398,8 @@ class DecoderBackbone(Backbone):
             if cache is not None and cache.starts is not None:
                 positions = ops.maximum(positions - cache.starts[:, None], 0)
         if self.position_embeddings is not None:
-            most = self.max_sequence_length
-            if cache is None and isinstance(time, int) and time > most:
-                raise ValueError(
-                    f"Got {time} tokens; this model has positions for {most}. Use a preprocessor "
-                    "with a shorter sequence_length."
-                )
+            if cache is None:
+                transformer.check_length(time, self.max_sequence_length)
             x = x + self.position_embeddings(positions + self.position_offset)
         name = ops.dtype(x)
         turned = [rotation(positions, *turns, name, length) for turns in self._turns] or [None]
@@ -424,11 +418,7 @@ class DecoderBackbone(Backbone):
     @classmethod
     def config_from_reference(cls, config):
         kind = cls.kind
-        for key, value in kind.only.items():
-            if config.get(key, value) not in (value, None):
-                raise ValueError(
-                    f"{kind.name} with {key}={config[key]!r} is not supported; expected {value!r}."
-                )
+        transformer.check_config(config, kind.only, kind.name)
         config = {**kind.defaults, **{k: v for k, v in config.items() if v is not None}}
         names = {**CONFIG, **kind.names}
         made = {name: config[key] for name, key in names.items() if key in config}

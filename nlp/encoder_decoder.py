@@ -7,50 +7,44 @@ from functools import partial
 
 from khub import ops
 from khub.fields import PositiveInt, Rate
-from khub.layers import Dropout, Layer
+from khub.layers import Dropout
 
 from ..presets import Family, register
 from . import transformer
 from .cache import KVCache
 from .tasks import Backbone
-from .transformer import Attention, CrossAttention, FeedForward, norm, renames, visible
+from .transformer import (
+    CrossAttention,
+    EncoderBlock,
+    FeedForward,
+    SelfAttention,
+    built,
+    norm,
+    renames,
+    visible,
+)
 
 
-class Block(Layer):
-    """Attention, in a decoder attention to the encoder's states, two dense layers; all added to x.
+class Block(EncoderBlock):
+    """A decoder's block: `EncoderBlock` with a cache, and between its parts attention to what the
+    encoder gave, all three with a norm.
 
-    Each part's input is normalized, or (norm_first=False) the sum behind it.
     call(x, seen, bias, cache, at, kept, source) -> (y, cache), as `Attention`; kept: keys and
     values of `CrossAttention`; source: bool (batch, 1, 1, source time), which of them are real
     """
 
-    def __init__(self, attention, cross, feed_forward, norms, norm_first, dropout, **options):
-        super().__init__(**options)
-        self.attention, self.cross, self.feed_forward = attention, cross, feed_forward
-        self.attention_norm, *middle, self.norm = norms
-        self.cross_norm = middle[0] if middle else None
-        self.norm_first = norm_first
-        self.drop = Dropout(dropout, dtype=self.dtype_policy)
-        for part in filter(None, (attention, cross, feed_forward)):
-            part.build()
-        self.build(None)
-
-    def _before(self, norm, x):
-        return norm(x) if self.norm_first else x
-
-    def _after(self, norm, x, y, training):
-        x = x + (self.drop(y, training=training) if training else y)
-        return x if self.norm_first else norm(x)
+    def __init__(self, cross, cross_norm, *parts, **options):
+        super().__init__(*parts, **options)
+        self.cross, self.cross_norm = cross, cross_norm
 
     def call(self, x, seen, bias, cache=None, at=0, kept=None, source=None, training=None):
-        y = self._before(self.attention_norm, x)
+        y = self.before(self.attention_norm, x)
         y, cache = self.attention(y, None, seen, cache, at, bias, training=training)
-        x = self._after(self.attention_norm, x, y, training)
-        if self.cross is not None:
-            y = self.cross(self._before(self.cross_norm, x), kept, source, training=training)
-            x = self._after(self.cross_norm, x, y, training)
-        y = self.feed_forward(self._before(self.norm, x), training=training)
-        return self._after(self.norm, x, y, training), cache
+        x = self.after(self.attention_norm, self.drop, x, y, training)
+        y = self.cross(self.before(self.cross_norm, x), kept, source, training=training)
+        x = self.after(self.cross_norm, self.drop, x, y, training)
+        y = self.feed_forward(self.before(self.norm, x), training=training)
+        return self.after(self.norm, self.drop, x, y, training), cache
 
 
 class EncoderDecoder(Backbone):
@@ -61,9 +55,16 @@ class EncoderDecoder(Backbone):
     -> {"encoder_sequence_output": (batch, source time, hidden_dim), "decoder_sequence_output":
     (batch, time, hidden_dim)}
 
-    A family defines build(), source(x, training) and target(token_ids, positions, training), which
-    embed, and where it has them the last norms and biases of relative positions.
+    A family defines build(), source(x) and target(token_ids, positions), which embed, norm(), which
+    makes one, and where it has them biases of relative positions.
     """
+
+    vocabulary_size: PositiveInt
+    num_layers: PositiveInt
+    num_heads: PositiveInt
+    hidden_dim: PositiveInt
+    intermediate_dim: PositiveInt
+    num_decoder_layers: int = None
 
     source_name = "encoder_token_ids"
     norm_first = True
@@ -71,28 +72,36 @@ class EncoderDecoder(Backbone):
     # call(queries, keys) -> bias, for all blocks or each
     encoder_positions = decoder_positions = ()
 
-    def make_blocks(self, count, cross, norm, feed_forward, heads, dropout, **attention):
-        """Blocks of `count`, those of a decoder where `cross`.
+    def setup(self):
+        self.num_decoder_layers = self.num_decoder_layers or self.num_layers
+        super().setup()
 
-        norm, feed_forward: make one   attention: fields of both kinds of attention
+    def build_side(self, side, count, heads, feed_forward, last_norm=True, **attention):
+        """The blocks of "encoder" or "decoder", and where `last_norm` the norm behind them.
+
+        feed_forward: makes one   attention: fields of both kinds of attention
         """
-        width, options = self.hidden_dim, dict(dtype=self.dtype_policy)
-        sizes = width, heads, heads, attention.pop("head_width", width // heads)
-        dropouts = {"dropout": attention.pop("attention_dropout", dropout)}
-        own = {**attention, **dropouts, "output_bias": attention["bias"], **options}
-        kind = transformer.CausalAttention if cross else Attention
-        return [
-            Block(
-                kind(*sizes, **own),
-                CrossAttention(*sizes, **own) if cross else None,
-                feed_forward(),
-                [norm() for _ in range(3 if cross else 2)],
-                self.norm_first,
-                dropout,
-                **options,
-            )
-            for _ in range(count)
-        ]
+        self.drop = Dropout(self.dropout, dtype=self.dtype_policy)
+        own = {"dropout": self.dropout, "output_bias": attention["bias"], **attention}
+        head_width = own.pop("head_width", self.hidden_dim // heads)
+        sizes = self.hidden_dim, heads, heads, head_width
+        options = dict(dtype=self.dtype_policy)
+
+        def block():
+            kind = transformer.CausalAttention if side == "decoder" else SelfAttention
+            inner = built(kind(*sizes, **own, **options)), built(feed_forward())
+            parts = *inner, (self.norm(), self.norm()), (self.dropout,) * 2, self.norm_first
+            if side == "encoder":
+                return EncoderBlock(*parts, **options)
+            cross = built(CrossAttention(*sizes, **own, **options))
+            return Block(cross, self.norm(), *parts, **options)
+
+        setattr(self, f"{side}_blocks", [block() for _ in range(count)])
+        if last_norm:
+            setattr(self, f"{side}_norm", self.norm())
+
+    def reference_config(self):
+        return {**super().reference_config(), "is_encoder_decoder": True}
 
     def check_inputs(self, inputs):
         needed = {self.source_name, "decoder_token_ids"}
@@ -117,11 +126,13 @@ class EncoderDecoder(Backbone):
 
     def encoded(self, source, mask=None, training=None):
         """The encoder's states of a source."""
-        x = self.source(source, training)
-        seen = None if mask is None else ops.cast(mask, "bool")[:, None, None]
-        bias = self._biases(self.encoder_positions, *[lambda: ops.arange(ops.shape(x)[1])] * 2)
+        x = self.source(source)
+        x = self.drop(x, training=training) if training else x
+        hidden = transformer.padding_bias(mask, self.compute_dtype)
+        near = self._biases(self.encoder_positions, *[lambda: ops.arange(ops.shape(x)[1])] * 2)
         for i, block in enumerate(self.encoder_blocks):
-            x, _ = block(x, seen, bias(i), training=training)
+            both = [bias for bias in (hidden, near(i)) if bias is not None]
+            x = block(x, sum(both) if both else None, training=training)
         return x if self.encoder_norm is None else self.encoder_norm(x)
 
     def remember(self, encoded, mask=None):
@@ -152,7 +163,8 @@ class EncoderDecoder(Backbone):
         positions = ops.arange(time) + at
         starts = None if cache is None else cache.starts
         places = positions if starts is None else ops.maximum(positions[None] - starts[:, None], 0)
-        x = self.target(token_ids, places, training)
+        x = self.target(token_ids, places)
+        x = self.drop(x, training=training) if training else x
         seen, count = visible(time, cache, mask), len(self.decoder_blocks)
         kept = [None] * count if cache is None else cache.layers()
 
@@ -215,12 +227,16 @@ def block_weights(side):
     yield from renames(f"{side}.layers.{{i}}.", f"{side}_blocks.{{i}}.", BLOCK)
 
 
-def text_family(name, kinds, backbone, tokenizer, task):
-    """Register the family of an encoder-decoder of texts.  kinds: {model_type: the class' name}"""
-    architectures = {"Seq2SeqLM": "{}ForConditionalGeneration", "Backbone": "{}Model"}
-    named = {key: tuple(map(form.format, kinds.values())) for key, form in architectures.items()}
-    tasks = {"Seq2SeqLM": task}
-    register(Family(name, tuple(kinds), backbone, tokenizer, tasks, named))
+def register_kinds(name, kinds, backbone, tokenizer, task, generic="Seq2SeqLM"):
+    """Register the family of an encoder-decoder.
+
+    kinds: {model_type: the reference's name}   generic: the name of the task
+    """
+    forms = {generic: "{}ForConditionalGeneration", "Backbone": "{}Model"}
+    named = {key: tuple(map(form.format, kinds.values())) for key, form in forms.items()}
+    if len(kinds) == 1:  # a folder that is saved can say which
+        named = {key: names[0] for key, names in named.items()}
+    register(Family(name, tuple(kinds), backbone, tokenizer, {generic: task}, named))
 
 
 class SizedEncoderDecoder(EncoderDecoder):
@@ -229,25 +245,18 @@ class SizedEncoderDecoder(EncoderDecoder):
     What a decoder's size leaves out is as in the encoder.
     """
 
-    vocabulary_size: PositiveInt
-    num_layers: PositiveInt
-    num_heads: PositiveInt
-    hidden_dim: PositiveInt
-    intermediate_dim: PositiveInt
-    num_decoder_layers: int = None
     num_decoder_heads: int = None
     decoder_intermediate_dim: int = None
     dropout: Rate = 0.1
     attention_dropout: Rate = 0.0
     activation_dropout: Rate = 0.0
-    activation: str = "gelu"
+    activation: transformer.ActivationName = "gelu"
 
     reference_prefix = "model"
     config_names = SIZES
     key_bias = True
 
     def setup(self):
-        self.num_decoder_layers = self.num_decoder_layers or self.num_layers
         self.num_decoder_heads = self.num_decoder_heads or self.num_heads
         self.decoder_intermediate_dim = self.decoder_intermediate_dim or self.intermediate_dim
         if self.hidden_dim % self.num_decoder_heads:
@@ -255,31 +264,19 @@ class SizedEncoderDecoder(EncoderDecoder):
                 f"hidden_dim must be a multiple of num_decoder_heads; got {self.hidden_dim} and "
                 f"{self.num_decoder_heads}."
             )
-        transformer.check_sizes(self, "activation")
+        transformer.check_sizes(self)
         super().setup()
 
     def build_sides(self, last_norms):
         """The blocks of both sides, and where `last_norms` the norms behind them."""
-        self.drop = Dropout(self.dropout, dtype=self.dtype_policy)
         encoder = self.num_layers, self.num_heads, self.intermediate_dim
         decoder = self.num_decoder_layers, self.num_decoder_heads, self.decoder_intermediate_dim
         options = dict(dropout=self.activation_dropout, dtype=self.dtype_policy)
-        own = dict(bias=True, key_bias=self.key_bias, attention_dropout=self.attention_dropout)
+        own = dict(bias=True, key_bias=self.key_bias, dropout=self.attention_dropout)
         for side, (count, heads, hidden) in (("encoder", encoder), ("decoder", decoder)):
             sizes = self.hidden_dim, hidden, self.activation
-            make = self.norm, partial(FeedForward, *sizes, **options)
-            blocks = self.make_blocks(count, side == "decoder", *make, heads, self.dropout, **own)
-            setattr(self, f"{side}_blocks", blocks)
-            if last_norms:
-                setattr(self, f"{side}_norm", self.norm())
+            feed_forward = partial(FeedForward, *sizes, **options)
+            self.build_side(side, count, heads, feed_forward, last_norms, **own)
 
     def norm(self):
         return norm(self, self.hidden_dim, 1e-5)
-
-    @classmethod
-    def config_from_reference(cls, config):
-        return transformer.read_config(config, cls.config_names, config.get("model_type"))
-
-    def reference_config(self):
-        ours = {key: getattr(self, name) for name, key in self.config_names.items()}
-        return {**ours, "is_encoder_decoder": True}

@@ -10,7 +10,7 @@ from khub.fields import PositiveInt
 from khub.layers import Layer
 
 from .cache import EAGER
-from .transformer import GatedFeedForward, dense, gated, normal
+from .transformer import GatedFeedForward, built, dense, gated, normal
 
 
 class ExpertDense(Layer):
@@ -58,13 +58,12 @@ class Experts(Layer):
     def build(self, shape=None):
         options, parts = dict(dtype=self.dtype_policy), (self.hidden, self.hidden)
         self.router = dense(self, self.width, self.count, use_bias=False)
-        self.experts_gate_up = ExpertDense(self.count, self.width, sum(parts), parts, **options)
-        self.experts_down = ExpertDense(self.count, self.hidden, self.width, **options)
-        self.experts_gate_up.build(), self.experts_down.build()
+        sizes = self.count, self.width, sum(parts), parts
+        self.experts_gate_up = built(ExpertDense(*sizes, **options))
+        self.experts_down = built(ExpertDense(self.count, self.hidden, self.width, **options))
         if self.shared:
             sizes = self.width, self.shared, self.activation
-            self.shared_expert = GatedFeedForward(*sizes, **options)
-            self.shared_expert.build()
+            self.shared_expert = built(GatedFeedForward(*sizes, **options))
             self.shared_gate = dense(self, self.width, 1, use_bias=False)
 
     def call(self, x):

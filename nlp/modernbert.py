@@ -7,23 +7,11 @@ from khub import ops
 from khub.fields import PositiveInt, Rate
 
 from . import tasks, transformer
-from .bert import EncoderEmbeddings, EncoderMaskedLM, Kind, kind_family, masked_weights
+from .bert import EncoderBackbone, EncoderMaskedLM, Kind, kind_family, masked_weights
 from .byte_pair import BytePairTokenizer
 from .tokenizers import SPECIAL_TOKENS
-from .transformer import built, norm, rotation
+from .transformer import EncoderBlock, built, rotation
 
-CONFIG = {  # khub's name -> the reference's
-    **transformer.CONFIG,
-    **transformer.same("norm_bias", "attention_bias", "mlp_bias"),
-    **transformer.same("attention_dropout", "mlp_dropout"),
-    "activation": "hidden_activation",
-    "layer_norm_epsilon": "norm_eps",
-    "dropout": "embedding_dropout",
-    "local_window": "local_attention",
-    "head_activation": "classifier_activation",
-    "head_bias": "classifier_bias",
-    "padding_id": "pad_token_id",
-}
 WEIGHTS = [
     ("embeddings.tok_embeddings", "embeddings.word"),
     ("embeddings.norm", "embeddings.norm"),
@@ -38,7 +26,7 @@ WEIGHTS = [
 LAYER_TYPES = ("full_attention", "sliding_attention")
 
 
-class ModernBertBackbone(tasks.Backbone):
+class ModernBertEncoder(EncoderBackbone):
     """ModernBERT's encoder. The layers of `local_layers` see local_window // 2 places to each side.
 
     inputs: {"token_ids": int (batch, time), "padding_mask": bool, the same shape, or none}
@@ -46,45 +34,26 @@ class ModernBertBackbone(tasks.Backbone):
     head_activation, head_bias: of the dense layer that every task's head begins with
     """
 
-    vocabulary_size: PositiveInt
-    num_layers: PositiveInt
-    num_heads: PositiveInt
-    hidden_dim: PositiveInt
-    intermediate_dim: PositiveInt
-    dropout: Rate = 0.0
-    max_sequence_length: PositiveInt = 8192
     local_window: PositiveInt = 128
     local_layers: tuple = None
     rope_max_wavelength: float = 160_000.0
     rope_local_wavelength: float = 10_000.0
-    activation: str = "gelu"
-    attention_dropout: Rate = 0.0
     mlp_dropout: Rate = 0.0
-    layer_norm_epsilon: float = 1e-5
     norm_bias: bool = False
     attention_bias: bool = False
     mlp_bias: bool = False
-    head_activation: str = "gelu"
+    head_activation: transformer.ActivationName = "gelu"
     head_bias: bool = False
-    padding_id: int = 0
 
-    weight_map = WEIGHTS
-    reference_prefix = "model"
-    model_type = "modernbert"
-    config_names = CONFIG
+    absolute_positions = False
 
     def setup(self):
-        transformer.check_sizes(self, "activation", "head_activation")
-        self.embedding_dim = self.hidden_dim
         if self.local_layers is None:
             self.local_layers = tuple(i for i in range(self.num_layers) if i % 3)
         super().setup()
 
     def build(self, shape=None):
-        sizes = self.vocabulary_size, self.hidden_dim, 0, 0, self.dropout, self.layer_norm_epsilon
-        options = dict(norm_bias=self.norm_bias, dtype=self.dtype_policy)
-        self.embeddings = built(EncoderEmbeddings(*sizes, **options))
-        self.blocks = [self._block(i) for i in range(self.num_layers)]
+        super().build(shape)
         self.norm = self._norm()
         self._local = [i in self.local_layers for i in range(self.num_layers)]
         width = self.hidden_dim // self.num_heads
@@ -92,19 +61,13 @@ class ModernBertBackbone(tasks.Backbone):
         used = {local: waves[local] for local in set(self._local)}
         self._turns = {local: transformer.frequencies(width, wave) for local, wave in used.items()}
 
-    def _norm(self):
-        return norm(self, self.hidden_dim, self.layer_norm_epsilon, center=self.norm_bias)
-
     def _block(self, index):
-        width, dropout = self.hidden_dim, self.attention_dropout
-        sizes = width, self.num_heads, dropout, self.attention_bias
-        hidden = width, self.intermediate_dim, self.activation, self.mlp_bias, self.mlp_dropout
-        options = dict(dtype=self.dtype_policy)
-        attention = transformer.self_attention(self, *sizes)
-        feed_forward = built(transformer.GatedFeedForward(*hidden, **options))
+        sizes = self.hidden_dim, self.intermediate_dim, self.activation
+        more, options = (self.mlp_bias, self.mlp_dropout), dict(dtype=self.dtype_policy)
+        feed_forward = built(transformer.GatedFeedForward(*sizes, *more, **options))
         norms = self._norm() if index else None, self._norm()
-        rates = dict(dropouts=(dropout, 0.0), norm_first=True)
-        return transformer.EncoderBlock(attention, feed_forward, norms, **rates, **options)
+        rates = dict(dropouts=(self.attention_dropout, 0.0), norm_first=True)
+        return EncoderBlock(self._attention(), feed_forward, norms, **rates, **options)
 
     def prediction_head(self, task):
         """The layers that every task's head begins with."""
@@ -113,29 +76,24 @@ class ModernBertBackbone(tasks.Backbone):
         sizes = width, width, self.head_activation, epsilon
         return built(transformer.PredictionHead(*sizes, **options))
 
-    def call(self, inputs, training=None):
-        self.check_inputs(inputs)
-        x = self.embeddings(inputs["token_ids"], training=training)
-        time = ops.shape(x)[1]
-        places, name = ops.arange(time), ops.dtype(x)
-        turned = {local: rotation(places[None], *t, name) for local, t in self._turns.items()}
-        bias = self._bias(inputs.get("padding_mask"), places, time)
-        for block, local in zip(self.blocks, self._local):
-            x = block(x, bias[local], turned[local], training=training)
-        return {"sequence_output": self.norm(x)}
+    def _given(self, time, visible):
+        """What each block takes besides states: the bias of its scores, and its rotation."""
+        places, dtype = ops.arange(time), self.compute_dtype
+        turned = {local: rotation(places[None], *t, dtype) for local, t in self._turns.items()}
+        bias, side = [transformer.padding_bias(visible, dtype)] * 2, self.local_window // 2
+        if self.local_layers and not (isinstance(time, int) and time <= side + 1):
+            near = ops.absolute(places[:, None] - places[None]) <= side
+            far = transformer.hidden_bias(near[None, None], dtype)
+            bias[True] = far if bias[False] is None else ops.minimum(bias[False], far)
+        return [(bias[local], turned[local]) for local in self._local]
 
-    def _bias(self, mask, places, time):
-        """What is added to the scores of layers without and with a window; None for nothing."""
-        bias, side = transformer.padding_bias(mask, self.compute_dtype), self.local_window // 2
-        if not self.local_layers or isinstance(time, int) and time <= side + 1:
-            return bias, bias
-        near = ops.absolute(places[:, None] - places[None]) <= side
-        far = transformer.hidden_bias(near[None, None], self.compute_dtype)
-        return bias, far if bias is None else ops.minimum(bias, far)
+    def call(self, inputs, training=None):
+        found = super().call(inputs, training)
+        return {"sequence_output": self.norm(found["sequence_output"])}
 
     @classmethod
     def config_from_reference(cls, config):
-        ours = transformer.read_config(config, CONFIG, "ModernBERT")
+        ours = super().config_from_reference(config)
         every, count = config.get("global_attn_every_n_layers") or 3, ours["num_layers"]
         types = config.get("layer_types") or [LAYER_TYPES[bool(i % every)] for i in range(count)]
         if unknown := {*types} - {*LAYER_TYPES}:
@@ -162,7 +120,7 @@ class ModernBertBackbone(tasks.Backbone):
 
 
 class ModernBertHead:
-    """What a task adds whose head begins with `ModernBertBackbone.prediction_head`."""
+    """What a task adds whose head begins with `ModernBertEncoder.prediction_head`."""
 
     dropout_name = "classifier_dropout"
     weight_map = [("head", "head"), ("classifier", "classifier")]
@@ -226,10 +184,34 @@ class ModernBertTokenizer(BytePairTokenizer):
     wrap = ("cls_token $A sep_token", "cls_token $A sep_token $B:1 sep_token:1")
 
 
-KIND = Kind("ModernBert", "modernbert", ModernBertTokenizer, "arXiv:2412.13663")
+KIND = Kind(
+    "ModernBert",
+    "modernbert",
+    ModernBertTokenizer,
+    "arXiv:2412.13663",
+    prefix="model",
+    names={  # khub's name -> the reference's
+        **transformer.same("norm_bias", "attention_bias", "mlp_bias"),
+        **transformer.same("attention_dropout", "mlp_dropout"),
+        "activation": "hidden_activation",
+        "layer_norm_epsilon": "norm_eps",
+        "dropout": "embedding_dropout",
+        "local_window": "local_attention",
+        "head_activation": "classifier_activation",
+        "head_bias": "classifier_bias",
+    },
+    without=("num_segments",),
+    defaults={
+        **dict.fromkeys(("num_segments", "dropout", "attention_dropout"), 0),
+        "max_sequence_length": 8192,
+        "layer_norm_epsilon": 1e-5,
+    },
+    weights=WEIGHTS,
+    pooler=False,
+)
 _made = kind_family(
     KIND,
-    ModernBertBackbone,
+    ModernBertEncoder,
     TextClassifier=ModernBertClassifier,
     TokenClassifier=ModernBertTokenClassifier,
     QuestionAnswerer=ModernBertQuestionAnswerer,

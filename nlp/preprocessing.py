@@ -10,7 +10,7 @@ import itertools
 import numpy as np
 
 from khub import tree
-from khub.fields import Configurable, PositiveInt, Rate
+from khub.fields import Choice, Configurable, PositiveInt, Rate
 from khub.training.data import is_raw_texts
 
 from ..presets import Presettable
@@ -30,6 +30,38 @@ class TextPreprocessor(Presettable, Configurable):
         return {name: getattr(self, name) for name, *_ in self._fields if name != "tokenizer"}
 
 
+def shares(sizes, room, half):
+    """What of one text or two fits: of two a half each, and what the other leaves of its own.
+
+    half: the first's; where the room is odd one text has a token more
+    """
+    if len(sizes) == 1:
+        return [min(sizes[0], room)]
+    first = min(sizes[0], max(room - sizes[1], half))
+    return [first, min(sizes[1], room - first)]
+
+
+def only(index, sizes, room):
+    """Cut one text alone; the others must fit."""
+    index = min(index, len(sizes) - 1)
+    rest = sum(sizes) - sizes[index]
+    if rest > room:
+        raise ValueError(
+            f"truncate cuts only text {index + 1} of the pair, but the other alone has {rest} "
+            f"tokens and the room is {room}. Use truncate='longest_first' or a longer "
+            "sequence_length."
+        )
+    return [min(size, room - rest) if i == index else size for i, size in enumerate(sizes)]
+
+
+TRUNCATE = {  # the odd token: the longer text's, the second one's of equals, or the first one's
+    "longest_first": lambda sizes, room: shares(sizes, room, (room + (sizes[0] > sizes[-1])) // 2),
+    "round_robin": lambda sizes, room: shares(sizes, room, (room + 1) // 2),
+    "only_first": lambda sizes, room: only(0, sizes, room),
+    "only_second": lambda sizes, room: only(1, sizes, room),
+}
+
+
 class BertPreprocessor(TextPreprocessor):
     """Texts or pairs of texts with the special tokens around them, cut and padded to one length.
 
@@ -43,12 +75,9 @@ class BertPreprocessor(TextPreprocessor):
 
     tokenizer: object
     sequence_length: PositiveInt = 512
-    truncate: str = "longest_first"
+    truncate: Choice(*TRUNCATE) = "longest_first"
 
     def setup(self):
-        if self.truncate not in TRUNCATE:
-            known = ", ".join(TRUNCATE)
-            raise ValueError(f"truncate must be one of {known}; got {self.truncate!r}.")
         if self.sequence_length < 3:
             raise ValueError(
                 f"sequence_length must be at least 3 ([CLS], a token, [SEP]); got "
@@ -142,11 +171,6 @@ class TokenClassifierPreprocessor(BertPreprocessor):
             weights *= np.reshape(np.asarray(sample_weight, "float32"), (-1, 1))
         return unbatched((arrays, targets, weights), batched)
 
-    def located_texts(self, x):
-        """(texts, their arrays, where their tokens stand), see `located`."""
-        texts, _, _ = texts_or_words(x)
-        return texts, *self.located(texts)
-
     def tokens(self, text, ids, located, scores):
         """The `Token`s of one text, of the scores of its row."""
         backend, found = self.tokenizer.backend, []
@@ -186,7 +210,7 @@ class QuestionAnswererPreprocessor(BertPreprocessor):
     """
 
     sequence_length: PositiveInt = 384
-    truncate: str = "only_second"
+    truncate: Choice(*TRUNCATE) = "only_second"
     stride: int = None
 
     def __call__(self, x, y=None, sample_weight=None):
@@ -243,7 +267,7 @@ class MaskedLMPreprocessor(BertPreprocessor):
     """
 
     sequence_length: PositiveInt = 512
-    truncate: str = "longest_first"
+    truncate: Choice(*TRUNCATE) = "longest_first"
     mask_selection_rate: Rate = 0.15
     mask_selection_length: PositiveInt = 96
     mask_token_rate: Rate = 0.8
@@ -301,38 +325,6 @@ class MaskedLMPreprocessor(BertPreprocessor):
         x = {**x, "token_ids": hidden, "mask_positions": np.pad(positions, pad).astype("int32")}
         targets = np.pad(np.where(used, targets, 0), pad).astype("int32")
         return x, targets, np.pad(weights, pad).astype("float32")
-
-
-def shares(sizes, room, half):
-    """What of one text or two fits: of two a half each, and what the other leaves of its own.
-
-    half: the first's; where the room is odd one text has a token more
-    """
-    if len(sizes) == 1:
-        return [min(sizes[0], room)]
-    first = min(sizes[0], max(room - sizes[1], half))
-    return [first, min(sizes[1], room - first)]
-
-
-def only(index, sizes, room):
-    """Cut one text alone; the others must fit."""
-    index = min(index, len(sizes) - 1)
-    rest = sum(sizes) - sizes[index]
-    if rest > room:
-        raise ValueError(
-            f"truncate cuts only text {index + 1} of the pair, but the other alone has {rest} "
-            f"tokens and the room is {room}. Use truncate='longest_first' or a longer "
-            "sequence_length."
-        )
-    return [min(size, room - rest) if i == index else size for i, size in enumerate(sizes)]
-
-
-TRUNCATE = {  # the odd token: the longer text's, the second one's of equals, or the first one's
-    "longest_first": lambda sizes, room: shares(sizes, room, (room + (sizes[0] > sizes[-1])) // 2),
-    "round_robin": lambda sizes, room: shares(sizes, room, (room + 1) // 2),
-    "only_first": lambda sizes, room: only(0, sizes, room),
-    "only_second": lambda sizes, room: only(1, sizes, room),
-}
 
 
 def text_segments(x):

@@ -85,6 +85,12 @@ def crosses_spaces(model):
     return any(SPACE in piece[1:] for piece, _, _ in model.pieces)
 
 
+def new(tokens, added_tokens):
+    """Those of tokens that are not among the added ones."""
+    given = {token if isinstance(token, str) else token["content"] for token in added_tokens}
+    return [token for token in tokens if token not in given]
+
+
 class T5Tokenizer(SentencePieceTokenizer):
     """T5's unigram model and `extra_ids` sentinels.  first </s> second </s>   arXiv:1910.10683."""
 
@@ -98,9 +104,7 @@ class T5Tokenizer(SentencePieceTokenizer):
         if type(extra_ids) is not int or not 0 <= extra_ids <= EXTRA_LIMIT:
             raise ValueError(f"extra_ids must be 0 .. {EXTRA_LIMIT:,}, got {extra_ids!r}.")
         sentinels = [f"<extra_id_{i}>" for i in reversed(range(extra_ids))]
-        given = {token if isinstance(token, str) else token["content"] for token in added_tokens}
-        added_tokens = [*(s for s in sentinels if s not in given), *added_tokens]
-        super().__init__(model, special_tokens, added_tokens)
+        super().__init__(model, special_tokens, [*new(sentinels, added_tokens), *added_tokens])
 
     def reference_config(self):
         sentinels = [token for token in self.backend.get_vocab() if token.startswith("<extra_id_")]
@@ -182,9 +186,8 @@ class DebertaV3Tokenizer(SentencePieceTokenizer):
         self, model, lowercase=False, split_punctuation=False, special_tokens=None, added_tokens=()
     ):
         self.lowercase, self.split_punctuation = lowercase, split_punctuation  # for _pipeline
-        given = [token if isinstance(token, str) else token["content"] for token in added_tokens]
         mask = (special_tokens or {}).get("mask_token", "[MASK]")  # the model's file lacks it
-        super().__init__(model, special_tokens, [*added_tokens, *([] if mask in given else [mask])])
+        super().__init__(model, special_tokens, [*added_tokens, *new([mask], added_tokens)])
 
     def _pipeline(self, backend, lib, model):
         normal, cut = lib.normalizers, lib.pre_tokenizers

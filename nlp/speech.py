@@ -8,13 +8,14 @@ import re
 import numpy as np
 
 from khub import ops
+from khub.choices import choose
 from khub.fields import PositiveInt
 
 from .audio import WhisperFeatures
 from .generation import Answers, Seq2SeqLM
 from .preprocessing import TextPreprocessor, check_texts, fill
 from .rules import NEVER, Rules
-from .tasks import Backbone
+from .tasks import Backbone, Ragged
 
 SOURCE, NONE = "<|startoftranscript|>", "<|notimestamps|>"
 TASKS = ("transcribe", "translate")
@@ -127,17 +128,17 @@ class SpeechToTextPreprocessor(TextPreprocessor):
     @classmethod
     def config_from_preset(cls, preset):
         """The constructor's arguments for a preset."""
-        longest = preset.positions or 448
         return {
             "tokenizer": preset.family.tokenizer.load(preset.folder),
             "features": WhisperFeatures.load(preset.folder),
-            "sequence_length": longest,
+            "sequence_length": preset.positions or 448,
             **preset.own("preprocessor"),
         }
 
 
-class SpeechToText(Seq2SeqLM):
-    """What is said in a sound.  generate(audio); fit(x=list of sounds, y=list[str]).
+class SpeechToText(Ragged, Seq2SeqLM):
+    """What is said in a sound.  generate(audio); fit(x=list of paths or of arrays (samples,),
+    y=list[str]).
 
     call: {"encoder_features", "decoder_token_ids", "decoder_padding_mask"} -> logits
     languages, tasks: {"<|en|>": id, ...}, {"transcribe": id, ...} of a model of several languages
@@ -170,14 +171,6 @@ class SpeechToText(Seq2SeqLM):
             if getattr(self.preprocessor, "multilingual", True) is None:
                 self.preprocessor.multilingual = bool(self.languages)
         super().setup()
-
-    def fit(self, x=None, y=None, **options):
-        """As `Model.fit`; x: a list of paths or of arrays (samples,), y: list[str]."""
-        return super().fit(each(x), y, **options)
-
-    def evaluate(self, x=None, y=None, **options):
-        """As `Model.evaluate`, of what `fit` takes."""
-        return super().evaluate(each(x), y, **options)
 
     @classmethod
     def head_from_reference(cls, config):
@@ -287,8 +280,7 @@ class SpeechToText(Seq2SeqLM):
 
     def _prompts(self, count, language, task, stamped, memory):
         """What each text begins with: start, language, task, and whether without timestamps."""
-        if task not in TASKS:
-            raise ValueError(f"task must be one of {', '.join(TASKS)}; got {task!r}.")
+        task = choose("task", task, TASKS)
         start, middle = [self.backbone.decoder_start_token_id], [[]] * count
         if self.languages:
             if language is None:
@@ -368,13 +360,3 @@ def split(ids, first, frames):
     ends += [len(ids)] if alone else []
     found = [(ids[a] - first, ids[b - 1] - first, ids[a:b]) for a, b in zip([0, *ends], ends)]
     return found, frames if alone else 2 * found[-1][1]
-
-
-def each(x):
-    """A list of sounds as an array of objects, of which batches can be made."""
-    if not isinstance(x, (list, tuple)) or (x and isinstance(x[0], (str, bytes))):
-        return x
-    array = np.empty(len(x), object)
-    for i, sound in enumerate(x):
-        array[i] = sound
-    return array

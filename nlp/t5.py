@@ -9,15 +9,15 @@ from functools import partial
 import numpy as np
 
 from khub import ops
-from khub.fields import PositiveInt, Rate
+from khub.fields import Choice, PositiveInt, Rate
 from khub.initializers import RandomNormal, VarianceScaling
-from khub.layers import Dense, Dropout, Layer
+from khub.layers import Dense
 
 from . import transformer
-from .encoder_decoder import EncoderDecoder, text_family
+from .encoder_decoder import EncoderDecoder, register_kinds
 from .generation import Seq2SeqLM
 from .sentence_piece import T5Tokenizer
-from .transformer import ACTIVATIONS, FeedForward, renames, root_mean_square_norm, table
+from .transformer import FeedForward, built, renames, root_mean_square_norm, table
 
 
 def _side(side, last):
@@ -56,6 +56,7 @@ CONFIG = {  # khub's name -> the reference's
     "max_sequence_length": "n_positions",
     **transformer.same("num_decoder_layers", "layer_norm_epsilon", "decoder_start_token_id"),
 }
+KINDS = {"t5": "T5", "mt5": "MT5", "umt5": "UMT5"}
 GELU = "gelu_new"  # what "gated-gelu" means
 
 
@@ -72,31 +73,6 @@ class QueryScaling(VarianceScaling):
         return values
 
 
-class RelativePositions(Layer):
-    """What each head adds to the score of a key by the bucket of its distance from the query.
-
-    queries, keys: int (n,), positions -> (1, heads, queries, keys)
-    """
-
-    heads: PositiveInt
-    buckets: PositiveInt = 32
-    max_distance: PositiveInt = 128
-    both_sides: bool = True
-
-    def build(self, shape=None):
-        self.table = table(self, self.buckets, self.heads)
-        most = self.max_distance
-        distances = np.arange(-most, most + 1)
-        options = self.buckets, most, self.both_sides
-        self._bucket = transformer.position_buckets(distances, *options)
-
-    def call(self, queries, keys):
-        most = self.max_distance
-        distance = ops.clip(keys[None] - queries[:, None], -most, most) + most
-        bucket = ops.take(ops.convert_to_tensor(self._bucket), distance)
-        return ops.transpose(self.table(bucket), (2, 0, 1))[None]
-
-
 class T5Backbone(EncoderDecoder):
     """T5's encoder and decoder; inputs and outputs: see `EncoderDecoder`.
 
@@ -104,27 +80,22 @@ class T5Backbone(EncoderDecoder):
     position_biases: "shared" by the blocks of a side, or "each" block's own
     """
 
-    vocabulary_size: PositiveInt
-    num_layers: PositiveInt
-    num_heads: PositiveInt
-    hidden_dim: PositiveInt
-    intermediate_dim: PositiveInt
     key_value_dim: int = None
-    num_decoder_layers: int = None
     dropout: Rate = 0.1
-    activation: str = GELU
+    activation: transformer.ActivationName = GELU
     use_gated_activation: bool = True
     layer_norm_epsilon: float = 1e-6
     tie_embedding_weights: bool = True
     scale_outputs: bool = None
     num_buckets: PositiveInt = 32
     max_distance: PositiveInt = 128
-    position_biases: str = "shared"
+    position_biases: Choice("shared", "each") = "shared"
     max_sequence_length: PositiveInt = 512
     decoder_start_token_id: int = 0
-    kind: str = "t5"
+    kind: Choice(*KINDS) = "t5"
 
     weight_map = WEIGHTS
+    config_names = CONFIG
     ignored = (
         "encoder.embed_tokens.weight",
         "decoder.embed_tokens.weight",
@@ -133,29 +104,24 @@ class T5Backbone(EncoderDecoder):
 
     def setup(self):
         self.key_value_dim = self.key_value_dim or self.hidden_dim // self.num_heads
-        self.num_decoder_layers = self.num_decoder_layers or self.num_layers
         if self.scale_outputs is None:
             self.scale_outputs = self.tie_embedding_weights
-        known = dict(activation=ACTIVATIONS, position_biases=("shared", "each"), kind=KINDS)
-        transformer.check_choices(self, **known)
         super().setup()
 
     def build(self, shape=None):
         self.embeddings = table(self, self.vocabulary_size, self.hidden_dim)
-        self.drop = Dropout(self.dropout, dtype=self.dtype_policy)
-        norm = partial(root_mean_square_norm, self, self.hidden_dim, self.layer_norm_epsilon)
         kind = transformer.GatedFeedForward if self.use_gated_activation else FeedForward
         sizes = (self.hidden_dim, self.intermediate_dim, self.activation, False, self.dropout)
         feed_forward = partial(kind, *sizes, dtype=self.dtype_policy)
-        common = norm, feed_forward, self.num_heads, self.dropout
         options = dict(head_width=self.key_value_dim, bias=False, scale=1.0)
         for side, count in (("encoder", self.num_layers), ("decoder", self.num_decoder_layers)):
-            blocks = self.make_blocks(count, side == "decoder", *common, **options)
+            self.build_side(side, count, self.num_heads, feed_forward, **options)
             biases = range(count if self.position_biases == "each" else 1)
-            setattr(self, f"{side}_blocks", blocks)
             setattr(self, f"{side}_positions", [self._positions(side) for _ in biases])
-            setattr(self, f"{side}_norm", norm())
         self._start()
+
+    def norm(self):
+        return root_mean_square_norm(self, self.hidden_dim, self.layer_norm_epsilon)
 
     def _start(self):
         """Initial values as in the paper's code: with those of BERT the network hardly learns."""
@@ -169,20 +135,17 @@ class T5Backbone(EncoderDecoder):
 
     def _positions(self, side):
         sizes = (self.num_heads, self.num_buckets, self.max_distance, side == "encoder")
-        made = RelativePositions(*sizes, dtype=self.dtype_policy)
-        made.build()
-        return made
+        return built(transformer.RelativePositions(*sizes, dtype=self.dtype_policy))
 
-    def source(self, token_ids, training=None):
-        return self.target(token_ids, None, training)
+    def source(self, token_ids):
+        return self.embeddings(token_ids)
 
-    def target(self, token_ids, positions, training=None):
-        x = self.embeddings(token_ids)
-        return self.drop(x, training=training) if training else x
+    def target(self, token_ids, positions):
+        return self.embeddings(token_ids)
 
     @classmethod
     def config_from_reference(cls, config):
-        ours = transformer.read_config(config, CONFIG, "T5")
+        ours = super().config_from_reference(config)
         gate, _, activation = config.get("feed_forward_proj", "relu").rpartition("-")
         if gate not in ("", "gated"):
             raise ValueError(
@@ -212,15 +175,13 @@ class T5Backbone(EncoderDecoder):
         return config
 
     def reference_config(self):
-        ours = {key: getattr(self, name) for name, key in CONFIG.items()}
         activation = "gelu" if self.activation == GELU else self.activation
         return {
+            **super().reference_config(),
             "model_type": self.kind,
-            **ours,
             "feed_forward_proj": f"gated-{activation}" if self.use_gated_activation else activation,
             "tie_word_embeddings": self.tie_embedding_weights,
             "scale_decoder_outputs": self.scale_outputs,
-            "is_encoder_decoder": True,
         }
 
 
@@ -237,5 +198,4 @@ class T5Seq2SeqLM(Seq2SeqLM):
         return super().logits(x)
 
 
-KINDS = {"t5": "T5", "mt5": "MT5", "umt5": "UMT5"}
-text_family("t5", KINDS, T5Backbone, T5Tokenizer, T5Seq2SeqLM)
+register_kinds("t5", KINDS, T5Backbone, T5Tokenizer, T5Seq2SeqLM)

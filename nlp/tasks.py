@@ -6,12 +6,12 @@ A task is a backbone, a head and a preprocessor. It takes texts in `fit`, `evalu
 
 import json
 from functools import partial
-from typing import Annotated
 
 import numpy as np
 
 from khub import losses, metrics, ops, optimizers
-from khub.fields import PositiveInt, Rate
+from khub.choices import choose
+from khub.fields import Choice, PositiveInt, Rate
 from khub.layers import Dropout
 from khub.models import Model
 
@@ -19,7 +19,7 @@ from ..presets import Presettable
 from . import preprocessing
 from .spans import AGGREGATIONS, best_spans, entities, softmax, word_spans
 from .token_files import read_json, read_text
-from .transformer import dense
+from .transformer import dense, read_config
 
 
 class Backbone(Presettable, Model):
@@ -38,7 +38,8 @@ class Backbone(Presettable, Model):
     @classmethod
     def config_from_reference(cls, config):
         """Constructor arguments for a config.json of the reference implementation."""
-        raise NotImplementedError(f"{cls.__name__} does not define config_from_reference().")
+        what = config.get("model_type", cls.__name__)
+        return read_config(config, cls.config_names, what)
 
     def reference_config(self):
         """Content of config.json that the reference implementation reads."""
@@ -281,13 +282,7 @@ class MaskedLM(Task):
         return [list(map(named, ids, row)) for ids, row in zip(ranked, probabilities)]
 
 
-def _pooling(name, value):
-    if value not in ("mean", "cls"):
-        raise ValueError(f"{name} must be 'mean' or 'cls'; got {value!r}.")
-    return value
-
-
-Pooling = Annotated[str, _pooling]
+Pooling = Choice("mean", "cls")
 
 
 def pooled(x, mask, pooling):
@@ -349,7 +344,7 @@ class TextEmbedder(Task):
 
 
 class Ragged:
-    """What a task adds whose rows are lists: words of a text, labelled spans, answers."""
+    """What a task adds whose rows have lengths of their own: words, labelled spans, sounds."""
 
     def fit(self, x=None, y=None, *args, validation_data=None, **options):
         """As `Model.fit`."""
@@ -368,9 +363,9 @@ class Ragged:
 
 
 def rows_of(items):
-    """A list of lists, dicts or None as an array of objects, which need not be equally long."""
+    """A list of lists, arrays, dicts or None as an array of objects, which may differ in length."""
     if not isinstance(items, list) or not any(
-        isinstance(item, (list, tuple, dict)) for item in items[:1] + items[-1:]
+        isinstance(item, (list, tuple, dict, np.ndarray)) for item in items[:1] + items[-1:]
     ):
         return items
     return np.fromiter(items, object, len(items))
@@ -400,11 +395,10 @@ class TokenClassifier(Ragged, Labelled):
         are one, B- begins a new one; "first", "average", "max": all tokens of a word have the class
         of its first, of their mean, of the surest, and then as "simple". Class "O" is left out.
         """
-        if aggregation not in AGGREGATIONS:
-            known = ", ".join(AGGREGATIONS)
-            raise ValueError(f"aggregation must be one of {known}; got {aggregation!r}.")
+        aggregation = choose("aggregation", aggregation, AGGREGATIONS)
         preprocessor, found = self.require_preprocessor(), []
-        texts, arrays, located = preprocessor.located_texts(texts)
+        texts, _, _ = preprocessing.texts_or_words(texts)
+        arrays, located = preprocessor.located(texts)
         scores = softmax(self.predict(arrays, batch_size=batch_size, verbose=0).astype("float32"))
         for text, ids, tokens, row in zip(texts, arrays["token_ids"], located, scores):
             tokens = preprocessor.tokens(text, ids, tokens, row)
@@ -449,12 +443,8 @@ class QuestionAnswerer(Ragged, Headed):
         max_answer_length: in tokens   allow_none: "" may be the answer   align_to_words: an answer
         that begins or ends within a word has all of it
         """
-        preprocessor, single = self.require_preprocessor(), isinstance(questions, str)
-        if single:
-            questions, contexts = [questions], [contexts]
-        questions, contexts = map(list, (questions, contexts))
-        if len(questions) != len(contexts):
-            raise ValueError(f"Got {len(questions)} questions and {len(contexts)} contexts.")
+        preprocessor = self.require_preprocessor()
+        (questions, contexts), several = preprocessing.text_segments((questions, contexts))
         arrays, windows = preprocessor.windows(questions, contexts, stride)
         logits = self.predict(arrays, batch_size=batch_size, verbose=0)
         found, none = [{} for _ in questions], [1.0] * len(questions)
@@ -478,4 +468,4 @@ class QuestionAnswerer(Ragged, Headed):
             keys = ("answer", "score", "start", "end")
             results.append([dict(zip(keys, (text[s:e], p, s, e))) for (s, e), p in ranked])
         results = results if top_k > 1 else [ranked[0] for ranked in results]
-        return results[0] if single else results
+        return results if several else results[0]

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from khub import initializers, ops
-from khub.fields import PositiveInt, Rate
+from khub.fields import Choice, PositiveInt, Rate
 from khub.layers import (
     Dense,
     Dropout,
@@ -30,7 +30,7 @@ ACTIVATIONS = {  # the references' hidden_act
     "swish": ops.silu,
     "tanh": ops.tanh,
 }
-
+ActivationName = Choice(*ACTIVATIONS)
 
 HIDDEN = -3e4  # a score of which softmax makes 0; float16 has it
 
@@ -216,6 +216,30 @@ def position_buckets(distances, buckets, most=128, both_sides=True):
     return (first + np.where(away < exact, away, far)).astype("int32")
 
 
+class RelativePositions(Layer):
+    """What each head adds to the score of a key by the bucket of its distance from the query.
+
+    queries, keys: int (n,), positions -> (1, heads, queries, keys)
+    """
+
+    heads: PositiveInt
+    buckets: PositiveInt = 32
+    max_distance: PositiveInt = 128
+    both_sides: bool = True
+
+    def build(self, shape=None):
+        self.table = table(self, self.buckets, self.heads)
+        most = self.max_distance
+        distances = np.arange(-most, most + 1)
+        self._bucket = position_buckets(distances, self.buckets, most, self.both_sides)
+
+    def call(self, queries, keys):
+        most = self.max_distance
+        distance = ops.clip(keys[None] - queries[:, None], -most, most) + most
+        bucket = ops.take(ops.convert_to_tensor(self._bucket), distance)
+        return ops.transpose(self.table(bucket), (2, 0, 1))[None]
+
+
 # --- attention -----------------------------------------------------------------------------------
 def hidden_bias(seen, dtype):
     """0 where `seen` is true; else what, added to a score, makes softmax's result 0."""
@@ -281,14 +305,20 @@ class EncoderBlock(Layer):
         self.build(None)
 
     def call(self, x, bias=None, turned=None, training=None):
-        first = self.norm_first
-        y = self.attention_norm(x) if first and self.attention_norm is not None else x
+        y = self.before(self.attention_norm, x)
         y = self.attention(y, bias, turned, training=training)
-        x = x + self.drop(y, training=training)
-        x = x if first else self.attention_norm(x)
-        y = self.feed_forward(self.norm(x) if first else x, training=training)
-        x = x + self.last_drop(y, training=training)
-        return x if first else self.norm(x)
+        x = self.after(self.attention_norm, self.drop, x, y, training)
+        y = self.feed_forward(self.before(self.norm, x), training=training)
+        return self.after(self.norm, self.last_drop, x, y, training)
+
+    def before(self, norm, x):
+        """What a part takes of x."""
+        return norm(x) if self.norm_first and norm is not None else x
+
+    def after(self, norm, drop, x, y, training):
+        """x with what a part made of it, y."""
+        x = x + (drop(y, training=training) if training else y)
+        return x if self.norm_first else norm(x)
 
 
 class Attention(Layer):
@@ -521,13 +551,6 @@ def renames(there, here, names):
         yield tuple(f"{there}{name}" for name in theirs.split()), f"{here}{ours}"
 
 
-def check_choices(owner, **choices):
-    """Raise ValueError where an attribute is none of the names that it may be."""
-    for name, known in choices.items():
-        if (given := getattr(owner, name)) not in known:
-            raise ValueError(f"{name} must be one of {', '.join(known)}; got {given!r}.")
-
-
 CONFIG = {  # khub's name -> that of most references, first the needed five
     "vocabulary_size": "vocab_size",
     "num_layers": "num_hidden_layers",
@@ -543,16 +566,22 @@ def same(*names):
     return dict(zip(names, names))
 
 
-def check_sizes(backbone, *activations):
-    """Raise ValueError for heads that do not share the width, and for an unknown activation."""
+def check_sizes(backbone):
+    """Raise ValueError for heads that do not share the width."""
     if backbone.hidden_dim % backbone.num_heads:
         raise ValueError(
             f"hidden_dim must be a multiple of num_heads; got {backbone.hidden_dim} and "
             f"{backbone.num_heads}."
         )
-    for name in activations:
-        if (given := getattr(backbone, name)) not in ACTIVATIONS:
-            raise ValueError(f"{name} must be one of {', '.join(ACTIVATIONS)}; got {given!r}.")
+
+
+def check_length(time, most):
+    """Raise ValueError for more tokens, where their number is known, than there are positions."""
+    if isinstance(time, int) and time > most:
+        raise ValueError(
+            f"Got {time} tokens; this model has positions for {most}. Use a preprocessor with a "
+            "shorter sequence_length, or cut the text."
+        )
 
 
 def read_config(config, names, what):
@@ -568,7 +597,7 @@ def read_config(config, names, what):
 def check_config(config, expected, what):
     """Raise ValueError for an option of a config.json that is not as expected, {name: value}."""
     for key, value in expected.items():
-        if config.get(key, value) != value:
+        if config.get(key) not in (None, value):
             raise ValueError(
-                f"{what} with {key} {config[key]!r} is not supported; expected {value!r}."
+                f"{what} with {key}={config[key]!r} is not supported; expected {value!r}."
             )

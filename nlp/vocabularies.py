@@ -4,6 +4,8 @@ import io
 import json
 from collections import Counter
 
+from khub.choices import choose
+
 from .byte_pair import BytePairTokenizer, byte_characters
 from .sentence_piece import SentencePieceTokenizer
 from .tokenizers import SPECIAL_TOKENS, WordPieceTokenizer, engine
@@ -79,8 +81,7 @@ def train_sentence_piece(texts, vocabulary_size, model="unigram", byte_fallback=
     import sentencepiece
 
     cls = cls or SentencePieceTokenizer
-    if model not in ("unigram", "bpe"):
-        raise ValueError(f'model must be "unigram" or "bpe"; got {model!r}.')
+    model = choose("model", model, ("unigram", "bpe"))
     given = cls.special_tokens or {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
     names, taken = {}, {}
     order = ("pad", "eos", "unk", "bos") if cls.special_tokens else ("unk", "bos", "eos", "pad")

@@ -8,11 +8,10 @@ from khub import ops
 from khub.fields import PositiveInt, Rate
 from khub.layers import Conv1D
 
-from ..presets import Family, register
 from .byte_pair import WhisperTokenizer
-from .encoder_decoder import SIZES, SizedEncoderDecoder, block_weights
+from .encoder_decoder import SIZES, SizedEncoderDecoder, block_weights, register_kinds
 from .speech import SpeechToText
-from .transformer import ACTIVATIONS, table, tied_scores
+from .transformer import ACTIVATIONS, check_config, table
 
 WEIGHTS = [
     ("encoder.conv{i}", "conv{i}"),
@@ -48,6 +47,7 @@ class WhisperBackbone(SizedEncoderDecoder):
 
     weight_map = WEIGHTS
     source_name = "encoder_features"
+    model_type = "whisper"
     key_bias = False
     config_names = {
         **SIZES,
@@ -68,7 +68,7 @@ class WhisperBackbone(SizedEncoderDecoder):
         self.decoder_position = table(self, self.max_sequence_length, width)
         self.build_sides(last_norms=True)
 
-    def source(self, features, training=None):
+    def source(self, features):
         wanted = (self.max_encoder_sequence_length, self.num_mels)
         if isinstance(features.shape[1], int) and tuple(features.shape[1:]) != wanted:
             raise ValueError(
@@ -78,50 +78,28 @@ class WhisperBackbone(SizedEncoderDecoder):
         activation = ACTIVATIONS[self.activation]
         x = activation(self.conv1(ops.cast(features, self.compute_dtype)))
         x = activation(self.conv2(ops.pad(x, [(0, 0), (1, 1), (0, 0)])))
-        x = x + ops.cast(self.encoder_position.value, ops.dtype(x))
-        return self.drop(x, training=training) if training else x
+        return x + ops.cast(self.encoder_position.value, ops.dtype(x))
 
-    def target(self, token_ids, positions, training=None):
-        x = self.embeddings(token_ids) + self.decoder_position(positions)
-        return self.drop(x, training=training) if training else x
+    def target(self, token_ids, positions):
+        return self.embeddings(token_ids) + self.decoder_position(positions)
 
     @classmethod
     def config_from_reference(cls, config):
-        if config.get("scale_embedding"):
-            raise ValueError("Whisper with scale_embedding=True is not supported.")
+        check_config(config, {"scale_embedding": False}, "Whisper")
         frames = STRIDE * config.get("max_source_positions", 1500)
         found = super().config_from_reference(config)
         return {**found, "max_encoder_sequence_length": frames}
 
     def reference_config(self):
         positions = self.max_encoder_sequence_length // STRIDE
-        more = {"model_type": "whisper", "max_source_positions": positions}
-        return {**super().reference_config(), **more}
+        return {**super().reference_config(), "max_source_positions": positions}
 
 
 class WhisperSpeechToText(SpeechToText):
     """The next token of what is said: the embeddings as the output's kernel."""
 
-    ignored = ("proj_out.weight",)
-
-    def build(self, shape=None):
-        """The head has no weights of its own."""
-
-    def logits(self, x):
-        """(..., hidden_dim) -> (..., vocabulary_size)"""
-        return tied_scores(x, self.backbone.embeddings)
+    weight_map = [("proj_out", "lm_head")]
 
 
-register(
-    Family(
-        name="whisper",
-        model_types=("whisper",),
-        backbone=WhisperBackbone,
-        tokenizer=WhisperTokenizer,
-        tasks={"SpeechToText": WhisperSpeechToText},
-        architectures={
-            "SpeechToText": "WhisperForConditionalGeneration",
-            "Backbone": "WhisperModel",
-        },
-    )
-)
+classes = WhisperBackbone, WhisperTokenizer, WhisperSpeechToText
+register_kinds("whisper", {"whisper": "Whisper"}, *classes, "SpeechToText")

@@ -132,7 +132,7 @@ def test_more_tokens_than_positions(backbone):
     "change, message",
     [
         ({"num_heads": 3}, "hidden_dim must be a multiple of num_heads; got 8 and 3"),
-        ({"activation": "gelu9"}, "activation must be one of gelu, .*; got 'gelu9'"),
+        ({"activation": "gelu9"}, "activation must be one of gelu, .*, got 'gelu9'"),
         ({"num_layers": 0}, "num_layers must be a positive integer, got 0"),
         ({"dropout": 1.5}, "dropout must lie between 0 and 1, got 1.5"),
         ({"hidden_dim": "8"}, "hidden_dim must be a positive integer, got '8'"),
@@ -251,7 +251,7 @@ def test_pooling(backbone, pooling, normalize):
 
 
 def test_an_unknown_pooling(backbone):
-    with pytest.raises(ValueError, match="pooling must be 'mean' or 'cls'; got 'max'"):
+    with pytest.raises(ValueError, match="pooling must be one of mean, cls, got 'max'"):
         nlp.BertTextEmbedder(backbone, pooling="max")
 
 

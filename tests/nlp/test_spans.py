@@ -197,7 +197,7 @@ def test_other_things_that_do_not_do(tagger, reader):
         (lambda: tagger.preprocessor(["a"], [[(0, 1)]]), r"span is \(start, end, class\)"),
         (lambda: tagger.preprocessor(["a"], [[(0, 1, "X")]]), "known: none, give labels"),
         (lambda: reader.preprocessor(["a"]), "takes pairs"),
-        (lambda: reader.answer(["a"], ["b", "c"]), "1 questions and 2 contexts"),
+        (lambda: reader.answer(["a"], ["b", "c"]), "equally long; got 1 and 2 texts"),
         (lambda: reader.answer("a " * 30, "b"), "Question 0 has 30 tokens, which leave -9"),
         (
             lambda: reader.answer("a", "b", stride=20),

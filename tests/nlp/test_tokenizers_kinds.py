@@ -292,5 +292,5 @@ def test_trained_vocabularies(kinds):
         nlp.train_byte_pair(TEXTS, 257, special_tokens=special)
     with pytest.raises(ValueError, match="SentencePiece learns no unigram model of 4 pieces"):
         nlp.train_sentence_piece(TEXTS, 4)
-    with pytest.raises(ValueError, match='must be "unigram" or "bpe"; got \'word\''):
+    with pytest.raises(ValueError, match="model must be one of unigram, bpe, got 'word'"):
         nlp.train_sentence_piece(TEXTS, 400, "word")

@@ -140,13 +140,13 @@ def test_learning():
 @pytest.mark.parametrize(
     "more, message",
     [
-        (dict(relative_attention=False), "relative_attention False is not supported"),
+        (dict(relative_attention=False), "relative_attention=False is not supported"),
         (
             dict(max_relative_positions=20),
-            "max_relative_positions 20 is not supported; expected 160",
+            "max_relative_positions=20 is not supported; expected 160",
         ),
-        (dict(embedding_size=8), "embedding_size 8 is not supported; expected 24"),
-        (dict(pos_att_type=["p2c"]), "pos_att_type .*expected .'c2p', 'p2c'"),
+        (dict(embedding_size=8), "embedding_size=8 is not supported; expected 24"),
+        (dict(pos_att_type=["p2c"]), "pos_att_type=.*expected .'c2p', 'p2c'"),
         (dict(position_buckets=7), "bucket_size must be even"),
         (dict(hidden_act="mish"), "activation must be one of .*'mish'"),
         (dict(num_attention_heads=5), "multiple of num_heads; got 24 and 5"),

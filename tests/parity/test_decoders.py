@@ -107,7 +107,7 @@ def test_an_activation_that_khub_has_not(tmp_path):
     theirs("Llama").save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     path.write_text(path.read_text().replace('"silu"', '"laplace"'))
-    with pytest.raises(ValueError, match="activation must be one of .*; got 'laplace'"):
+    with pytest.raises(ValueError, match="activation must be one of .*, got 'laplace'"):
         nlp.CausalLM.from_preset(str(tmp_path), preprocessor=None)
 
 

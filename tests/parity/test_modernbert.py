@@ -120,7 +120,7 @@ def test_learning():
     "more, message",
     [
         (dict(layer_types=["linear_attention"] * 3), "layer_types must be .*linear_attention"),
-        (dict(rope_scaling={"rope_type": "yarn"}), "rope_type 'yarn' is not supported"),
+        (dict(rope_scaling={"rope_type": "yarn"}), "rope_type='yarn' is not supported"),
         (dict(hidden_activation="mish"), "activation must be one of .*'mish'"),
         (dict(num_attention_heads=5), "multiple of num_heads; got 24 and 5"),
     ],

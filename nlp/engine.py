@@ -13,7 +13,7 @@ from khub.layers.layer import CallContext
 
 from .cache import EAGER, KVCache, number
 
-LENGTH_STEP = 64  # answers have room for a multiple of it, so that few lengths are compiled
+LENGTH_STEP = 16  # short answers have room for a multiple of it, so that few are compiled
 PREFILL = 512  # the most positions of a prompt that are computed at once
 
 
@@ -24,6 +24,11 @@ def bucket(length):
     if length > PREFILL:
         return -(-length // PREFILL) * PREFILL
     return 1 << max(length - 1, 0).bit_length()
+
+
+def roomy(count):
+    """The tokens that there is room for where `count` are wanted: up to a fourth more."""
+    return count + -count % max(LENGTH_STEP, 1 << max(count.bit_length() - 3, 0))
 
 
 class Engine:
@@ -48,7 +53,7 @@ class Engine:
         """The state after the prompts."""
         batch, time = token_ids.shape
         count = noise.shape[1] + self.extra
-        count += 0 if EAGER else -count % LENGTH_STEP
+        count = count if EAGER else roomy(count)
         noise = np.pad(noise, [(0, 0), (0, count - noise.shape[1])])
         real = np.arange(time) >= starts[:, None]
         longest = number(int((time - starts + most).max()))

@@ -276,3 +276,12 @@ def test_a_given_array_may_change_afterwards():
     variable = khub.Variable(array)
     array += 10
     np.testing.assert_array_equal(variable.numpy(), [1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    "way", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["deepcopy", "pickle"]
+)
+def test_a_copy_has_what_a_file_would_give_later(way):
+    variable = khub.Variable("zeros", (3,))
+    variable.assign_later(lambda: np.array([1.0, 2.0, 3.0], "float32"))  # no pickle takes it
+    np.testing.assert_array_equal(way(variable).numpy(), [1.0, 2.0, 3.0])

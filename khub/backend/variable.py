@@ -131,10 +131,9 @@ class Variable(getattr(active, "VariableBase", object)):
         return self.initializer.sample(self.shape, self.dtype, self._seed)
 
     def _store(self, value, own=False):
-        value = active.convert_to_numpy(value)
-        if tuple(value.shape) != self.shape:
+        value = np.asarray(active.convert_to_numpy(value), dtypes.numpy_dtype(self.dtype))
+        if value.shape != self.shape:
             raise ValueError(f"{self.path} has shape {self.shape}, got a value of {value.shape}.")
-        value = np.asarray(value, dtypes.numpy_dtype(self.dtype))
         self._storage = active.new_storage(value, self._trainable, self.name, own)
 
     def assign_later(self, read):
@@ -143,6 +142,10 @@ class Variable(getattr(active, "VariableBase", object)):
             self._later = read
         else:
             self.assign(read())
+
+    def __getstate__(self):
+        self.materialize()  # a copy has the value, not the file that it would come from
+        return self.__dict__
 
     def assign(self, value):
         """Set the value (any array of the Variable's shape) and return it."""

@@ -448,8 +448,7 @@ class Layer(Configurable, active.Base):
         native = self._native_dtype
         if spec.training:
             known = outer is not None and len(args) <= spec.names.index("training")
-            asked = kwargs.get("training")
-            others = len(kwargs) != ("training" in kwargs)
+            asked, others = kwargs.get("training"), len(kwargs) != ("training" in kwargs)
             if not known or others or asked not in (None, outer.training):
                 return False
         elif kwargs:

@@ -50,8 +50,7 @@ def abstract_eval(function, specs):
     return jax.eval_shape(function, *[jax.ShapeDtypeStruct(s, _native(d)) for s, d in specs])
 
 
-no_gradient = inference = nullcontext
-untraced = jax.ensure_compile_time_eval
+no_gradient, inference, untraced = nullcontext, nullcontext, jax.ensure_compile_time_eval
 
 
 # --- transforms: a function that reads and assigns Variables becomes a pure one ------------------

@@ -77,8 +77,7 @@ def abstract_eval(function, specs):
         return function(*[tf.compat.v1.placeholder(NATIVE[d], s) for s, d in specs])
 
 
-no_gradient = inference = nullcontext
-untraced = tf.init_scope
+no_gradient, inference, untraced = nullcontext, nullcontext, tf.init_scope
 
 
 # --- transforms ----------------------------------------------------------------------------------

@@ -21,14 +21,14 @@ def named_tokens(tokens):
 
 
 @contextmanager
-def refused(where):
+def refused(where, what="is not a valid tokenizer file"):
     """Turn whatever the `tokenizers` package raises for bad content into a ValueError."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # bare Exception, and a BaseException where Rust panics
-        raise ValueError(f"{where} is not a valid tokenizer file: {error}") from error
+        raise ValueError(f"{where} {what}: {error}") from error
 
 
 def read_bytes(path):
@@ -176,8 +176,7 @@ def read_added_tokens(folder, config, special_tokens):
             )
         records[int(index)] = record
     return [
-        {name: bool(record[name]) for name in FLAGS if name in record}
-        | {"id": index, "content": content_of(record, where)}
+        {**record, "id": index, "content": content_of(record, where)}
         for index, record in sorted(records.items())
     ]
 

@@ -152,8 +152,11 @@ class Tokenizer(Presettable):
         several = len(ids) and isinstance(ids[0], (list, tuple, np.ndarray))
         rows = [self._check_ids(row) for row in (ids if several else [ids])]
         with refused(f"What {self} was read from"):
-            texts = self.backend.decode_batch(rows, skip_special_tokens=skip_special_tokens)
+            texts = self._decode(rows, skip_special_tokens)
         return texts if several else texts[0]
+
+    def _decode(self, rows, skip_special_tokens):
+        return self.backend.decode_batch(rows, skip_special_tokens=skip_special_tokens)
 
     def join(self, tokens):
         """The text of tokens, each given as the vocabulary has it."""

@@ -96,11 +96,9 @@ def counted(tree):
     def through(name, node, line):
         return nodes.Filter(node, name, [], [], None, None, lineno=line)
 
-    for node in list(tree.find_all((nodes.For, nodes.Assign))):
-        if isinstance(node, nodes.For):
-            node.iter = through("counted", node.iter, node.lineno)
-        else:
-            node.node = through("measured", node.node, node.lineno)
+    for kind, part, name in ((nodes.For, "iter", "counted"), (nodes.Assign, "node", "measured")):
+        for node in list(tree.find_all(kind)):
+            setattr(node, part, through(name, getattr(node, part), node.lineno))
     for node in list(tree.find_all((nodes.Output, nodes.Concat))):
         node.nodes = [through("written", each, node.lineno) for each in node.nodes]
     return tree

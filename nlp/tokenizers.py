@@ -246,7 +246,8 @@ class Tokenizer(Presettable):
             token_files.check_normalizers(content, path)
             with refused(path):
                 backend = engine().Tokenizer.from_file(str(path))
-            tokenizer = cls.from_backend(backend, special)
+            tokenizer = cls.__new__(cls)  # whatever its own constructor takes
+            Tokenizer.__init__(tokenizer, backend, special)
         if (template := token_files.read_chat_template(folder, config)) is not None:
             tokenizer.chat_template = template
         return tokenizer
@@ -255,9 +256,8 @@ class Tokenizer(Presettable):
     def suited(cls, folder, config, content):
         """The class for a folder: the one that it names, else the first that reads what it has."""
         name = str(config.get("tokenizer_class")).removesuffix("Fast")
-        classes = list(subclasses(cls))
-        classes.sort(key=lambda each: vars(each).get("reference_class") != name)  # stable
-        for each in classes:
+        # The sort is stable: of classes with the name, and of those without, the nearest is first.
+        for each in sorted(subclasses(cls), key=lambda c: vars(c).get("reference_class") != name):
             found = any(any(folder.glob(pattern)) for pattern in each.files)
             if found if content is None else each.model_type and each.reads(content):
                 return each
@@ -270,13 +270,6 @@ class Tokenizer(Presettable):
         in_bytes = any(part.get("type") == "ByteLevel" for part in cut)
         known = cls.model_type is None or kind_of(content) in cls.model_type.split(" or ")
         return known and cls.byte_level in (None, in_bytes)
-
-    @classmethod
-    def from_backend(cls, backend, special_tokens):
-        """Wrap a ready `tokenizers.Tokenizer`, whatever the subclass' own constructor takes."""
-        tokenizer = cls.__new__(cls)
-        Tokenizer.__init__(tokenizer, backend, special_tokens)
-        return tokenizer
 
     @classmethod
     def find(cls, folder, *patterns):

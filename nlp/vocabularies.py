@@ -42,14 +42,11 @@ def learn(backend, texts, make, vocabulary_size, min_frequency, first, alphabet,
 
 def characters(backend, texts):
     """The commonest characters of texts, and those of them that occur inside words; sorted."""
-    words = Counter()
+    words, counts = set(), Counter()
     for text in texts:
         text = backend.normalizer.normalize_str(text)
-        words.update(word for word, _ in backend.pre_tokenizer.pre_tokenize_str(text))
-    counts = Counter()
-    for word, count in words.items():
-        for character in word:
-            counts[character] += count
+        found = [word for word, _ in backend.pre_tokenizer.pre_tokenize_str(text)]
+        words.update(found), counts.update("".join(found))
     kept = sorted(sorted(counts), key=lambda c: -counts[c])[:ALPHABET_LIMIT]
     return sorted(kept), sorted({c for word in words for c in word[1:]}.intersection(kept))
 

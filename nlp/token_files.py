@@ -188,7 +188,7 @@ def read_chat_template(folder, config):
         if not all(isinstance(e, dict) and isinstance(e.get("name"), str) for e in found):
             raise ValueError(f"{folder}: chat_template must list records of name and template.")
         found = {each["name"]: each.get("template") for each in found}
-    named = found if isinstance(found, dict) else {"default": found} if found else {}
+    named = found if isinstance(found, dict) else {} if found is None else {"default": found}
     if (path := folder / "chat_template.jinja").is_file():
         named["default"] = read_text(path)
     for path in sorted((folder / "additional_chat_templates").glob("*.jinja")):
@@ -267,7 +267,7 @@ class SentencePieceModel:
 
 def fields(data):
     """(number, value) of a protobuf message: int for varints, bytes for all else."""
-    position, end = 0, len(data)
+    position, end, fixed = 0, len(data), {1: 8, 5: 4}
 
     def varint(position):
         value = shift = 0
@@ -281,7 +281,7 @@ def fields(data):
 
     while position < end:
         key, position = varint(position)
-        kind, fixed = key & 7, {1: 8, 5: 4}
+        kind = key & 7
         if kind not in (0, 1, 2, 5):
             raise ValueError(f"wire type {kind}.")
         value, position = (fixed[kind], position) if kind in fixed else varint(position)

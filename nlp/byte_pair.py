@@ -15,7 +15,8 @@ class BytePairTokenizer(Tokenizer):
     vocabulary: {token: id} or the path of a vocab.json; merges: [(left, right), ...] in their order
     or the path of a merges.txt   add_prefix_space: whether the first word is cut like the others;
     trim_offsets: whether `offsets` leaves out the space before a word; split: a regular expression
-    of the words instead of GPT-2's. Radford et al. 2019 (GPT-2), section 2.2.
+    of the words instead of GPT-2's; options: special_tokens and added_tokens. Radford et al. 2019
+    (GPT-2), section 2.2.
     """
 
     model_type = "BPE"
@@ -25,25 +26,16 @@ class BytePairTokenizer(Tokenizer):
     word_end = ""  # what marks the last piece of a word, where spaces are not part of words
 
     def __init__(
-        self,
-        vocabulary,
-        merges,
-        add_prefix_space=False,
-        trim_offsets=False,
-        split=None,
-        special_tokens=None,
-        added_tokens=(),
+        self, vocabulary, merges, add_prefix_space=False, trim_offsets=False, split=None, **options
     ):
-        lib, special_tokens = engine(), {**type(self).special_tokens, **(special_tokens or {})}
-        vocabulary = token_files.vocabulary_dict(vocabulary)
+        lib, vocabulary = engine(), token_files.vocabulary_dict(vocabulary)
         with refused(f"A vocabulary of {len(vocabulary):,} tokens with its merges"):
-            unknown = special_tokens.get("unk_token") if self.word_end else None
-            more = dict(end_of_word_suffix=self.word_end, unk_token=unknown)
-            model = lib.models.BPE(vocabulary, token_files.merge_pairs(merges), **more)
+            merges = token_files.merge_pairs(merges)
+            model = lib.models.BPE(vocabulary, merges, end_of_word_suffix=self.word_end)
         backend = lib.Tokenizer(model)
         self._cut(backend, lib, add_prefix_space, split)
         backend.decoder = lib.decoders.ByteLevel()
-        super().__init__(backend, special_tokens, added_tokens)
+        super().__init__(backend, **options)
         spaces = lib.processors.ByteLevel(add_prefix_space, trim_offsets=True)
         self._set_wrap(spaces if trim_offsets else None)
 
@@ -107,6 +99,7 @@ class CLIPTokenizer(BytePairTokenizer):
     def __init__(self, vocabulary, merges, **options):
         super().__init__(vocabulary, merges, **options)
         lib = engine()
+        self.backend.model.unk_token = self.special_tokens["unk_token"]
         back, around = lib.decoders, lib.Regex(r"\A\s+|\s+\z")
         ends = [back.Replace(self.word_end, " "), back.Replace(around, "")]
         self.backend.decoder = back.Sequence([back.ByteLevel(), *ends])
@@ -138,13 +131,10 @@ class ByteTokenizer(BytePairTokenizer):
     files = ()
     wrap = ("bos_token $A eos_token", "bos_token $A eos_token $B eos_token")
 
-    def __init__(
-        self, lowercase=True, normalization_form=None, special_tokens=None, added_tokens=()
-    ):
-        special_tokens = special_tokens or {}
-        first = list(dict.fromkeys(special_tokens.values()))
-        vocabulary = {token: index for index, token in enumerate([*first, *byte_characters()])}
-        super().__init__(vocabulary, [], special_tokens=special_tokens, added_tokens=added_tokens)
+    def __init__(self, lowercase=True, normalization_form=None, special_tokens=None, **options):
+        first = dict.fromkeys((special_tokens or {}).values())
+        vocabulary = [*first, *byte_characters()]
+        super().__init__(vocabulary, [], special_tokens=special_tokens, **options)
         lib = engine()
         self.backend.pre_tokenizer = lib.pre_tokenizers.ByteLevel(False, use_regex=False)
         names = [check_form(normalization_form), "Lowercase" if lowercase else None]

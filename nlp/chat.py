@@ -8,7 +8,6 @@ import functools
 import json
 import re
 import time
-from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import datetime
 
@@ -23,14 +22,14 @@ BUDGET = ContextVar("what is left to the rendering")
 
 def choose(templates, wanted, variables, owner):
     """The text of one of a tokenizer's templates: `wanted` is a name, a text or None."""
-    if isinstance(templates, dict) and wanted is None:
+    several = isinstance(templates, dict)
+    if several and wanted is None:
         wanted = "tool_use" if variables.get("tools") and "tool_use" in templates else "default"
-    if isinstance(templates, dict) and wanted in templates:
+    if several and wanted in templates:
         return templates[wanted]
-    if isinstance(wanted, str) and ("{" in wanted or not isinstance(templates, dict)):
-        return wanted
-    if isinstance(templates, str):
-        return templates
+    found = templates if wanted is None else wanted
+    if isinstance(found, str) and ("{" in found or not several):
+        return found
     have = f"only those named {', '.join(templates)}" if templates else "no chat template"
     raise ValueError(
         f"This {owner} has {have}, and {wanted or 'no template'} was asked for. Give "
@@ -40,23 +39,16 @@ def choose(templates, wanted, variables, owner):
 
 def render(source, **variables):
     """The text that a template makes of variables.  Raises ValueError for all that goes wrong."""
-    variables = {name: plain(value, name) for name, value in variables.items()}
-    with bounds():
-        return compiled(source).render(variables)
-
-
-@contextmanager
-def bounds():
-    """Give a rendering its budget, and turn what goes wrong inside it into a ValueError."""
     try:
         from jinja2.exceptions import SecurityError, TemplateError
     except ImportError as error:
         raise ImportError(
             "Chat templates need Jinja2, which is not installed: pip install khub[chat]"
         ) from error
+    variables = {name: plain(value, name) for name, value in variables.items()}
     mark = BUDGET.set({"steps": STEPS, "characters": SIZE, "until": time.monotonic() + SECONDS})
     try:
-        yield
+        return compiled(source).render(variables)
     except SecurityError as error:
         raise ValueError(f"The chat template does what it must not: {error}.") from error
     except TemplateError as error:
@@ -104,11 +96,9 @@ def counted(tree):
     def through(name, node, line):
         return nodes.Filter(node, name, [], [], None, None, lineno=line)
 
-    for node in list(tree.find_all((nodes.For, nodes.Assign))):
-        if isinstance(node, nodes.For):
-            node.iter = through("counted", node.iter, node.lineno)
-        else:
-            node.node = through("measured", node.node, node.lineno)
+    for kind, part, name in ((nodes.For, "iter", "counted"), (nodes.Assign, "node", "measured")):
+        for node in list(tree.find_all(kind)):
+            setattr(node, part, through(name, getattr(node, part), node.lineno))
     for node in list(tree.find_all((nodes.Output, nodes.Concat))):
         node.nodes = [through("written", each, node.lineno) for each in node.nodes]
     return tree

@@ -68,12 +68,10 @@ class UnicodeCodepointTokenizer(Tokenizer):
             )
         return super().offsets(texts)
 
-    def detokenize(self, ids, skip_special_tokens=False):
-        if len(ids) and isinstance(ids[0], (list, tuple, np.ndarray)):
-            return [self.detokenize(row, skip_special_tokens) for row in ids]
+    def _decode(self, rows, skip_special_tokens):
         special = {ord(token) for token in self.special_tokens.values() if skip_special_tokens}
-        codes = [code for code in self._check_ids(ids) if code not in special]
-        return np.array(codes, "<u4").tobytes().decode("utf-32-le", "replace")
+        rows = [[code for code in row if code not in special] for row in rows]
+        return [np.array(row, "<u4").tobytes().decode("utf-32-le", "replace") for row in rows]
 
     def vocabulary_size(self):
         return self.size

@@ -10,7 +10,7 @@ import itertools
 import numpy as np
 
 from khub import tree
-from khub.fields import Choice, Configurable, PositiveInt, Rate
+from khub.fields import Choice, Configurable, FieldsOf, PositiveInt, Rate
 from khub.training.data import is_raw_texts
 
 from ..presets import Presettable
@@ -100,18 +100,16 @@ class BertPreprocessor(TextPreprocessor):
 
     def assemble(self, segments):
         """Arrays of token ids.  segments: one or two lists (batch) of lists of ids"""
-        length, count = self.sequence_length, len(segments)
-        token_ids = np.full((len(segments[0]), length), self.tokenizer.pad_token_id, "int32")
-        segment_ids = np.zeros_like(token_ids)
-        real = np.zeros(token_ids.shape, bool)
-        room = self.room(count)
+        length, count, rows = self.sequence_length, len(segments), []
+        segment_ids, room = np.zeros((len(segments[0]), length), "int32"), self.room(count)
         for row, parts in enumerate(zip(*segments)):
             kept, ids = TRUNCATE[self.truncate]([len(ids) for ids in parts], room), []
             for index, text, segment in self.templates[count - 1]:
                 begin = len(ids)
                 ids += [index] if text is None else parts[text][: kept[text]]
                 segment_ids[row, begin : len(ids)] = segment
-            token_ids[row, : len(ids)], real[row, : len(ids)] = ids, True
+            rows.append(ids)
+        token_ids, real = fill(rows, length, self.tokenizer.pad_token_id)
         arrays = {"token_ids": token_ids, "padding_mask": real}
         return {**arrays, "segment_ids": segment_ids} if self.has_segments else arrays
 
@@ -266,8 +264,7 @@ class MaskedLMPreprocessor(BertPreprocessor):
     Devlin et al. 2018, arXiv:1810.04805, section 3.1.
     """
 
-    sequence_length: PositiveInt = 512
-    truncate: Choice(*TRUNCATE) = "longest_first"
+    lengths: FieldsOf(BertPreprocessor, "sequence_length", "truncate")
     mask_selection_rate: Rate = 0.15
     mask_selection_length: PositiveInt = 96
     mask_token_rate: Rate = 0.8
@@ -304,14 +301,12 @@ class MaskedLMPreprocessor(BertPreprocessor):
         ready = given.any(1, keepdims=True)
         count = np.rint(self.mask_selection_rate * free.sum(1)).clip(1).astype("int64")
         count = np.where(ready[:, 0], given.sum(1), np.minimum(count, free.sum(1)))
-        # The `count` highest scores of a row are its positions; what is not free scores below 0.
+        # The `count` highest scores of a row are chosen; what is not free scores below 0.
         score = np.where(np.where(ready, given, free), random.random(tokens.shape), -1.0)
-        width = min(self.mask_selection_length, tokens.shape[1])
-        order = np.argsort(-score, axis=1)[:, :width]
-        used = np.arange(width) < count[:, None]
-        order = np.sort(np.where(used, order, tokens.shape[1]), axis=1)  # unused ones go last
-        used = order < tokens.shape[1]
-        positions = np.where(used, order, 0)
+        rank = np.argsort(np.argsort(-score, axis=1), axis=1)
+        chosen = rank < np.minimum(count, self.mask_selection_length)[:, None]
+        positions = np.argsort(~chosen, axis=1, kind="stable")[:, : self.mask_selection_length]
+        used = np.take_along_axis(chosen, positions, 1)
         targets = np.take_along_axis(tokens, positions, 1)
         weights = used & ~ready
         fate = random.random(positions.shape)
@@ -319,11 +314,12 @@ class MaskedLMPreprocessor(BertPreprocessor):
         shown = np.where(fate < self.mask_token_rate + self.random_token_rate, anything, targets)
         shown = np.where(fate < self.mask_token_rate, mask_id, shown)
         hidden = tokens.copy()
-        rows, columns = np.nonzero(weights)
-        hidden[rows, positions[rows, columns]] = shown[rows, columns]
-        pad = [(0, 0), (0, self.mask_selection_length - width)]
-        x = {**x, "token_ids": hidden, "mask_positions": np.pad(positions, pad).astype("int32")}
-        targets = np.pad(np.where(used, targets, 0), pad).astype("int32")
+        np.put_along_axis(hidden, positions, np.where(weights, shown, targets), 1)
+        pad = [(0, 0), (0, self.mask_selection_length - positions.shape[1])]
+        places, targets = (
+            np.pad(np.where(used, part, 0), pad).astype("int32") for part in (positions, targets)
+        )
+        x = {**x, "token_ids": hidden, "mask_positions": places}
         return x, targets, np.pad(weights, pad).astype("float32")
 
 
@@ -396,7 +392,9 @@ class CausalLMPreprocessor(TextPreprocessor):
         single, length = isinstance(x, (str, bytes)), self.sequence_length + 1
         end = self._special("eos", self.add_end_token)
         rows = [[*ids, *end][:length] for ids in self.prompts([x] if single else x)]
-        token_ids, real = fill(rows, length, self._pad())
+        found = (getattr(self.tokenizer, f"{x}_token_id", None) for x in ("pad", "eos", "unk"))
+        pad = next((x for x in found if x is not None), 0)
+        token_ids, real = fill(rows, length, pad)
         inputs = {"token_ids": token_ids[:, :-1], "padding_mask": real[:, :-1]}
         return unbatched((inputs, token_ids[:, 1:], real[:, 1:].astype("float32")), not single)
 
@@ -408,10 +406,6 @@ class CausalLMPreprocessor(TextPreprocessor):
     def _special(self, name, wanted):
         token = getattr(self.tokenizer, f"{name}_token_id", None)
         return [token] if wanted and token is not None else []
-
-    def _pad(self):
-        found = (getattr(self.tokenizer, f"{x}_token_id", None) for x in ("pad", "eos", "unk"))
-        return next((x for x in found if x is not None), 0)
 
 
 class Seq2SeqLMPreprocessor(TextPreprocessor):

@@ -62,7 +62,9 @@ class SentencePieceTokenizer(Tokenizer):
             backend.decoder = lib.decoders.Metaspace(SPACE, "always", split=True)
         else:  # "first" would ask where the text began before its leading spaces were taken off
             prefix = "always" if model.dummy_prefix else "never"
-            self._spaces(backend, lib, prefix, whole=crosses_spaces(model))
+            # Words cannot be cut one by one where a piece reaches over a space.
+            whole = any(SPACE in piece[1:] for piece, _, _ in model.pieces)
+            self._spaces(backend, lib, prefix, whole)
 
     def _steps(self, normal, model):
         """What happens to a text first."""
@@ -78,11 +80,6 @@ class SentencePieceTokenizer(Tokenizer):
 
 
 SPACES = [(r"\A +| +\z", ""), (" {2,}", " ")]
-
-
-def crosses_spaces(model):
-    """Whether a piece reaches over a space, so that words cannot be cut one by one."""
-    return any(SPACE in piece[1:] for piece, _, _ in model.pieces)
 
 
 def new(tokens, added_tokens):
@@ -120,11 +117,9 @@ class AlbertTokenizer(SentencePieceTokenizer):
     by_words = True
     settings = {"lowercase": ("do_lower_case", True), "keep_accents": ("keep_accents", False)}
 
-    def __init__(
-        self, model, lowercase=True, strip_accents=True, special_tokens=None, added_tokens=()
-    ):
+    def __init__(self, model, lowercase=True, strip_accents=True, **options):
         self.lowercase, self.strip_accents = lowercase, strip_accents  # for _pipeline
-        super().__init__(model, special_tokens, added_tokens)
+        super().__init__(model, **options)
 
     def _steps(self, normal, model):
         steps = [normal.Replace("``", '"'), normal.Replace("''", '"')]

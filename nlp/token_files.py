@@ -21,14 +21,14 @@ def named_tokens(tokens):
 
 
 @contextmanager
-def refused(where):
+def refused(where, what="is not a valid tokenizer file"):
     """Turn whatever the `tokenizers` package raises for bad content into a ValueError."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # bare Exception, and a BaseException where Rust panics
-        raise ValueError(f"{where} is not a valid tokenizer file: {error}") from error
+        raise ValueError(f"{where} {what}: {error}") from error
 
 
 def read_bytes(path):
@@ -176,8 +176,7 @@ def read_added_tokens(folder, config, special_tokens):
             )
         records[int(index)] = record
     return [
-        {name: bool(record[name]) for name in FLAGS if name in record}
-        | {"id": index, "content": content_of(record, where)}
+        {**record, "id": index, "content": content_of(record, where)}
         for index, record in sorted(records.items())
     ]
 
@@ -189,17 +188,14 @@ def read_chat_template(folder, config):
         if not all(isinstance(e, dict) and isinstance(e.get("name"), str) for e in found):
             raise ValueError(f"{folder}: chat_template must list records of name and template.")
         found = {each["name"]: each.get("template") for each in found}
-    files = {p.stem: p for p in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
+    named = found if isinstance(found, dict) else {} if found is None else {"default": found}
     if (path := folder / "chat_template.jinja").is_file():
-        files = {"default": path, **files}
-    if files:
-        named = found if isinstance(found, dict) else {"default": found} if found else {}
-        found = {**named, **{name: read_text(path) for name, path in files.items()}}
-        found = found["default"] if list(found) == ["default"] else found
-    texts = found.values() if isinstance(found, dict) else [found or ""]
-    if not all(isinstance(text, str) for text in texts):
+        named["default"] = read_text(path)
+    for path in sorted((folder / "additional_chat_templates").glob("*.jinja")):
+        named[path.stem] = read_text(path)
+    if not all(isinstance(text, str) for text in named.values()):
         raise ValueError(f"{folder}: chat_template must be text, got {found!r:.80}.")
-    return found
+    return named["default"] if list(named) == ["default"] else named or None
 
 
 # --- tokenizer.json -------------------------------------------------------------------------------
@@ -271,7 +267,7 @@ class SentencePieceModel:
 
 def fields(data):
     """(number, value) of a protobuf message: int for varints, bytes for all else."""
-    position, end = 0, len(data)
+    position, end, fixed = 0, len(data), {1: 8, 5: 4}
 
     def varint(position):
         value = shift = 0
@@ -286,16 +282,14 @@ def fields(data):
     while position < end:
         key, position = varint(position)
         kind = key & 7
-        if kind == 0:
-            value, position = varint(position)
-        elif kind in (1, 2, 5):
-            size, position = varint(position) if kind == 2 else ({1: 8, 5: 4}[kind], position)
-            value = bytes(data[position : position + size])
-            if size > (left := end - position):
-                raise ValueError(f"byte {position} claims {size:,} bytes, and {left:,} are left.")
-            position += size
-        else:
+        if kind not in (0, 1, 2, 5):
             raise ValueError(f"wire type {kind}.")
+        value, position = (fixed[kind], position) if kind in fixed else varint(position)
+        if kind != 0:  # what was read is a size
+            size, left = value, end - position
+            if size > left:
+                raise ValueError(f"byte {position} claims {size:,} bytes, and {left:,} are left.")
+            value, position = data[position : position + size], position + size
         yield key >> 3, value
 
 
@@ -320,7 +314,7 @@ def parse_sentence_piece(data, where):
                     model.ids[name] = index - 2**64 if index >= 2**63 else index
             elif number == 3:
                 spec = {3: 1, 4: 1, **dict(fields(value))}
-                model.charsmap = bytes(spec.get(2, b""))
+                model.charsmap = b"" + spec.get(2, b"")  # a TypeError where it is a number
                 model.dummy_prefix, model.remove_extra_spaces = bool(spec[3]), bool(spec[4])
     except (ValueError, TypeError, AttributeError, struct.error) as error:
         raise ValueError(f"{where} is no valid SentencePiece model: {error}") from error

@@ -52,11 +52,11 @@ class Tokenizer(Presettable):
     pad_token_id = cls_token_id = mask_token_id = None
     chat_template = None  # text, or {name: text}
 
-    def __init__(self, backend, special_tokens, added_tokens=()):
+    def __init__(self, backend, special_tokens=None, added_tokens=()):
         self.backend = backend
         self.backend.no_truncation()
         self.backend.no_padding()
-        self.special_tokens = dict(special_tokens)
+        self.special_tokens = {**type(self).special_tokens, **(special_tokens or {})}
         self._add(added_tokens)
         ids = {name: backend.token_to_id(token) for name, token in self.special_tokens.items()}
         missing = [self.special_tokens[name] for name, index in ids.items() if index is None]
@@ -74,9 +74,8 @@ class Tokenizer(Presettable):
     def _add(self, tokens):
         for token in tokens:
             record = token if isinstance(token, dict) else {"content": token, "special": True}
-            content, special = record["content"], record.get("special", False)
-            flags = {name: record[name] for name in token_files.FLAGS if name in record}
-            flags = {"normalized": not special, **flags}
+            content, given = record["content"], {"normalized": not record.get("special"), **record}
+            flags = {name: bool(given[name]) for name in token_files.FLAGS if name in given}
             expected = record.get("id", self.backend.token_to_id(content))
             self.backend.add_tokens([engine().AddedToken(content, **flags)])
             if expected not in (None, index := self.backend.token_to_id(content)):
@@ -90,20 +89,19 @@ class Tokenizer(Presettable):
 
         trim: a post-processor that comes first, or None
         """
-        lib, used = engine(), {}
+        lib, ids = engine(), {}
 
         def fill(template):
             for part in template.split():
                 name, _, segment = part.partition(":")
                 token = self.special_tokens.get(name, name)
-                if token.startswith("$") and name == token:
-                    yield f"{token}:{segment or 0}"
-                elif (index := self.backend.token_to_id(token)) is not None:
-                    used[token] = index
+                ids[token] = None if name.startswith("$") else self.backend.token_to_id(token)
+                if name.startswith("$") or ids[token] is not None:
                     yield f"{token}:{segment or 0}"
 
         single, pair = (list(fill(template)) for template in self.wrap)
-        template = lib.processors.TemplateProcessing(single, pair, list(used.items()))
+        special = [(token, index) for token, index in ids.items() if index is not None]
+        template = lib.processors.TemplateProcessing(single, pair, special)
         if trim is not None:
             template = lib.processors.Sequence([trim, template])
         self.backend.post_processor = template
@@ -141,12 +139,11 @@ class Tokenizer(Presettable):
     def _encodings(self, texts, pair, add_special_tokens, method):
         texts = check_texts(texts) if pair is None else check_pairs(texts, pair)
         try:
-            return getattr(self.backend, method)(texts, add_special_tokens=add_special_tokens)
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as error:  # TypeError, and a BaseException where Rust panics
+            with refused(self, "cannot read this text"):
+                return getattr(self.backend, method)(texts, add_special_tokens=add_special_tokens)
+        except ValueError:
             check_unicode(texts)
-            raise ValueError(f"{self} cannot read this text: {error}") from error
+            raise
 
     # --- ids to text ------------------------------------------------------------------------------
     def detokenize(self, ids, skip_special_tokens=False):
@@ -155,8 +152,11 @@ class Tokenizer(Presettable):
         several = len(ids) and isinstance(ids[0], (list, tuple, np.ndarray))
         rows = [self._check_ids(row) for row in (ids if several else [ids])]
         with refused(f"What {self} was read from"):
-            texts = self.backend.decode_batch(rows, skip_special_tokens=skip_special_tokens)
+            texts = self._decode(rows, skip_special_tokens)
         return texts if several else texts[0]
+
+    def _decode(self, rows, skip_special_tokens):
+        return self.backend.decode_batch(rows, skip_special_tokens=skip_special_tokens)
 
     def join(self, tokens):
         """The text of tokens, each given as the vocabulary has it."""
@@ -246,7 +246,8 @@ class Tokenizer(Presettable):
             token_files.check_normalizers(content, path)
             with refused(path):
                 backend = engine().Tokenizer.from_file(str(path))
-            tokenizer = cls.from_backend(backend, special)
+            tokenizer = cls.__new__(cls)  # whatever its own constructor takes
+            Tokenizer.__init__(tokenizer, backend, special)
         if (template := token_files.read_chat_template(folder, config)) is not None:
             tokenizer.chat_template = template
         return tokenizer
@@ -255,9 +256,8 @@ class Tokenizer(Presettable):
     def suited(cls, folder, config, content):
         """The class for a folder: the one that it names, else the first that reads what it has."""
         name = str(config.get("tokenizer_class")).removesuffix("Fast")
-        classes = list(subclasses(cls))
-        classes.sort(key=lambda each: vars(each).get("reference_class") != name)  # stable
-        for each in classes:
+        # The sort is stable: of classes with the name, and of those without, the nearest is first.
+        for each in sorted(subclasses(cls), key=lambda c: vars(c).get("reference_class") != name):
             found = any(any(folder.glob(pattern)) for pattern in each.files)
             if found if content is None else each.model_type and each.reads(content):
                 return each
@@ -270,13 +270,6 @@ class Tokenizer(Presettable):
         in_bytes = any(part.get("type") == "ByteLevel" for part in cut)
         known = cls.model_type is None or kind_of(content) in cls.model_type.split(" or ")
         return known and cls.byte_level in (None, in_bytes)
-
-    @classmethod
-    def from_backend(cls, backend, special_tokens):
-        """Wrap a ready `tokenizers.Tokenizer`, whatever the subclass' own constructor takes."""
-        tokenizer = cls.__new__(cls)
-        Tokenizer.__init__(tokenizer, backend, special_tokens)
-        return tokenizer
 
     @classmethod
     def find(cls, folder, *patterns):
@@ -331,8 +324,8 @@ class Tokenizer(Presettable):
 class WordPieceTokenizer(Tokenizer):
     """WordPiece: the longest known piece first, "##" before pieces inside a word (BERT).
 
-    vocabulary: list of tokens, {token: id}, or the path of a vocab.txt. Schuster and Nakajima 2012;
-    Devlin et al. 2018, arXiv:1810.04805.
+    vocabulary: list of tokens, {token: id}, or the path of a vocab.txt; options: special_tokens and
+    added_tokens. Schuster and Nakajima 2012; Devlin et al. 2018, arXiv:1810.04805.
     """
 
     model_type = "WordPiece"
@@ -347,24 +340,17 @@ class WordPieceTokenizer(Tokenizer):
     }
 
     def __init__(
-        self,
-        vocabulary,
-        lowercase=True,
-        strip_accents=None,
-        split_on_cjk=True,
-        special_tokens=None,
-        added_tokens=(),
+        self, vocabulary, lowercase=True, strip_accents=None, split_on_cjk=True, **options
     ):
         lib, words = engine(), token_files.vocabulary_dict(vocabulary)
-        special_tokens = {**type(self).special_tokens, **(special_tokens or {})}
-        more = dict(unk_token=special_tokens["unk_token"], max_input_chars_per_word=100)
-        backend = lib.Tokenizer(lib.models.WordPiece(words, **more))
+        backend = lib.Tokenizer(lib.models.WordPiece(words, max_input_chars_per_word=100))
         # clean_text, handle_chinese_chars, strip_accents (None: as `lowercase`), lowercase
         normalizer = lib.normalizers.BertNormalizer(True, split_on_cjk, strip_accents, lowercase)
         backend.normalizer = normalizer
         backend.pre_tokenizer = lib.pre_tokenizers.BertPreTokenizer()
         backend.decoder = lib.decoders.WordPiece(prefix="##")
-        super().__init__(backend, special_tokens, added_tokens)
+        super().__init__(backend, **options)
+        backend.model.unk_token = self.special_tokens["unk_token"]
         self._set_wrap()
 
     def reference_config(self):
@@ -404,8 +390,6 @@ def subclasses(cls):
 
 def check_texts(texts):
     """list[str] of a list, tuple or array of strings (or UTF-8 bytes)."""
-    if isinstance(texts, np.ndarray):
-        texts = texts.tolist()
     found = list(texts)
     for index, text in enumerate(found):
         if isinstance(text, bytes):

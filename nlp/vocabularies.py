@@ -1,14 +1,13 @@
 """Vocabularies learned from texts: the same texts give the same one in every process."""
 
 import io
-import json
 from collections import Counter
 
 from khub.choices import choose
 
 from .byte_pair import BytePairTokenizer, byte_characters
 from .sentence_piece import SentencePieceTokenizer
-from .tokenizers import SPECIAL_TOKENS, WordPieceTokenizer, engine
+from .tokenizers import SPECIAL_TOKENS, WordPieceTokenizer, described, engine
 
 ALPHABET_LIMIT = 1000  # characters; rarer ones become unknown
 
@@ -43,14 +42,11 @@ def learn(backend, texts, make, vocabulary_size, min_frequency, first, alphabet,
 
 def characters(backend, texts):
     """The commonest characters of texts, and those of them that occur inside words; sorted."""
-    words = Counter()
+    words, counts = set(), Counter()
     for text in texts:
         text = backend.normalizer.normalize_str(text)
-        words.update(word for word, _ in backend.pre_tokenizer.pre_tokenize_str(text))
-    counts = Counter()
-    for word, count in words.items():
-        for character in word:
-            counts[character] += count
+        found = [word for word, _ in backend.pre_tokenizer.pre_tokenize_str(text)]
+        words.update(found), counts.update("".join(found))
     kept = sorted(sorted(counts), key=lambda c: -counts[c])[:ALPHABET_LIMIT]
     return sorted(kept), sorted({c for word in words for c in word[1:]}.intersection(kept))
 
@@ -63,12 +59,11 @@ def train_byte_pair(texts, vocabulary_size, min_frequency=2, special_tokens=None
     """
     lib, special_tokens = engine(), special_tokens or {}
     first = list(dict.fromkeys(special_tokens.values()))
-    alphabet = {token: index for index, token in enumerate([*first, *byte_characters()])}
-    blank = BytePairTokenizer(alphabet, [], special_tokens=special_tokens, **options).backend
+    options["special_tokens"] = special_tokens
+    blank = BytePairTokenizer([*first, *byte_characters()], [], **options).backend
     make, sizes = lib.trainers.BpeTrainer, (vocabulary_size, min_frequency)
     learn(blank, texts, make, *sizes, first, byte_characters(), "256 bytes")
-    learned = json.loads(blank.to_str())["model"]
-    options["special_tokens"] = special_tokens
+    learned = described(blank.model)
     return BytePairTokenizer(learned["vocab"], learned["merges"], **options)
 
 

@@ -69,6 +69,7 @@ MODELS = {  # name -> (bytes of a spiece.model, what the error says)
     "an unknown piece beyond": (GOOD + field(2, field(40, 6)), "the unknown piece 6"),
     "a model of words": (GOOD + field(2, field(3, 3)), "kind 3"),
     "a map of no size": (GOOD + field(3, field(2, b"ab")), "claims .* of 2 bytes"),
+    "a map that is a number": (GOOD + field(3, field(2, 2**40)), "is no valid SentencePiece model"),
     "a map that claims more": (
         GOOD + field(3, field(2, b"\xff\xff\xff\x7f" + b"a" * 99)),
         "claims 2,147,483,647 of 103 bytes",

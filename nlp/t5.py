@@ -137,11 +137,10 @@ class T5Backbone(EncoderDecoder):
         sizes = (self.num_heads, self.num_buckets, self.max_distance, side == "encoder")
         return built(transformer.RelativePositions(*sizes, dtype=self.dtype_policy))
 
-    def source(self, token_ids):
+    def source(self, token_ids, positions=None):
         return self.embeddings(token_ids)
 
-    def target(self, token_ids, positions):
-        return self.embeddings(token_ids)
+    target = source
 
     @classmethod
     def config_from_reference(cls, config):

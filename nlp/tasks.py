@@ -31,6 +31,7 @@ class Backbone(Presettable, Model):
     reference_prefix = ""
     model_type = ""
     config_names = {}  # khub's name -> the reference's, in config.json
+    needed = ("token_ids",)  # of its inputs
 
     def setup(self):
         self.build(None)
@@ -47,16 +48,16 @@ class Backbone(Presettable, Model):
         return {"model_type": self.model_type, **ours}
 
     def check_inputs(self, inputs):
-        """Raise TypeError for what is no dict of arrays: texts that no preprocessor has seen."""
+        """Raise TypeError for what is no dict of the `needed` arrays: texts that no preprocessor has seen."""
         is_dict = isinstance(inputs, dict)
-        if is_dict and "token_ids" in inputs:
-            return
-        given = f"a dict of {', '.join(inputs)}" if is_dict else type(inputs).__name__
-        raise TypeError(
-            f"{type(self).__name__} takes a dict with token_ids (and segment_ids, padding_mask), "
-            f"got {given}. Texts go to fit, evaluate and predict of a task with a preprocessor, or "
-            "through task.preprocessor(texts)."
-        )
+        if not is_dict or not inputs.keys() >= {*self.needed}:
+            given = f"a dict of {', '.join(inputs)}" if is_dict else type(inputs).__name__
+            raise TypeError(
+                f"{type(self).__name__} takes a dict with {' and '.join(self.needed)} (masks and "
+                f"segment_ids may be left out), got {given}. Texts and other raw data go to fit, "
+                "evaluate, predict and generate of a task with a preprocessor, or through "
+                "task.preprocessor(...)."
+            )
 
 
 class Task(Presettable, Model):

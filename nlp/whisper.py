@@ -46,7 +46,7 @@ class WhisperBackbone(SizedEncoderDecoder):
     decoder_start_token_id: int = 50257
 
     weight_map = WEIGHTS
-    source_name = "encoder_features"
+    needed = ("encoder_features", "decoder_token_ids")
     model_type = "whisper"
     key_bias = False
     config_names = {

@@ -5,6 +5,7 @@ Attention to both sides and two dense layers a block, normalized after each addi
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import repeat
 
 from khub import ops
@@ -476,15 +477,8 @@ def kind_family(kind, base=EncoderBackbone, **heads):
 
     heads: generic name of a task -> its class, in place of that of TASKS
     """
-
-    def made(suffix, base, **members):
-        if base.__name__ == f"{kind.name}{suffix}":
-            return base
-        text = f"{kind.name}'s {suffix}; see `{base.__name__}`. {kind.paper}".strip()
-        members = {"__doc__": text, "__module__": module, **members}
-        return type(f"{kind.name}{suffix}", (base,), members)
-
-    module, prefix = base.__module__, kind.prefix or kind.model_type
+    made = partial(tasks.kind_class, kind, base.__module__)
+    prefix = kind.prefix or kind.model_type
     ignored = "embeddings.position_ids", "embeddings.token_type_ids", *kind.ignored
     own = dict(kind=kind, weight_map=kind.weights, reference_prefix=prefix, ignored=ignored)
     kept = {ours: name for ours, name in CONFIG.items() if ours not in kind.without}

@@ -16,7 +16,7 @@ from . import transformer
 from .cache import KVCache
 from .experts import Experts
 from .generation import CausalLM
-from .tasks import Backbone
+from .tasks import Backbone, kind_class
 from .tokenizers import Tokenizer
 from .transformer import FeedForward, built, frequencies, renames, rotation, table, visible
 
@@ -246,14 +246,6 @@ class DecoderBlock(Layer):
         return _normed(self.last_norm, y + _normed(self.after_norm, z)), cache
 
 
-PLACES = {  # norm_places -> where they are in a block
-    "before": ("before",),
-    "around": ("before", "after"),
-    "after": ("after",),
-    "last": ("last",),
-}
-
-
 class DecoderBackbone(Backbone):
     """Token ids to hidden states, each of which sees the tokens before it.
 
@@ -283,7 +275,7 @@ class DecoderBackbone(Backbone):
     local_layers: tuple = None
     norm_kind: Choice("rms", "layer") = "rms"
     norm_offset: float = 0.0
-    norm_places: Choice(*PLACES) = "before"
+    norm_places: Choice("before", "around", "after", "last") = "before"
     final_norm: bool = True
     parallel: bool = False
     position_kind: Choice("rotary", "learned") = "rotary"
@@ -352,7 +344,9 @@ class DecoderBackbone(Backbone):
         parts = *heads, *biases, *norms, *scores
         attention = built(transformer.CausalAttention(self.hidden_dim, *parts, **options))
         feed_forward = built(self._feed_forward(number, **options))
-        norms = {place: (self._norm(), self._norm()) for place in PLACES[self.norm_places]}
+        around = self.norm_places == "around"
+        places = ("before", "after") if around else (self.norm_places,)
+        norms = {place: (self._norm(), self._norm()) for place in places}
         return DecoderBlock(attention, feed_forward, norms, self.parallel, **options)
 
     def _feed_forward(self, number, **options):
@@ -496,23 +490,19 @@ class DecoderTokenizer(Tokenizer):
 
 
 def families(kinds, module):
-    """The classes of a table: {"LlamaBackbone": ..., "LlamaCausalLM": ...}"""
-    return {made.__name__: made for kind in kinds for made in _family(kind, module)}
-
-
-def _family(kind, module):
-    """Make and register an architecture's classes."""
-    weights = [(theirs, ours) for ours, theirs in {**WEIGHTS, **kind.weights}.items()]
-    text = f"{kind.name}'s decoder; see `DecoderBackbone`. {kind.paper}"
-    members = {"__doc__": text, "__module__": module, "kind": kind, "weight_map": weights}
-    backbone = type(f"{kind.name}Backbone", (DecoderBackbone,), {**members, **kind.members})
-    text, weights = f"{kind.name} as a language model.", [(kind.head, "lm_head")]
-    members = {"__doc__": text, "__module__": module, "weight_map": weights}
-    task = type(f"{kind.name}CausalLM", (DecoderCausalLM,), members)
-    named = {"CausalLM": kind.task.format(kind.name), "Backbone": f"{kind.name}Model"}
-    types, tokenizer = (kind.model_type,), kind.tokenizer or DecoderTokenizer
-    register(Family(kind.model_type, types, backbone, tokenizer, {"CausalLM": task}, named))
-    return backbone, task
+    """Make and register the classes of a table: {"LlamaBackbone": ..., "LlamaCausalLM": ...}"""
+    found = {}
+    for kind in kinds:
+        made, head = partial(kind_class, kind, module), [(kind.head, "lm_head")]
+        weights = [(theirs, ours) for ours, theirs in {**WEIGHTS, **kind.weights}.items()]
+        members = dict(kind=kind, weight_map=weights, **kind.members)
+        backbone = made("Backbone", DecoderBackbone, **members)
+        task = made("CausalLM", DecoderCausalLM, weight_map=head)
+        named = {"CausalLM": kind.task.format(kind.name), "Backbone": f"{kind.name}Model"}
+        types, tokenizer = (kind.model_type,), kind.tokenizer or DecoderTokenizer
+        register(Family(kind.model_type, types, backbone, tokenizer, {"CausalLM": task}, named))
+        found |= {cls.__name__: cls for cls in (backbone, task)}
+    return found
 
 
 _made = families(KINDS, __name__)

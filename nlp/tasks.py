@@ -48,7 +48,7 @@ class Backbone(Presettable, Model):
         return {"model_type": self.model_type, **ours}
 
     def check_inputs(self, inputs):
-        """Raise TypeError for what is no dict of the `needed` arrays: texts that no preprocessor has seen."""
+        """Raise TypeError for what is no dict of arrays: texts that no preprocessor has seen."""
         is_dict = isinstance(inputs, dict)
         if not is_dict or not inputs.keys() >= {*self.needed}:
             given = f"a dict of {', '.join(inputs)}" if is_dict else type(inputs).__name__
@@ -58,6 +58,18 @@ class Backbone(Presettable, Model):
                 "evaluate, predict and generate of a task with a preprocessor, or through "
                 "task.preprocessor(...)."
             )
+
+
+def kind_class(kind, module, suffix, base, /, **members):
+    """The class of an architecture: `base` with more members, or itself where it has the name.
+
+    kind: `name` and `paper` are read   module: where the class stands   suffix: of its name
+    """
+    if base.__name__ == f"{kind.name}{suffix}":
+        return base
+    text = f"{kind.name}'s {suffix}; see `{base.__name__}`. {kind.paper}".strip()
+    members = {"__doc__": text, "__module__": module, **members}
+    return type(f"{kind.name}{suffix}", (base,), members)
 
 
 class Task(Presettable, Model):
@@ -139,11 +151,6 @@ def crossentropy(**options):
     return losses.SparseCategoricalCrossentropy(from_logits=True, **options)
 
 
-def masked_crossentropy():
-    """Cross-entropy of logits, its mean over the tokens with a weight alone."""
-    return crossentropy(reduction="mean_with_sample_weight")
-
-
 def place_accuracy():
     """Metrics: how many of the first and last tokens are found."""
 
@@ -158,7 +165,8 @@ def place_accuracy():
 SINGLE = {"optimizer": adamw, "loss": crossentropy, "metrics": lambda: ["accuracy"]}
 WEIGHTED = {
     "optimizer": adamw,
-    "loss": masked_crossentropy,
+    # its mean over the tokens with a weight alone
+    "loss": partial(crossentropy, reduction="mean_with_sample_weight"),
     "weighted_metrics": lambda: [metrics.SparseCategoricalAccuracy(name="accuracy")],
 }
 

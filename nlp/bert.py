@@ -408,8 +408,7 @@ class EncoderBackbone(tasks.Backbone):
         ours = super().reference_config()
         if self.kind.counted:
             ours["max_position_embeddings"] += self.padding_id + 1
-        ours |= {"pad_token_id": self.padding_id, "position_embedding_type": "absolute"}
-        return {**ours, **self.kind.extra}
+        return {**ours, "pad_token_id": self.padding_id, **ALWAYS, **self.kind.extra}
 
 
 class EncoderClassifier(tasks.TextClassifier):

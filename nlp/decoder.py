@@ -194,10 +194,11 @@ QWEN_MOE = dict(
     defaults={"use_sliding_window": False, "qkv_bias": True, "norm_topk_prob": False},
 )
 STABLE = dict(
+    names={"layer_norm_epsilon": "layer_norm_eps", "qkv_bias": "use_qkv_bias"},
+    fixed={"norm_kind": "layer"},
     defaults={"partial_rotary_factor": 0.25, "layer_norm_eps": 1e-5},
     only={"qk_layernorm": False, "use_parallel_residual": False},
 )
-STABLE_NAMES = {"layer_norm_epsilon": "layer_norm_eps", "qkv_bias": "use_qkv_bias"}
 QWEN2_PAPER, QWEN3_PAPER = "arXiv:2407.10671", "arXiv:2505.09388"
 KINDS = [
     Kind("Llama", "llama", "arXiv:2302.13971", transformer.same("attention_bias", "mlp_bias")),
@@ -211,9 +212,7 @@ KINDS = [
     Kind("Gemma2", "gemma2", "arXiv:2408.00118", GEMMA_NAMES, AROUND, FOUR, **GEMMA2),
     Kind("Gemma3", "gemma3_text", "arXiv:2503.19786", GEMMA_NAMES, AROUND | NORMED, FOUR, **GEMMA3),
     Kind("Phi3", "phi3", "arXiv:2404.14219", {}, {}, FUSED, _windows, _write_phi3),
-    Kind(
-        "StableLm", "stablelm", "arXiv:2402.17834", STABLE_NAMES, {"norm_kind": "layer"}, **STABLE
-    ),
+    Kind("StableLm", "stablelm", "arXiv:2402.17834", **STABLE),
 ]
 
 

@@ -1,8 +1,10 @@
 """Variables: lazy, seeded alike everywhere, and clear about what does not fit."""
 
+import copy
 import gc
 import hashlib
 import math
+import pickle
 import weakref
 
 import ml_dtypes

@@ -5,6 +5,7 @@ Attention to both sides and two dense layers a block, normalized after each addi
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import repeat
 
 from khub import ops
@@ -47,6 +48,10 @@ VARIANTS = {  # vocabulary, layers, heads, width
     "bert_large_en": sizes(28_996, 24, 16, 1024),
     # khub's own, presets/recipes/bert_micro_en_uncased.py
     "bert_micro_en_uncased": sizes(8_192, 2, 2, 128),
+}
+ALWAYS = {  # in config.json
+    **dict.fromkeys(("is_decoder", "add_cross_attention"), False),
+    "position_embedding_type": "absolute",
 }
 EMBEDDINGS = [
     ("embeddings.word_embeddings", "embeddings.word"),
@@ -171,78 +176,63 @@ class MPNetTokenizer(WordPieceTokenizer):
     wrap = RobertaTokenizer.wrap
 
 
-KINDS = [
-    Kind(
-        "Bert",
-        "bert",
-        WordPieceTokenizer,
-        masked=masked_weights("cls.predictions", *TRANSFORMED),
-        ignored=("cls.seq_relationship.*",),
+OWN = dict(
+    masked=masked_weights("cls.predictions", *TRANSFORMED), ignored=("cls.seq_relationship.*",)
+)
+DISTIL = dict(
+    names={
+        **dict(num_layers="n_layers", num_heads="n_heads", hidden_dim="dim"),
+        "intermediate_dim": "hidden_dim",
+        **transformer.same("dropout", "activation", "attention_dropout"),
+    },
+    without=("num_segments", "layer_norm_epsilon"),
+    defaults={"num_segments": 0},
+    weights=DISTIL_BERT,
+    pooler=False,
+    classifier=[("pre_classifier", "hidden"), ("classifier", "classifier")],
+    hidden="relu",
+    drops_twice=False,
+    masked=masked_weights("", "vocab_transform", "vocab_layer_norm", "vocab_projector"),
+    dropout=("seq_classif_dropout", "classifier_dropout"),
+)
+DISCRIMINATOR = dict(
+    names={"embedding_dim": "embedding_size"},
+    weights=[*BERT, ("embeddings_project", "projection")],
+    pooler=False,
+    classifier=ROBERTA_CLASSIFIER,
+    hidden="gelu",
+    masked=GENERATOR,
+    masked_activation="gelu",
+    ignored=("discriminator_predictions.*",),
+)
+GROUPED = dict(
+    names=dict(
+        embedding_dim="embedding_size",
+        num_groups="num_hidden_groups",
+        group_layers="inner_group_num",
     ),
+    defaults={"embedding_dim": 128, "num_groups": 1, "activation": "gelu_new"},
+    weights=ALBERT,
+    masked=masked_weights("predictions", "dense", "LayerNorm", "decoder", "bias"),
+    dropout=("classifier_dropout_prob",) * 2,
+    ignored=("sop_classifier.*",),
+)
+RELATIVE = dict(
+    COUNTED,
+    without=("num_segments",),
+    defaults={"num_segments": 0, "padding_id": 1, "relative_buckets": 32},
+    weights=MPNET,
+    extra={"relative_attention_num_buckets": 32, "pad_token_id": 1},
+)
+KINDS = [
+    Kind("Bert", "bert", WordPieceTokenizer, **OWN),
     Kind("Roberta", "roberta", RobertaTokenizer, "arXiv:1907.11692", **ROBERTA),
     Kind("XLMRoberta", "xlm-roberta", XLMRobertaTokenizer, "arXiv:1911.02116", **ROBERTA),
     Kind("Camembert", "camembert", Tokenizer, "arXiv:1911.03894", **ROBERTA),
-    Kind(
-        "DistilBert",
-        "distilbert",
-        DistilBertTokenizer,
-        "arXiv:1910.01108",
-        names={
-            **dict(num_layers="n_layers", num_heads="n_heads", hidden_dim="dim"),
-            "intermediate_dim": "hidden_dim",
-            **transformer.same("dropout", "activation", "attention_dropout"),
-        },
-        without=("num_segments", "layer_norm_epsilon"),
-        defaults={"num_segments": 0},
-        weights=DISTIL_BERT,
-        pooler=False,
-        classifier=[("pre_classifier", "hidden"), ("classifier", "classifier")],
-        hidden="relu",
-        drops_twice=False,
-        masked=masked_weights("", "vocab_transform", "vocab_layer_norm", "vocab_projector"),
-        dropout=("seq_classif_dropout", "classifier_dropout"),
-    ),
-    Kind(
-        "Electra",
-        "electra",
-        WordPieceTokenizer,
-        "arXiv:2003.10555",
-        names={"embedding_dim": "embedding_size"},
-        weights=[*BERT, ("embeddings_project", "projection")],
-        pooler=False,
-        classifier=ROBERTA_CLASSIFIER,
-        hidden="gelu",
-        masked=GENERATOR,
-        masked_activation="gelu",
-        ignored=("discriminator_predictions.*",),
-    ),
-    Kind(
-        "Albert",
-        "albert",
-        AlbertTokenizer,
-        "arXiv:1909.11942",
-        names=dict(
-            embedding_dim="embedding_size",
-            num_groups="num_hidden_groups",
-            group_layers="inner_group_num",
-        ),
-        defaults={"embedding_dim": 128, "num_groups": 1, "activation": "gelu_new"},
-        weights=ALBERT,
-        masked=masked_weights("predictions", "dense", "LayerNorm", "decoder", "bias"),
-        dropout=("classifier_dropout_prob",) * 2,
-        ignored=("sop_classifier.*",),
-    ),
-    Kind(
-        "MPNet",
-        "mpnet",
-        MPNetTokenizer,
-        "arXiv:2004.09297",
-        without=("num_segments",),
-        defaults={"num_segments": 0, "padding_id": 1, "relative_buckets": 32},
-        weights=MPNET,
-        extra={"relative_attention_num_buckets": 32, "pad_token_id": 1},
-        **COUNTED,
-    ),
+    Kind("DistilBert", "distilbert", DistilBertTokenizer, "arXiv:1910.01108", **DISTIL),
+    Kind("Electra", "electra", WordPieceTokenizer, "arXiv:2003.10555", **DISCRIMINATOR),
+    Kind("Albert", "albert", AlbertTokenizer, "arXiv:1909.11942", **GROUPED),
+    Kind("MPNet", "mpnet", MPNetTokenizer, "arXiv:2004.09297", **RELATIVE),
 ]
 
 
@@ -322,7 +312,8 @@ class EncoderBackbone(tasks.Backbone):
     relative_buckets: int = None
 
     kind = KINDS[0]
-    absolute_positions = norm_bias = attention_bias = True
+    absolute_positions = norm_bias = attention_bias = head_bias = True
+    head_activation = None
     optional = ("pooler",)
 
     def setup(self):
@@ -364,10 +355,11 @@ class EncoderBackbone(tasks.Backbone):
         return kind(*parts, self._attention(), feed_forward, norms, rates, **options)
 
     def prediction_head(self, task):
-        """The layers that a masked language model's head begins with."""
-        activation = self.kind.masked_activation or self.activation
+        """The layers that a masked language model's head begins with, and all of ModernBERT's."""
+        activation = self.head_activation or self.kind.masked_activation or self.activation
         sizes = self.hidden_dim, self.embedding_dim, activation, self.layer_norm_epsilon
-        return built(transformer.PredictionHead(*sizes, dtype=task.dtype_policy))
+        biases = self.head_bias, self.norm_bias
+        return built(transformer.PredictionHead(*sizes, *biases, dtype=task.dtype_policy))
 
     def _layers(self):
         """The blocks in the order of their use."""
@@ -405,12 +397,7 @@ class EncoderBackbone(tasks.Backbone):
     @classmethod
     def config_from_reference(cls, config):
         what = cls.model_type.upper()
-        if config.get("is_decoder") or config.get("add_cross_attention"):
-            raise ValueError(
-                f"{what} as a decoder (is_decoder, add_cross_attention) is not supported."
-            )
-        expected = {"position_embedding_type": "absolute", **cls.kind.extra}
-        transformer.check_config(config, expected, what)
+        transformer.check_config(config, {**ALWAYS, **cls.kind.extra}, what)
         ours = transformer.read_config(config, cls.config_names, what)
         if cls.kind.counted and "max_sequence_length" in ours:
             padding = ours.get("padding_id", cls.kind.defaults["padding_id"])
@@ -421,8 +408,7 @@ class EncoderBackbone(tasks.Backbone):
         ours = super().reference_config()
         if self.kind.counted:
             ours["max_position_embeddings"] += self.padding_id + 1
-        ours |= {"pad_token_id": self.padding_id, "position_embedding_type": "absolute"}
-        return {**ours, **self.kind.extra}
+        return {**ours, "pad_token_id": self.padding_id, **ALWAYS, **self.kind.extra}
 
 
 class EncoderClassifier(tasks.TextClassifier):
@@ -490,15 +476,8 @@ def kind_family(kind, base=EncoderBackbone, **heads):
 
     heads: generic name of a task -> its class, in place of that of TASKS
     """
-
-    def made(suffix, base, **members):
-        if base.__name__ == f"{kind.name}{suffix}":
-            return base
-        text = f"{kind.name}'s {suffix}; see `{base.__name__}`. {kind.paper}".strip()
-        members = {"__doc__": text, "__module__": module, **members}
-        return type(f"{kind.name}{suffix}", (base,), members)
-
-    module, prefix = base.__module__, kind.prefix or kind.model_type
+    made = partial(tasks.kind_class, kind, base.__module__)
+    prefix = kind.prefix or kind.model_type
     ignored = "embeddings.position_ids", "embeddings.token_type_ids", *kind.ignored
     own = dict(kind=kind, weight_map=kind.weights, reference_prefix=prefix, ignored=ignored)
     kept = {ours: name for ours, name in CONFIG.items() if ours not in kind.without}

@@ -228,11 +228,7 @@ DEFAULTS = {  # of the reference, where config.json says nothing
     "share_att_key": False,
     "position_biased_input": True,
 }
-KIND = bert.Kind(
-    "DebertaV3",
-    "deberta-v2",
-    DebertaV3Tokenizer,
-    "arXiv:2111.09543",
+OWN = dict(
     prefix="deberta",
     names={
         "bucket_size": "position_buckets",
@@ -260,6 +256,7 @@ KIND = bert.Kind(
     ignored=("embeddings.position_embeddings.*", "*predictions.*"),
     reference="DebertaV2",
 )
+KIND = bert.Kind("DebertaV3", "deberta-v2", DebertaV3Tokenizer, "arXiv:2111.09543", **OWN)
 _made = bert.kind_family(KIND, DisentangledBackbone, MaskedLM=DebertaV3MaskedLM)
 globals().update(_made)
 __all__ = list(_made)

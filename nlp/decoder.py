@@ -16,7 +16,7 @@ from . import transformer
 from .cache import KVCache
 from .experts import Experts
 from .generation import CausalLM
-from .tasks import Backbone
+from .tasks import Backbone, kind_class
 from .tokenizers import Tokenizer
 from .transformer import FeedForward, built, frequencies, renames, rotation, table, visible
 
@@ -194,10 +194,11 @@ QWEN_MOE = dict(
     defaults={"use_sliding_window": False, "qkv_bias": True, "norm_topk_prob": False},
 )
 STABLE = dict(
+    names={"layer_norm_epsilon": "layer_norm_eps", "qkv_bias": "use_qkv_bias"},
+    fixed={"norm_kind": "layer"},
     defaults={"partial_rotary_factor": 0.25, "layer_norm_eps": 1e-5},
     only={"qk_layernorm": False, "use_parallel_residual": False},
 )
-STABLE_NAMES = {"layer_norm_epsilon": "layer_norm_eps", "qkv_bias": "use_qkv_bias"}
 QWEN2_PAPER, QWEN3_PAPER = "arXiv:2407.10671", "arXiv:2505.09388"
 KINDS = [
     Kind("Llama", "llama", "arXiv:2302.13971", transformer.same("attention_bias", "mlp_bias")),
@@ -211,9 +212,7 @@ KINDS = [
     Kind("Gemma2", "gemma2", "arXiv:2408.00118", GEMMA_NAMES, AROUND, FOUR, **GEMMA2),
     Kind("Gemma3", "gemma3_text", "arXiv:2503.19786", GEMMA_NAMES, AROUND | NORMED, FOUR, **GEMMA3),
     Kind("Phi3", "phi3", "arXiv:2404.14219", {}, {}, FUSED, _windows, _write_phi3),
-    Kind(
-        "StableLm", "stablelm", "arXiv:2402.17834", STABLE_NAMES, {"norm_kind": "layer"}, **STABLE
-    ),
+    Kind("StableLm", "stablelm", "arXiv:2402.17834", **STABLE),
 ]
 
 
@@ -246,14 +245,6 @@ class DecoderBlock(Layer):
         return _normed(self.last_norm, y + _normed(self.after_norm, z)), cache
 
 
-PLACES = {  # norm_places -> where they are in a block
-    "before": ("before",),
-    "around": ("before", "after"),
-    "after": ("after",),
-    "last": ("last",),
-}
-
-
 class DecoderBackbone(Backbone):
     """Token ids to hidden states, each of which sees the tokens before it.
 
@@ -283,7 +274,7 @@ class DecoderBackbone(Backbone):
     local_layers: tuple = None
     norm_kind: Choice("rms", "layer") = "rms"
     norm_offset: float = 0.0
-    norm_places: Choice(*PLACES) = "before"
+    norm_places: Choice("before", "around", "after", "last") = "before"
     final_norm: bool = True
     parallel: bool = False
     position_kind: Choice("rotary", "learned") = "rotary"
@@ -352,7 +343,9 @@ class DecoderBackbone(Backbone):
         parts = *heads, *biases, *norms, *scores
         attention = built(transformer.CausalAttention(self.hidden_dim, *parts, **options))
         feed_forward = built(self._feed_forward(number, **options))
-        norms = {place: (self._norm(), self._norm()) for place in PLACES[self.norm_places]}
+        around = self.norm_places == "around"
+        places = ("before", "after") if around else (self.norm_places,)
+        norms = {place: (self._norm(), self._norm()) for place in places}
         return DecoderBlock(attention, feed_forward, norms, self.parallel, **options)
 
     def _feed_forward(self, number, **options):
@@ -496,23 +489,19 @@ class DecoderTokenizer(Tokenizer):
 
 
 def families(kinds, module):
-    """The classes of a table: {"LlamaBackbone": ..., "LlamaCausalLM": ...}"""
-    return {made.__name__: made for kind in kinds for made in _family(kind, module)}
-
-
-def _family(kind, module):
-    """Make and register an architecture's classes."""
-    weights = [(theirs, ours) for ours, theirs in {**WEIGHTS, **kind.weights}.items()]
-    text = f"{kind.name}'s decoder; see `DecoderBackbone`. {kind.paper}"
-    members = {"__doc__": text, "__module__": module, "kind": kind, "weight_map": weights}
-    backbone = type(f"{kind.name}Backbone", (DecoderBackbone,), {**members, **kind.members})
-    text, weights = f"{kind.name} as a language model.", [(kind.head, "lm_head")]
-    members = {"__doc__": text, "__module__": module, "weight_map": weights}
-    task = type(f"{kind.name}CausalLM", (DecoderCausalLM,), members)
-    named = {"CausalLM": kind.task.format(kind.name), "Backbone": f"{kind.name}Model"}
-    types, tokenizer = (kind.model_type,), kind.tokenizer or DecoderTokenizer
-    register(Family(kind.model_type, types, backbone, tokenizer, {"CausalLM": task}, named))
-    return backbone, task
+    """Make and register the classes of a table: {"LlamaBackbone": ..., "LlamaCausalLM": ...}"""
+    found = {}
+    for kind in kinds:
+        made, head = partial(kind_class, kind, module), [(kind.head, "lm_head")]
+        weights = [(theirs, ours) for ours, theirs in {**WEIGHTS, **kind.weights}.items()]
+        members = dict(kind=kind, weight_map=weights, **kind.members)
+        backbone = made("Backbone", DecoderBackbone, **members)
+        task = made("CausalLM", DecoderCausalLM, weight_map=head)
+        named = {"CausalLM": kind.task.format(kind.name), "Backbone": f"{kind.name}Model"}
+        types, tokenizer = (kind.model_type,), kind.tokenizer or DecoderTokenizer
+        register(Family(kind.model_type, types, backbone, tokenizer, {"CausalLM": task}, named))
+        found |= {cls.__name__: cls for cls in (backbone, task)}
+    return found
 
 
 _made = families(KINDS, __name__)

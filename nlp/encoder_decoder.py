@@ -13,16 +13,7 @@ from ..presets import Family, register
 from . import transformer
 from .cache import KVCache
 from .tasks import Backbone
-from .transformer import (
-    CrossAttention,
-    EncoderBlock,
-    FeedForward,
-    SelfAttention,
-    built,
-    norm,
-    renames,
-    visible,
-)
+from .transformer import EncoderBlock, FeedForward, built, norm, renames, visible
 
 
 class Block(EncoderBlock):
@@ -66,7 +57,7 @@ class EncoderDecoder(Backbone):
     intermediate_dim: PositiveInt
     num_decoder_layers: int = None
 
-    source_name = "encoder_token_ids"
+    needed = ("encoder_token_ids", "decoder_token_ids")  # source and target
     norm_first = True
     encoder_norm = decoder_norm = None
     # call(queries, keys) -> bias, for all blocks or each
@@ -88,12 +79,12 @@ class EncoderDecoder(Backbone):
         options = dict(dtype=self.dtype_policy)
 
         def block():
-            kind = transformer.CausalAttention if side == "decoder" else SelfAttention
+            kind = transformer.CausalAttention if side == "decoder" else transformer.SelfAttention
             inner = built(kind(*sizes, **own, **options)), built(feed_forward())
             parts = *inner, (self.norm(), self.norm()), (self.dropout,) * 2, self.norm_first
             if side == "encoder":
                 return EncoderBlock(*parts, **options)
-            cross = built(CrossAttention(*sizes, **own, **options))
+            cross = built(transformer.CrossAttention(*sizes, **own, **options))
             return Block(cross, self.norm(), *parts, **options)
 
         setattr(self, f"{side}_blocks", [block() for _ in range(count)])
@@ -103,19 +94,10 @@ class EncoderDecoder(Backbone):
     def reference_config(self):
         return {**super().reference_config(), "is_encoder_decoder": True}
 
-    def check_inputs(self, inputs):
-        needed = {self.source_name, "decoder_token_ids"}
-        if not (isinstance(inputs, dict) and needed <= inputs.keys()):
-            given = sorted(inputs) if isinstance(inputs, dict) else type(inputs).__name__
-            raise TypeError(
-                f"{type(self).__name__} takes a dict with {' and '.join(sorted(needed))}, got "
-                f"{given}. Raw data goes to fit, evaluate and generate of a task."
-            )
-
     def call(self, inputs, training=None):
         self.check_inputs(inputs)
         mask = inputs.get("encoder_padding_mask")
-        encoded = self.encoded(inputs[self.source_name], mask, training)
+        encoded = self.encoded(inputs[self.needed[0]], mask, training)
         hidden, _ = self.run(
             inputs["decoder_token_ids"],
             mask=inputs.get("decoder_padding_mask"),
@@ -174,8 +156,8 @@ class EncoderDecoder(Backbone):
 
         bias = self._biases(self.decoder_positions, lambda: positions, keys)
         both = zip(memory["keys"], memory["values"])
+        source = memory.get("seen")
         for i, (block, there) in enumerate(zip(self.decoder_blocks, both)):
-            source = memory.get("seen")
             x, kept[i] = block(x, seen, bias(i), kept[i], at, there, source, training=training)
         if cache is not None:
             cache = cache.written(kept, at + time)

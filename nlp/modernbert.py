@@ -57,9 +57,8 @@ class ModernBertEncoder(EncoderBackbone):
         self.norm = self._norm()
         self._local = [i in self.local_layers for i in range(self.num_layers)]
         width = self.hidden_dim // self.num_heads
-        waves = {False: self.rope_max_wavelength, True: self.rope_local_wavelength}
-        used = {local: waves[local] for local in set(self._local)}
-        self._turns = {local: transformer.frequencies(width, wave) for local, wave in used.items()}
+        waves, used = (self.rope_max_wavelength, self.rope_local_wavelength), set(self._local)
+        self._turns = {local: transformer.frequencies(width, waves[local]) for local in used}
 
     def _block(self, index):
         sizes = self.hidden_dim, self.intermediate_dim, self.activation
@@ -68,13 +67,6 @@ class ModernBertEncoder(EncoderBackbone):
         norms = self._norm() if index else None, self._norm()
         rates = dict(dropouts=(self.attention_dropout, 0.0), norm_first=True)
         return EncoderBlock(self._attention(), feed_forward, norms, **rates, **options)
-
-    def prediction_head(self, task):
-        """The layers that every task's head begins with."""
-        width, epsilon = self.hidden_dim, self.layer_norm_epsilon
-        options = dict(use_bias=self.head_bias, norm_bias=self.norm_bias, dtype=task.dtype_policy)
-        sizes = width, width, self.head_activation, epsilon
-        return built(transformer.PredictionHead(*sizes, **options))
 
     def _given(self, time, visible):
         """What each block takes besides states: the bias of its scores, and its rotation."""
@@ -120,7 +112,7 @@ class ModernBertEncoder(EncoderBackbone):
 
 
 class ModernBertHead:
-    """What a task adds whose head begins with `ModernBertEncoder.prediction_head`."""
+    """What a task adds whose head begins with `EncoderBackbone.prediction_head`."""
 
     dropout_name = "classifier_dropout"
     weight_map = [("head", "head"), ("classifier", "classifier")]
@@ -184,11 +176,7 @@ class ModernBertTokenizer(BytePairTokenizer):
     wrap = ("cls_token $A sep_token", "cls_token $A sep_token $B:1 sep_token:1")
 
 
-KIND = Kind(
-    "ModernBert",
-    "modernbert",
-    ModernBertTokenizer,
-    "arXiv:2412.13663",
+OWN = dict(
     prefix="model",
     names={  # khub's name -> the reference's
         **transformer.same("norm_bias", "attention_bias", "mlp_bias"),
@@ -210,7 +198,7 @@ KIND = Kind(
     pooler=False,
 )
 _made = kind_family(
-    KIND,
+    Kind("ModernBert", "modernbert", ModernBertTokenizer, "arXiv:2412.13663", **OWN),
     ModernBertEncoder,
     TextClassifier=ModernBertClassifier,
     TokenClassifier=ModernBertTokenClassifier,

@@ -242,7 +242,7 @@ class SpeechToText(Ragged, Seq2SeqLM):
         options = dict(sampler=sampler, stops=stops, penalty=repetition_penalty, rules=rules)
         while rows := [i for i, x in enumerate(features) if seek[i] < len(x)]:
             heard = [features[i][seek[i] : seek[i] + window] for i in rows]
-            memory = self._memory(heard, window)
+            memory = self._memory(heard)
             if prompts is None:
                 prompts = self._prompts(len(rows), language, task, stamped, memory)
             total = limit if max_length is None else max_length
@@ -266,15 +266,14 @@ class SpeechToText(Ragged, Seq2SeqLM):
         features = self.require_preprocessor().features
         several = features.several(audio)
         heard = [features.log_mel(x) for x in features.sounds(audio if several else [audio], rate)]
-        ids = self._detected(
-            self._memory(heard, self.backbone.max_encoder_sequence_length), len(heard)
-        )
+        ids = self._detected(self._memory(heard), len(heard))
         names = {index: token[2:-2] for token, index in self.languages.items()}
         found = [names[index] for index in ids]
         return found if several else found[0]
 
-    def _memory(self, heard, window):
+    def _memory(self, heard):
         """The encoder's, of windows of which the last may be short: behind it is nothing."""
+        window = self.backbone.max_encoder_sequence_length
         padded = [np.pad(x, [(0, window - len(x)), (0, 0)]) for x in heard]
         return self.memory(np.stack(padded))
 

@@ -54,6 +54,8 @@ CONFIG = {  # khub's name -> the reference's
     "num_buckets": "relative_attention_num_buckets",
     "max_distance": "relative_attention_max_distance",
     "max_sequence_length": "n_positions",
+    "tie_embedding_weights": "tie_word_embeddings",
+    "kind": "model_type",
     **transformer.same("num_decoder_layers", "layer_norm_epsilon", "decoder_start_token_id"),
 }
 KINDS = {"t5": "T5", "mt5": "MT5", "umt5": "UMT5"}
@@ -117,7 +119,9 @@ class T5Backbone(EncoderDecoder):
         for side, count in (("encoder", self.num_layers), ("decoder", self.num_decoder_layers)):
             self.build_side(side, count, self.num_heads, feed_forward, **options)
             biases = range(count if self.position_biases == "each" else 1)
-            setattr(self, f"{side}_positions", [self._positions(side) for _ in biases])
+            sizes = self.num_heads, self.num_buckets, self.max_distance, side == "encoder"
+            made = partial(transformer.RelativePositions, *sizes, dtype=self.dtype_policy)
+            setattr(self, f"{side}_positions", [built(made()) for _ in biases])
         self._start()
 
     def norm(self):
@@ -133,15 +137,10 @@ class T5Backbone(EncoderDecoder):
                 own = dict(count=queries, factor=self.key_value_dim**-0.5)
                 layer.kernel.initializer = QueryScaling(distribution="untruncated_normal", **own)
 
-    def _positions(self, side):
-        sizes = (self.num_heads, self.num_buckets, self.max_distance, side == "encoder")
-        return built(transformer.RelativePositions(*sizes, dtype=self.dtype_policy))
-
-    def source(self, token_ids):
+    def source(self, token_ids, positions=None):
         return self.embeddings(token_ids)
 
-    def target(self, token_ids, positions):
-        return self.embeddings(token_ids)
+    target = source
 
     @classmethod
     def config_from_reference(cls, config):
@@ -161,10 +160,8 @@ class T5Backbone(EncoderDecoder):
             **ours,
             "use_gated_activation": bool(gate),
             "activation": activation,
-            "tie_embedding_weights": bool(tied),
             "scale_outputs": bool(scaled),
             "position_biases": "each" if kind == "umt5" else "shared",
-            "kind": kind,
         }
 
     @classmethod
@@ -178,9 +175,7 @@ class T5Backbone(EncoderDecoder):
         activation = "gelu" if self.activation == GELU else self.activation
         return {
             **super().reference_config(),
-            "model_type": self.kind,
             "feed_forward_proj": f"gated-{activation}" if self.use_gated_activation else activation,
-            "tie_word_embeddings": self.tie_embedding_weights,
             "scale_decoder_outputs": self.scale_outputs,
         }
 

@@ -31,6 +31,7 @@ class Backbone(Presettable, Model):
     reference_prefix = ""
     model_type = ""
     config_names = {}  # khub's name -> the reference's, in config.json
+    needed = ("token_ids",)  # of its inputs
 
     def setup(self):
         self.build(None)
@@ -49,14 +50,26 @@ class Backbone(Presettable, Model):
     def check_inputs(self, inputs):
         """Raise TypeError for what is no dict of arrays: texts that no preprocessor has seen."""
         is_dict = isinstance(inputs, dict)
-        if is_dict and "token_ids" in inputs:
-            return
-        given = f"a dict of {', '.join(inputs)}" if is_dict else type(inputs).__name__
-        raise TypeError(
-            f"{type(self).__name__} takes a dict with token_ids (and segment_ids, padding_mask), "
-            f"got {given}. Texts go to fit, evaluate and predict of a task with a preprocessor, or "
-            "through task.preprocessor(texts)."
-        )
+        if not is_dict or not inputs.keys() >= {*self.needed}:
+            given = f"a dict of {', '.join(inputs)}" if is_dict else type(inputs).__name__
+            raise TypeError(
+                f"{type(self).__name__} takes a dict with {' and '.join(self.needed)} (masks and "
+                f"segment_ids may be left out), got {given}. Texts and other raw data go to fit, "
+                "evaluate, predict and generate of a task with a preprocessor, or through "
+                "task.preprocessor(...)."
+            )
+
+
+def kind_class(kind, module, suffix, base, /, **members):
+    """The class of an architecture: `base` with more members, or itself where it has the name.
+
+    kind: `name` and `paper` are read   module: where the class stands   suffix: of its name
+    """
+    if base.__name__ == f"{kind.name}{suffix}":
+        return base
+    text = f"{kind.name}'s {suffix}; see `{base.__name__}`. {kind.paper}".strip()
+    members = {"__doc__": text, "__module__": module, **members}
+    return type(f"{kind.name}{suffix}", (base,), members)
 
 
 class Task(Presettable, Model):
@@ -138,11 +151,6 @@ def crossentropy(**options):
     return losses.SparseCategoricalCrossentropy(from_logits=True, **options)
 
 
-def masked_crossentropy():
-    """Cross-entropy of logits, its mean over the tokens with a weight alone."""
-    return crossentropy(reduction="mean_with_sample_weight")
-
-
 def place_accuracy():
     """Metrics: how many of the first and last tokens are found."""
 
@@ -157,7 +165,8 @@ def place_accuracy():
 SINGLE = {"optimizer": adamw, "loss": crossentropy, "metrics": lambda: ["accuracy"]}
 WEIGHTED = {
     "optimizer": adamw,
-    "loss": masked_crossentropy,
+    # its mean over the tokens with a weight alone
+    "loss": partial(crossentropy, reduction="mean_with_sample_weight"),
     "weighted_metrics": lambda: [metrics.SparseCategoricalAccuracy(name="accuracy")],
 }
 

@@ -11,7 +11,7 @@ from khub.layers import Conv1D
 from .byte_pair import WhisperTokenizer
 from .encoder_decoder import SIZES, SizedEncoderDecoder, block_weights, register_kinds
 from .speech import SpeechToText
-from .transformer import ACTIVATIONS, check_config, table
+from .transformer import ACTIVATIONS, built, check_config, table
 
 WEIGHTS = [
     ("encoder.conv{i}", "conv{i}"),
@@ -46,7 +46,7 @@ class WhisperBackbone(SizedEncoderDecoder):
     decoder_start_token_id: int = 50257
 
     weight_map = WEIGHTS
-    source_name = "encoder_features"
+    needed = ("encoder_features", "decoder_token_ids")
     model_type = "whisper"
     key_bias = False
     config_names = {
@@ -58,9 +58,9 @@ class WhisperBackbone(SizedEncoderDecoder):
     def build(self, shape=None):
         width, positions = self.hidden_dim, self.max_encoder_sequence_length // STRIDE
         options = dict(dtype=self.dtype_policy)
-        self.conv1 = Conv1D(width, 3, padding="same", **options)
-        self.conv2 = Conv1D(width, 3, strides=STRIDE, **options)
-        self.conv1.build((None, None, self.num_mels)), self.conv2.build((None, None, width))
+        first, second = (None, None, self.num_mels), (None, None, width)
+        self.conv1 = built(Conv1D(width, 3, padding="same", **options), first)
+        self.conv2 = built(Conv1D(width, 3, strides=STRIDE, **options), second)
         self.encoder_position = self.add_weight(
             (positions, width), sinusoids, name="encoder_position", trainable=False
         )

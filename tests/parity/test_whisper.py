@@ -123,7 +123,7 @@ def same(found, wanted):
 def test_the_language(models):
     reference, model = models
     windows = np.stack([features(9)[at : at + 400] for at in (0, 100, 300, 500)])
-    found = model._detected(model._memory(list(windows), 400), 4)
+    found = model._detected(model._memory(list(windows)), 4)
     wanted = reference.detect_language(
         torch.tensor(windows).mT,
         generation_config=reference.generation_config,

@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+from ops import oracles
 
+import khub
 from khub import backend, ops
 from khub.ops.symbolic import KerasTensor
 
@@ -86,6 +88,24 @@ def test_a_wrong_argument_is_named(call, words):
 def test_ldexp_takes_integers():
     with pytest.raises(TypeError, match="float32"):
         ops.ldexp(X, 2.5)
+
+
+RANDOM = np.random.default_rng(0)
+LONG = [RANDOM.normal(size=(2, 700, heads, 8)).astype("float32") for heads in (4, 2, 2)]
+BIAS = RANDOM.normal(size=(1, 4, 700, 700)).astype("float32")
+SEEN = RANDOM.random((2, 1, 1, 700)) > 0.4
+SEEN[1] = False  # attends nowhere
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"mask": SEEN, "scale": 0.3}, {"is_causal": True}, {"bias": BIAS}],
+    ids=["plain", "mask", "causal", "bias"],
+)
+def test_attention_of_many_queries(options):
+    found = khub.jit(lambda *qkv: ops.dot_product_attention(*qkv, **options))(*LONG)
+    want = oracles.attention(*LONG, **options)
+    np.testing.assert_allclose(ops.convert_to_numpy(found), want, atol=1e-5)
 
 
 @pytest.mark.skipif(backend.name == "jax", reason="JAX says so when the kernel runs on a GPU")

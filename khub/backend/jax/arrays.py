@@ -247,14 +247,7 @@ def bincount(x, weights=None, minlength=0, sparse=False):
 
 
 def unique(
-    x,
-    sorted=True,
-    return_index=False,
-    return_inverse=False,
-    return_counts=False,
-    axis=None,
-    size=None,
-    fill_value=None,
+    x, sorted, return_index, return_inverse, return_counts, axis=None, size=None, fill_value=None
 ):
     asked = (return_index, return_inverse, return_counts)
     return jnp.unique(x, *asked, axis, size=size, fill_value=fill_value or 0)

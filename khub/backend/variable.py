@@ -120,7 +120,6 @@ class Variable(getattr(active, "VariableBase", object)):
             with _first_use, active.untraced():  # whatever reads it first
                 if self._storage is None:
                     self._store(self._first(), own=self._later is not None)
-                    self._later = None
         return self._storage
 
     def _first(self):
@@ -135,6 +134,7 @@ class Variable(getattr(active, "VariableBase", object)):
         if value.shape != self.shape:
             raise ValueError(f"{self.path} has shape {self.shape}, got a value of {value.shape}.")
         self._storage = active.new_storage(value, self._trainable, self.name, own)
+        self._later = None  # whoever set the value: it held the file open
 
     def assign_later(self, read):
         """Assign what `read()` returns at the first use: an array in memory of nobody else."""

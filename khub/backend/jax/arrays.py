@@ -246,9 +246,7 @@ def bincount(x, weights=None, minlength=0, sparse=False):
     return jnp.bincount(x, weights, length=minlength)
 
 
-def unique(
-    x, sorted, return_index, return_inverse, return_counts, axis=None, size=None, fill_value=None
-):
+def unique(x, sorted, return_index, return_inverse, return_counts, axis, size, fill_value):
     asked = (return_index, return_inverse, return_counts)
     return jnp.unique(x, *asked, axis, size=size, fill_value=fill_value or 0)
 

@@ -112,25 +112,27 @@ class Plan:
         """Whether a step adds noise."""
         return bool(self.rows["noise"].any())
 
-    def history(self, x):
-        """What is kept of earlier steps, before the first."""
-        return [ops.zeros_like(x)] * self.depth
+    @property
+    def rule(self):
+        """What `step` takes beside numbers of each step."""
+        return {"keeps_clean": self.keeps_clean, "clip": self.clip}
 
-    def step(self, row, x, output, history, noise=None):
-        """Return the latents after a step, and what is kept.
 
-        row: name -> number, of `rows`   x, output, noise: (batch, height, width, channels)
-        """
-        clean = row["clean_x"] * x + row["clean_output"] * output
-        if self.clip is not None:
-            clean = ops.clip(clean, -self.clip, self.clip)
-        x = row["x"] * x + row["output"] * output + row["clean"] * clean
-        for number, past in enumerate(history):
-            x = x + row["past"][number] * past
-        if noise is not None:
-            x = x + row["noise"] * noise
-        kept = clean if self.keeps_clean else output
-        return x, [kept, *history][: self.depth]
+def step(row, x, output, history, keeps_clean, clip):
+    """Return the latents after a step, and what is kept of it and of earlier ones.
+
+    row: name -> number, of a plan's `rows`, and where noise is needed "drawn", of x's shape
+    x, output, history: (batch, height, width, channels), what the model said of x, a list of them
+    """
+    clean = row["clean_x"] * x + row["clean_output"] * output
+    if clip is not None:
+        clean = ops.clip(clean, -clip, clip)
+    x = row["x"] * x + row["output"] * output + row["clean"] * clean
+    for number, past in enumerate(history):
+        x = x + row["past"][number] * past
+    if "drawn" in row:
+        x = x + row["noise"] * row["drawn"]
+    return x, [clean if keeps_clean else output, *history][: len(history)]
 
 
 class Scheduler:
@@ -139,6 +141,8 @@ class Scheduler:
     kind: one of `NAMES` or a class of diffusers; config: as scheduler_config.json has it
     Raises ValueError for a setting that is not known.
     """
+
+    reference_library = "diffusers"
 
     def __init__(self, kind="ddim", **config):
         name, more = NAMES.get(kind, (kind, {}))
@@ -192,9 +196,9 @@ class Scheduler:
         write_json(folder / FILE, {"_class_name": self.kind, **kept, **self.config})
 
     @property
-    def reference_name(self):
-        """What model_index.json says of it."""
-        return "diffusers", self.kind
+    def reference_class(self):
+        """diffusers' class."""
+        return self.kind
 
     def like(self, kind):
         """Return a scheduler of another kind for the same model; a `Scheduler` as it is."""

@@ -68,7 +68,8 @@ class Pipeline(Presettable):
         )
         with staged(Path(folder), sum(sizes)) as scratch:
             index = {name: _write(part, scratch / name, dtype) for name, part in parts.items()}
-            write_json(scratch / PIPELINE, {**self.index, **index})
+            others = {n: [None, None] if isinstance(v, list) else v for n, v in self.index.items()}
+            write_json(scratch / PIPELINE, {**others, **index})
 
 
 def _is_named(index, name):
@@ -90,7 +91,7 @@ def _write(part, folder, dtype):
     if not hasattr(part, "weight_map"):
         folder.mkdir()
         part.save(folder)
-        return list(part.reference_name)
+        return [getattr(part, "reference_library", "transformers"), part.reference_class]
     part.save_to_preset(folder, dtype)
     config = parse_json((folder / CONFIG).read_bytes(), str(folder / CONFIG))
     if "_class_name" in config:

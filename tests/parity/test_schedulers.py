@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from khub import ops
-from khub.cv.schedulers import CLASSES, NAMES, Scheduler
+from khub.cv.schedulers import CLASSES, NAMES, Scheduler, step
 
 diffusers = pytest.importorskip("diffusers")
 torch = pytest.importorskip("torch")
@@ -99,12 +99,13 @@ def ours(scheduler, count, strength):
     if strength < 1:
         x = first["signal"] * LATENTS + first["std"] * NOISE[-1]
     x = ops.convert_to_tensor(x.astype("float32"))
-    history = plan.history(x)
+    history = [ops.zeros_like(x)] * plan.depth
     for number in range(len(plan)):
         row = {name: values[number] for name, values in plan.rows.items()}
         said = model(ops.convert_to_numpy(x) * row["scale"], row["timestep"])
-        noise = ops.convert_to_tensor(NOISE[number]) if plan.needs_noise else None
-        x, history = plan.step(row, x, ops.convert_to_tensor(said), history, noise)
+        if plan.needs_noise:
+            row["drawn"] = ops.convert_to_tensor(NOISE[number])
+        x, history = step(row, x, ops.convert_to_tensor(said), history, **plan.rule)
     return ops.convert_to_numpy(x), plan.rows["timestep"]
 
 

@@ -15,7 +15,7 @@ from khub.presets.download import download as download_preset
 class Clock:
     """A part that is no model."""
 
-    reference_name = "diffusers", "ClockScheduler"
+    reference_library, reference_class = "diffusers", "ClockScheduler"
 
     def __init__(self, steps):
         self.steps = steps

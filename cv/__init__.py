@@ -2,13 +2,17 @@
 
 from ..presets.images import ImagePreprocessor, image_files, read_image
 from .backbone import ImageBackbone
+from .clip import CLIPTextEncoder
 from .image_classifier import ImageClassifier, Predictions
+from .unet import UNet
 
 __all__ = [
+    "CLIPTextEncoder",
     "ImageBackbone",
     "ImageClassifier",
     "ImagePreprocessor",
     "Predictions",
+    "UNet",
     "image_files",
     "read_image",
 ]

@@ -12,12 +12,11 @@ from pathlib import Path
 
 from . import keras_h5, weights
 from .catalog import info
-from .download import SMALL_FILES, WEIGHT_FILES, download
-from .family import Family, of_class, of_config
+from .download import CONFIG, SMALL_FILES, WEIGHT_FILES, description, download
+from .family import Family, key_of, of_class, of_config
 from .handles import parse
 from .tensors import FULL, Checkpoint, no_room, parse_json, write_checkpoint, write_json
 
-CONFIG = "config.json"
 GENERATION = "generation_config.json"
 CONFIG_LIMIT = 10_000_000  # bytes
 COUNT_LIMIT = 10_000  # of layers, heads, ...: a hostile config.json makes nobody build for ever
@@ -84,7 +83,7 @@ def open_preset(handle, load_weights=True):
         config = info(place.location).config
         return Preset(Path(place.location), config, of_config(config, place.location), True)
     folder = download(handle, weights=load_weights)
-    path = folder / CONFIG
+    path = description(folder)
     if path.stat().st_size > CONFIG_LIMIT:
         raise ValueError(
             f"{path} has {path.stat().st_size:,} bytes; at most {CONFIG_LIMIT:,} is sane."
@@ -92,7 +91,7 @@ def open_preset(handle, load_weights=True):
     config = parse_json(path.read_bytes(), str(path))
     if (path := folder / GENERATION).is_file():
         config["generation_config"] = parse_json(path.read_bytes(), str(path))
-    return Preset(folder, config, of_config(config, folder / CONFIG))
+    return Preset(folder, config, of_config(config, description(folder)))
 
 
 def load(handle, **options):
@@ -109,8 +108,10 @@ def choose_class(cls, preset):
     family, own = preset.family, of_class(cls)
     if own is family or hasattr(cls, "preset_config") and own is None:
         return cls
-    key = "model_type" if "model_type" in preset.config else "architecture"
-    where = f"{preset.folder / CONFIG} has {key} {preset.config[key]!r}"
+    key = key_of(preset.config)
+    where = (
+        f"{description(preset.folder) or preset.folder / CONFIG} has {key} {preset.config[key]!r}"
+    )
     if own is not None:
         task = _task_name(own, cls)
         right = family.tasks.get(task, family.backbone if task is None else None)
@@ -318,11 +319,10 @@ def _save_model(model, folder, dtype):
     own = {"class": saved.__name__}
     if backbone := getattr(getattr(model, "backbone", model), "own_config", dict)():
         own["backbone"] = backbone
-    config = {
-        **model.reference_config(),
-        "dtype": floats.pop() if len(floats) == 1 else "float32",
-        "khub": own,
-    }
+    config = {"dtype": floats.pop() if len(floats) == 1 else "float32", "khub": own}
+    if "_class_name" in (reference := model.reference_config()):
+        config = {}  # diffusers warns of what it does not know
+    config = {**reference, **config}
     if task and (head := _head_beyond(model, saved, config)):
         own["head"] = head
     if preprocessor is not None:
@@ -335,7 +335,7 @@ def _save_model(model, folder, dtype):
         write_json(scratch / CONFIG, config)
         if task and hasattr(model, "generation_config"):
             write_json(scratch / GENERATION, model.generation_config())
-        write_checkpoint(scratch, found)
+        write_checkpoint(scratch, found, name=getattr(model, "weights_name", "model"))
         if preprocessor is not None:
             preprocessor.save(scratch)
 
@@ -427,7 +427,7 @@ def staged(folder, needed):
 
 
 def _replaceable(folder):
-    return (folder / CONFIG).is_file() or not any(folder.iterdir())
+    return description(folder) is not None or not any(folder.iterdir())
 
 
 def _keep_others(folder, scratch):

@@ -138,6 +138,13 @@ def layer_normalization(x, gamma=None, beta=None, axis=-1, epsilon=None, **kwarg
     return y if beta is None else y + beta
 
 
+def group_normalization(x, groups, gamma=None, beta=None, axis=-1, epsilon=1e-3):
+    if gamma is None and beta is not None:  # or it has no gradient
+        gamma = torch.ones_like(beta)
+    weights = _as(gamma, x.dtype), _as(beta, x.dtype)
+    return functional.group_norm(x.movedim(axis, 1), groups, *weights, epsilon).movedim(1, axis)
+
+
 def rms_normalization(x, scale=None, axis=-1, epsilon=None):
     epsilon = config.epsilon() if epsilon is None else epsilon
     scale = _as(scale, x.dtype)

@@ -1,0 +1,170 @@
+"""What goes into Stable Diffusion, made on the host: tokens, images, masks, noise, batches."""
+
+import warnings
+from contextlib import contextmanager
+
+import numpy as np
+
+from ..presets.images import read_image
+
+SHOWN = 60  # characters of a text that a warning quotes
+
+
+def token_ids(tokenizer, texts, length):
+    """Ids of texts, int32 (texts, length), padded; with a warning cut off in front of the end."""
+    found = np.full((len(texts), length), tokenizer.pad_token_id, "int32")
+    for row, text, ids in zip(found, texts, tokenizer.encode(texts)):
+        if len(ids) > length:
+            lost = tokenizer.detokenize(ids[length - 1 : -1])
+            warnings.warn(
+                f"The prompt {text[:SHOWN]!r} has {len(ids)} tokens, the text encoder reads "
+                f"{length}; this is cut off: {lost!r}",
+                stacklevel=2,
+            )
+            ids = [*ids[: length - 1], ids[-1]]
+        row[: len(ids)] = ids
+    return found
+
+
+def rows(x, count, what):
+    """`count` rows of an array, each of those that it has equally often.
+
+    Raises ValueError, with the name `what`, when that cannot be.
+    """
+    if count % len(x):
+        raise ValueError(f"{len(x)} {what} cannot be shared out to {count} images.")
+    return np.repeat(x, count // len(x), 0)
+
+
+def seeds(seed, count):
+    """A seed for each of `count` images, of what `text_to_image` is given."""
+    from khub.random import next_initial_seed
+
+    if seed is None:
+        return [next_initial_seed() for _ in range(count)]
+    whole = [seed] if isinstance(seed, (int, np.integer)) else list(seed)
+    if any(isinstance(s, bool) or not isinstance(s, (int, np.integer)) or s < 0 for s in whole):
+        raise ValueError(f"seed must be an integer from 0, or a list of them, got {seed!r}.")
+    if whole is not seed and not isinstance(seed, (list, tuple, np.ndarray)):
+        return [seed + i for i in range(count)]
+    if len(whole) != count:
+        raise ValueError(f"seed has {len(whole)} entries for {count} images.")
+    return whole
+
+
+def draws(seeds, shape, steps):
+    """Normal noise, float32 (1 + steps, images, *shape); an image's depends on its seed alone."""
+    each = [np.random.Generator(np.random.Philox(key=int(seed))) for seed in seeds]
+    return np.stack([r.standard_normal((1 + steps, *shape), "float32") for r in each], 1)
+
+
+def pictures(images):
+    """RGB PIL images of one image or several: paths, PIL images, arrays of 0..255.
+
+    Raises ValueError for what is none, and for arrays of 0..1.
+    """
+    several = isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4
+    found = []
+    for image in images if several else [images]:
+        dtype = getattr(image, "dtype", None)
+        if dtype is not None and np.dtype(dtype).kind == "f" and np.size(image):
+            low, high = float(np.min(image)), float(np.max(image))
+            if not (low >= 0 and 1 < high <= 255 or low == high == 0):
+                raise ValueError(
+                    f"An image's array must have numbers of 0 to 255, got {dtype} of {low:g} to "
+                    f"{high:g}."
+                )
+        found.append(read_image(image))
+    if not found:
+        raise ValueError("There is no image.")
+    return found
+
+
+def fitted(image, size, middle=False):
+    """A PIL image in another size (height, width); middle: of its middle, not drawn out."""
+    from PIL import Image, ImageOps
+
+    size = size[::-1]
+    if image.size == size:
+        return image
+    return ImageOps.fit(image, size, Image.LANCZOS) if middle else image.resize(size, Image.LANCZOS)
+
+
+def prepared(images, size, middle=False):
+    """float32 (n, height, width, 3) of -1..1 of PIL images, resized."""
+    arrays = [np.asarray(fitted(image, size, middle), "float32") for image in images]
+    return np.stack(arrays) / 127.5 - 1
+
+
+def prepared_mask(mask, before, size):
+    """float32 (n, height, width, 1): 1 where a mask is at least half white.
+
+    before: height and width that it must have   size: those of the result
+    """
+    from PIL import Image
+
+    def gray(image):
+        if getattr(getattr(image, "dtype", None), "kind", "") == "b":
+            image = image * np.uint8(255)
+        (image,) = pictures(image)
+        if image.size[::-1] != tuple(before):
+            raise ValueError(
+                f"The mask has height and width {image.size[::-1]}, the image {tuple(before)}."
+            )
+        return image.convert("L").resize(size[::-1], Image.NEAREST)
+
+    several = isinstance(mask, (list, tuple)) or getattr(mask, "ndim", 0) == 4
+    found = [np.asarray(gray(m)) >= 128 for m in (mask if several else [mask])]
+    return np.stack(found)[..., None].astype("float32")
+
+
+def objects(items):
+    """A list as a 1-D array of objects, which the trainer takes; anything else as it is."""
+    if not isinstance(items, (list, tuple)):
+        return items
+    found = np.empty(len(items), object)
+    for i, item in enumerate(items):  # all at once NumPy would look into them
+        found[i] = item
+    return found
+
+
+class TrainingData:
+    """Makes batches that the UNet learns from, of images and captions: latents, noised at a time."""
+
+    def __init__(self, model):
+        self._model = model
+        self.restart(0)
+
+    def restart(self, seed):
+        """Begin the noise anew."""
+        self._random = np.random.Generator(np.random.Philox(key=seed))
+
+    @contextmanager
+    def fixed(self):
+        """Inside, the noise is that of the seed 0."""
+        before = self._random
+        self.restart(0)
+        try:
+            yield
+        finally:
+            self._random = before
+
+    @staticmethod
+    def is_raw(x):
+        """Whether a batch is of images to be prepared: they are objects, or an array of pixels."""
+        return isinstance(x, (list, np.ndarray))
+
+    def __call__(self, x, y=None, sample_weight=None):
+        model, random = self._model, self._random
+        size = model.img_height, model.img_width
+        if y is None or len(y) != len(x):
+            raise ValueError("Stable Diffusion learns from images x and as many captions y.")
+        images = prepared(pictures(list(x)), size, middle=True)
+        shape = len(x), *(n // model.vae.stride for n in size), model.vae.latent_channels
+        latents = model.encode_images(images, random.standard_normal(shape, "float32"))
+        noise = random.standard_normal(shape, "float32")
+        timesteps = random.integers(0, model.scheduler.steps, len(x))
+        noised, target = model.scheduler.noised(latents, noise, timesteps)
+        inputs = {"latents": noised, "timesteps": timesteps.astype("int32")}
+        inputs |= model.conditions(model.encode_text([str(text) for text in y]), size)
+        return inputs, target, sample_weight

@@ -18,6 +18,8 @@ from PIL import Image
 
 import khub
 from khub import callbacks, cv, layers, losses, nlp, ops, optimizers
+from khub.cv.schedulers import Scheduler
+from khub.cv.stable_diffusion import StableDiffusion
 from khub.nlp.byte_pair import byte_characters
 
 NAME = "stable_diffusion_digits_micro"
@@ -32,10 +34,16 @@ NUMERALS = 0.25  # share of the texts that say 3 in place of three
 NO_TEXT = 0.1  # share of the texts that are left out, for guidance; Ho and Salimans, 2207.12598
 PEAK_RATES = {"vae": 2e-3, "unet": 1.5e-3}
 TEXT = dict(num_layers=2, num_heads=4, hidden_dim=96, intermediate_dim=256)
-VAE = dict(block_out_channels=(16, 32, 48), layers_per_block=1, norm_num_groups=8)
+VAE = dict(
+    block_out_channels=(16, 24, 32),
+    down_block_types=("DownEncoderBlock2D",) * 3,
+    up_block_types=("UpDecoderBlock2D",) * 3,
+    layers_per_block=1,
+    norm_num_groups=8,
+)
 UNET = dict(
     sample_size=SIZE // 4,
-    block_out_channels=(64, 128),
+    block_out_channels=(48, 96),
     down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
     up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
     layers_per_block=1,
@@ -198,7 +206,7 @@ def make_classifier(images, labels):
     -> (network, its accuracy on the last 500 of them)
     """
     random = np.random.Generator(np.random.Philox(key=SEED + 3))
-    rows = np.tile(np.arange(len(images) - 500), 4)
+    rows = np.tile(np.arange(len(images) - 500), 6)
     x = np.stack([picture(random, images[i]) for i in rows])
     x_held = np.stack([picture(random, image) for image in images[-500:]])
     widths = [layers.Conv2D(32 * 2**i, 3, 2, "same", activation="relu") for i in range(3)]
@@ -253,7 +261,7 @@ def main():
     options = parser.parse_args()
 
     digits, labels = read_digits(options.data)
-    learned, rest = slice(0, 7000), slice(7000, None)  # the classifier has images of its own
+    learned, rest = slice(0, 6000), slice(6000, None)  # the classifier has images of its own
     images, texts = examples(digits[learned], labels[learned], options.examples)
     tokenizer, rows = make_tokenizer(), []
     khub.utils.set_random_seed(SEED)
@@ -270,7 +278,7 @@ def main():
         end_token_id=tokenizer.token_to_id(END),
     )
     unet = cv.UNet(**UNET)
-    scheduler = cv.Scheduler("ddim", **SCHEDULER)
+    scheduler = Scheduler("ddim", **SCHEDULER)
     end = tokenizer.token_to_id(END)
 
     def padded(texts):
@@ -282,9 +290,9 @@ def main():
     train(Denoising(text_encoder, unet), "unet", batches, options.unet_steps, loss, rows)
 
     parts = dict(text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, vae=vae)
-    pipeline = cv.StableDiffusion(SIZE, SIZE, scheduler=scheduler, **parts)
+    pipeline = StableDiffusion(SIZE, SIZE, scheduler=scheduler, **parts)
     pipeline.save_to_preset(options.output, dtype="float16")
-    pipeline = cv.StableDiffusion.from_preset(options.output)
+    pipeline = StableDiffusion.from_preset(options.output)
     classifier, accuracy = make_classifier(digits[rest], labels[rest])
     right, drawn = judge(pipeline, classifier)
     print(f"The classifier tells {accuracy:.1%} of 500 other digits right.")

@@ -9,6 +9,7 @@ from parity.image_models import ON_TORCH, spread, whole
 
 import khub
 from khub import cv, ops
+from khub.cv.diffusion_parts import EnlargingConv
 from khub.presets.tensors import Checkpoint, WeightsError, write_checkpoint
 
 diffusers = pytest.importorskip("diffusers")
@@ -317,6 +318,18 @@ def test_tiles_and_slices(tmp_path):
         model.decode(latents, tile=0)
     with pytest.raises(ValueError, match="multiples of 2; got 5 and 6"):
         model.encode(normal(1, 5, 6, 3))
+
+
+@pytest.mark.parametrize("size, cut", [((16, 17), None), ((17, 16), (33, 32)), ((3, 4), (6, 7))])
+def test_convolution_of_enlarged_images(size, cut):
+    layer = EnlargingConv(6, 3, padding="same", data_format="channels_last")
+    x = normal(2, *size, 5)
+    layer.build(x.shape)
+    layer.bias.assign(normal(6))
+    kernel = torch.tensor(layer.kernel.numpy()).permute(3, 2, 0, 1)
+    wide = torch.nn.functional.interpolate(first(x), cut or [2 * n for n in size], mode="nearest")
+    want = torch.nn.functional.conv2d(wide, kernel, torch.tensor(layer.bias.numpy()), padding=1)
+    close(whole(lambda x: layer(x, cut))(x), want, 1e-5)
 
 
 # --- dtypes, hostile files -----------------------------------------------------------------------

@@ -57,7 +57,8 @@ class CLIPTextEncoder(Backbone):
     -> {"sequence_output": (batch, time, hidden_dim), normalized; "penultimate_output": the same of
     the block before the last, not normalized; "pooled_output": (batch, hidden_dim) at the first end
     token, (batch, projection_dim) where there is a projection}
-    projects: whether there is a projection   prefixed: whether names in files begin with "text_model."
+    projects: whether there is a projection
+    prefixed: whether names in files begin with "text_model."
     """
 
     vocabulary_size: PositiveInt

@@ -19,7 +19,6 @@ from ..presets import Presettable
 from .backbone import check
 
 MOST = 100  # blocks, or layers of a block: a hostile config.json makes nobody build for ever
-MODEL = {"act_fn": "silu"}
 
 
 def _sizes(name, value):
@@ -57,7 +56,7 @@ class DiffusionModel(Presettable, Model):
     weight_map = (("", ""),)
     weights_name = "diffusion_pytorch_model"
     class_name = reference_prefix = ""
-    ignored = optional = ()
+    ignored = optional = unsaved = ()
     fixed = {}
 
     def setup(self):
@@ -73,7 +72,8 @@ class DiffusionModel(Presettable, Model):
 
     def reference_config(self):
         """Content of config.json that diffusers reads."""
-        own = {name: getattr(self, name) for name, *_ in self._fields}
+        names = [name for name, *_ in self._fields if name not in self.unsaved]
+        own = {name: getattr(self, name) for name in names}
         return {"_class_name": self.class_name, **self.fixed, **own}
 
     def check_counts(self, *names):
@@ -82,6 +82,13 @@ class DiffusionModel(Presettable, Model):
             value = getattr(self, name)
             if max(value if isinstance(value, tuple) else (value,)) > MOST:
                 raise ValueError(f"{name} is {value}; at most {MOST} is sane.")
+
+    def check_kinds(self, **known):
+        """Raise ValueError for a kind of block, in a field, that is not among those known."""
+        for name, kinds in known.items():
+            for kind in getattr(self, name, ()):
+                if kind not in kinds:
+                    raise ValueError(f"{name} must be {' or '.join(kinds)}, got {kind!r}.")
 
     def check_inputs(self, inputs, needed):
         """Raise TypeError for what is no dict of these names."""
@@ -201,7 +208,7 @@ class Downsample(layers.Layer):
 
 
 def enlarged(x):
-    """Each pixel four times.  (batch, height, width, channels) -> (batch, 2 height, 2 width, ...)"""
+    """Each pixel four times.  (batch, height, width, n) -> (batch, 2 height, 2 width, n)"""
     batch, height, width, channels = ops.shape(x)
     wide = (batch, height, 2, width, 2, channels)
     x = ops.broadcast_to(x[:, :, None, :, None], wide)

@@ -58,16 +58,12 @@ class ConditionedModel(DiffusionModel):
 
     def setup(self):
         self.check_counts("layers_per_block", "transformer_layers_per_block")
-        for name, known in (("down_block_types", DOWN), ("up_block_types", UP)):
-            for kind in getattr(self, name, ()):
-                if kind not in known:
-                    raise ValueError(f"{name} must be {' or '.join(known)}, got {kind!r}.")
+        self.check_kinds(down_block_types=DOWN, up_block_types=UP)
         if self.mid_block_type not in (MID, None):
             raise ValueError(f"mid_block_type must be {MID} or None, got {self.mid_block_type!r}.")
-        if self.addition_embed_type not in ("text_time", None):
-            raise ValueError(
-                f"addition_embed_type must be 'text_time' or None, got {self.addition_embed_type!r}."
-            )
+        kind = self.addition_embed_type
+        if kind not in ("text_time", None):
+            raise ValueError(f"addition_embed_type must be 'text_time' or None, got {kind!r}.")
         super().setup()
 
     def _per_block(self, name):
@@ -137,7 +133,16 @@ class ConditionedModel(DiffusionModel):
             time = time + self.add_embedding(ops.concatenate(pooled, -1))
         return ops.silu(time)
 
-    def _down(self, inputs, x, time, context):
+    @property
+    def residual_widths(self):
+        """Channels of all layers on the way down, then of the middle."""
+        widths, last = [self.block_out_channels[0]], len(self.block_out_channels) - 1
+        counts = self._per_block("layers_per_block")
+        for place, (width, count) in enumerate(zip(self.block_out_channels, counts)):
+            widths += [width] * (count + (place < last))
+        return [*widths, width]
+
+    def _down(self, x, time, context):
         """The outputs of all layers on the way down, then that of the middle."""
         skips = [x]
         for stage in self.down_blocks:
@@ -188,10 +193,7 @@ class UNet(ConditionedModel):
         names += ("only_cross_attention", "layers_per_block")
         rows = list(zip(*map(self._per_block, names), strict=True))[::-1]
         kinds = self._per_block("up_block_types")
-        counts = self._per_block("layers_per_block")
-        skips = [widths[0]]  # widths of what is joined on the way up
-        for place, (width, count) in enumerate(zip(widths, counts)):
-            skips += [width] * (count + (place < len(widths) - 1))
+        skips = self.residual_widths[:-1]  # what is joined on the way up
         self.up_blocks, before = [], widths[-1]
         for place, (width, (*attention, count), kind) in enumerate(zip(widths[::-1], rows, kinds)):
             inputs = [n + skips.pop() for n in [before] + [width] * count]
@@ -204,7 +206,7 @@ class UNet(ConditionedModel):
 
     def call(self, inputs):
         x, time, context = self._given(inputs)
-        skips, x = self._down(inputs, self.conv_in(x), time, context)
+        skips, x = self._down(self.conv_in(x), time, context)
         if inputs.get("residuals") is not None:
             *added, middle = (ops.cast(r, self.compute_dtype) for r in inputs["residuals"])
             skips, x = [a + b for a, b in zip(skips, added, strict=True)], x + middle

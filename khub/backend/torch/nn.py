@@ -139,10 +139,11 @@ def layer_normalization(x, gamma=None, beta=None, axis=-1, epsilon=None, **kwarg
 
 
 def group_normalization(x, groups, gamma=None, beta=None, axis=-1, epsilon=1e-3):
-    if gamma is None and beta is not None:  # or it has no gradient
-        gamma = torch.ones_like(beta)
-    weights = _as(gamma, x.dtype), _as(beta, x.dtype)
-    return functional.group_norm(x.movedim(axis, 1), groups, *weights, epsilon).movedim(1, axis)
+    # torch has no gradient of an offset alone, and crashes where these views need none themselves
+    gamma = torch.ones_like(beta) if gamma is None and beta is not None else gamma
+    gamma, beta, y = _as(gamma, x.dtype), _as(beta, x.dtype), x.movedim(axis, 1)
+    y = y if x.requires_grad or not torch.is_grad_enabled() else y.contiguous()
+    return functional.group_norm(y, groups, gamma, beta, epsilon).movedim(1, axis)
 
 
 def rms_normalization(x, scale=None, axis=-1, epsilon=None):

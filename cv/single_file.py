@@ -16,7 +16,7 @@ from .unet import UNet
 SUFFIXES = (".safetensors", ".ckpt")
 TOKENIZER = "hf://openai/clip-vit-large-patch14"  # of all of them
 SCHEDULER = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1)
-SCHEDULER |= dict(clip_sample=False, set_alpha_to_one=False)
+SCHEDULER |= dict(clip_sample=False, set_alpha_to_one=False, timestep_spacing="leading")
 PARTS = {  # prefix of names -> the part
     "model.diffusion_model.": "unet",
     "first_stage_model.": "vae",
@@ -170,6 +170,7 @@ def _unet_config(view, pooled):
     linear = len(view.tensor(f"{first}.proj_in.weight").shape) == 2
     context = view.tensor(f"{first}.transformer_blocks.0.attn2.to_k.weight").shape[1]
     kinds = ["CrossAttn" if depth else "" for depth in depths]
+    depths[-1] = depths[-1] or view.count("mid_block.attentions.0.transformer_blocks.")
     config = {
         "in_channels": view.tensor("conv_in.weight").shape[1],
         "out_channels": view.tensor("conv_out.weight").shape[0],
@@ -276,6 +277,6 @@ def read(
         if opens:  # open_clip pads with this, CLIP with the end
             found.special_tokens = {**found.special_tokens, "pad_token": "!"}
             found.pad_token_id = found.token_to_id("!")
-    kind = prediction_type or "epsilon"
-    options["scheduler"] = Scheduler("ddim", **SCHEDULER, prediction_type=kind)
+    kind, predicts = "euler" if is_xl else "pndm", prediction_type or "epsilon"
+    options["scheduler"] = Scheduler(kind, **SCHEDULER, prediction_type=predicts)
     return options

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
+from khub import cv
 from khub.nlp.byte_pair import byte_characters
 
 diffusers = pytest.importorskip("diffusers")
@@ -36,6 +37,8 @@ XL = dict(
     transformer_layers_per_block=(1, 2),
 )
 SIDE = 16  # pixels: of 8 latents
+PROMPTS = ["a cat", "DOG and 3 cats, jumping"]
+NEGATIVE = ["bad", "dog"]
 
 
 def tokenizer(folder, pad="<|endoftext|>"):
@@ -154,3 +157,22 @@ def close(found, want):
     assert found.dtype == np.uint8 and found.shape == want.shape
     assert want.std() > 5
     assert np.abs(found.astype(int) - want.astype(int)).max() <= 1
+
+
+def made_once(folder):
+    """A function: kind -> (the folder of a pipeline, the pipeline, khub's), each made once."""
+    found = {}
+
+    def get(kind):
+        if kind not in found:
+            pipeline = make(kind, folder / kind)
+            found[kind] = folder / kind, pipeline, cv.StableDiffusion.from_preset(folder / kind)
+        return found[kind]
+
+    return get
+
+
+def ours(model, prompt=PROMPTS, negative=NEGATIVE, **options):
+    """uint8 images of khub, from given latents."""
+    given = {"latents": latents(len(prompt)), "num_steps": 10, "verbose": 0, **options}
+    return model.text_to_image(prompt, negative, **given)

@@ -3,12 +3,15 @@
 import numpy as np
 import pytest
 from parity.diffusion_pipelines import (
+    NEGATIVE,
+    PROMPTS,
     SIDE,
     close,
     diffusers,
     fixed,
     latents,
-    make,
+    made_once,
+    ours,
     reopened,
     theirs,
     torch,
@@ -17,28 +20,10 @@ from PIL import Image
 
 from khub import cv
 
-PROMPTS = ["a cat", "DOG and 3 cats, jumping"]
-NEGATIVE = ["bad", "dog"]
-
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """kind -> (the folder of a pipeline, the pipeline, khub's), each made once."""
-    found = {}
-
-    def get(kind):
-        if kind not in found:
-            folder = tmp_path_factory.mktemp("made") / kind
-            pipeline = make(kind, folder)
-            found[kind] = folder, pipeline, cv.StableDiffusion.from_preset(folder)
-        return found[kind]
-
-    return get
-
-
-def ours(model, prompt=PROMPTS, negative=NEGATIVE, **options):
-    given = {"latents": latents(len(prompt)), "num_steps": 10, "verbose": 0, **options}
-    return model.text_to_image(prompt, negative, **given)
+    return made_once(tmp_path_factory.mktemp("made"))
 
 
 @pytest.mark.parametrize("kind", ["1", "2", "xl"])
@@ -101,3 +86,41 @@ def test_inpaint(made, monkeypatch, kind, strength):
     options = dict(strength=strength, num_steps=10, latents=latents(), verbose=0)
     found = model.inpaint(photograph(), mask, PROMPTS, negative_prompt=NEGATIVE, **options)
     close(found, want)
+
+
+# --- ControlNet -----------------------------------------------------------------------------------
+def control(model, pipeline, seed, folder):
+    """A ControlNet of diffusers that does something, and khub's of its folder."""
+    torch.manual_seed(seed)
+    sizes = dict(conditioning_embedding_out_channels=(8, 16))
+    net = diffusers.ControlNetModel.from_unet(pipeline.unet, **sizes)
+    with torch.no_grad():
+        for name, weight in net.named_parameters():
+            if "controlnet_" in name and weight.ndim > 1:
+                weight.normal_(std=0.3)
+    net.save_pretrained(folder)
+    return net, cv.ControlNet.from_preset(folder)
+
+
+def test_controlnets(made, tmp_path):
+    folder, pipeline, model = made("1")
+    nets = [control(model, pipeline, seed, tmp_path / str(seed)) for seed in (1, 2)]
+    images, scales = [photograph(3), photograph(4)], [0.8, 0.5]
+    several = diffusers.StableDiffusionControlNetPipeline.from_pretrained(
+        folder, controlnet=[net for net, _ in nets], safety_checker=None
+    )
+    several.set_progress_bar_config(disable=True)
+    options = {"image": images, "controlnet_conditioning_scale": scales}
+    want = theirs(several, ["a cat"], **options)
+    mine = cv.StableDiffusion.from_preset(folder, controlnet=[net for _, net in nets])
+    found = ours(mine, ["a cat"], None, control_image=images, control_scale=scales)
+    close(found, want)
+    assert np.abs(found.astype(int) - ours(model, ["a cat"], None)).max() > 5
+    with pytest.raises(ValueError, match="2 ControlNets, 1 control_image"):
+        ours(mine, ["a cat"], None, control_image=images[:1])
+
+    one = cv.StableDiffusion.from_preset(folder, controlnet=nets[0][1], index=None)
+    one.save_to_preset(tmp_path / "saved")
+    again = reopened(tmp_path / "saved", "StableDiffusionControlNetPipeline")
+    want = theirs(again, ["a cat"], image=images[0])
+    close(ours(one, ["a cat"], None, control_image=images[0]), want)

@@ -6,6 +6,8 @@ from .backbone import ImageBackbone
 from .clip import CLIPTextEncoder
 from .controlnet import ControlNet
 from .image_classifier import ImageClassifier, Predictions
+from .schedulers import Scheduler
+from .stable_diffusion import StableDiffusion
 from .unet import UNet
 
 __all__ = [
@@ -16,6 +18,8 @@ __all__ = [
     "ImageClassifier",
     "ImagePreprocessor",
     "Predictions",
+    "Scheduler",
+    "StableDiffusion",
     "TinyAutoencoder",
     "UNet",
     "image_files",

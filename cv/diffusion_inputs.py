@@ -129,7 +129,7 @@ def objects(items):
 
 
 class TrainingData:
-    """Makes batches that the UNet learns from, of images and captions: latents, noised at a time."""
+    """Makes batches that the UNet learns from, of images and captions: latents with noise."""
 
     def __init__(self, model):
         self._model = model

@@ -14,49 +14,39 @@ from dataclasses import dataclass
 import numpy as np
 
 from khub import ops
+from khub.choices import choose
 
 from ..presets.tensors import parse_json, write_json
+from .backbone import check
 
 FILE = "scheduler_config.json"
-TRAINING = {  # what all have in scheduler_config.json, with the defaults of diffusers
-    "num_train_timesteps": 1000,
-    "beta_start": 0.0001,
-    "beta_end": 0.02,
-    "beta_schedule": "linear",
-    "trained_betas": None,
-    "prediction_type": "epsilon",
-    "steps_offset": 0,
-}
-CLIPPED = {"clip_sample": True, "clip_sample_range": 1.0}
-ZERO = {"rescale_betas_zero_snr": False}
-MULTISTEP = {
-    "solver_order": 2,
-    "algorithm_type": "dpmsolver++",
-    "solver_type": "midpoint",
-    "lower_order_final": True,
-    "euler_at_final": False,
-}
-LCM = {"original_inference_steps": 50, "timestep_scaling": 10.0, "set_alpha_to_one": True}
-LCM |= {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+# what all have in scheduler_config.json, with the defaults of diffusers
+TRAINING = dict(num_train_timesteps=1000, beta_start=0.0001, beta_end=0.02, trained_betas=None)
+TRAINING |= dict(beta_schedule="linear", prediction_type="epsilon", steps_offset=0)
 LEADING, LINSPACE = {"timestep_spacing": "leading"}, {"timestep_spacing": "linspace"}
-KARRAS = {"use_karras_sigmas": False, "final_sigmas_type": "zero"}
-# diffusers' class -> what it has in scheduler_config.json beside TRAINING, with its defaults
-CLASSES = {
+ZERO, CLIPPED = {"rescale_betas_zero_snr": False}, dict(clip_sample=True, clip_sample_range=1.0)
+KARRAS = dict(use_karras_sigmas=False, final_sigmas_type="zero", **LINSPACE, **ZERO)
+MULTISTEP = dict(solver_order=2, algorithm_type="dpmsolver++", solver_type="midpoint")
+MULTISTEP |= dict(lower_order_final=True, euler_at_final=False)
+LCM = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+LCM |= dict(original_inference_steps=50, timestep_scaling=10.0, set_alpha_to_one=True)
+CLASSES = {  # diffusers' class -> what it has beside TRAINING, with its defaults
     "DDIMScheduler": {**CLIPPED, "set_alpha_to_one": True, **LEADING, **ZERO},
     "PNDMScheduler": {"skip_prk_steps": False, "set_alpha_to_one": False, **LEADING},
-    "EulerDiscreteScheduler": {**LINSPACE, **KARRAS, **ZERO},
+    "EulerDiscreteScheduler": KARRAS,
     "EulerAncestralDiscreteScheduler": {**LINSPACE, **ZERO},
-    "DPMSolverMultistepScheduler": {**MULTISTEP, **LINSPACE, **KARRAS, **ZERO},
+    "DPMSolverMultistepScheduler": {**MULTISTEP, **KARRAS},
     "LCMScheduler": {**LCM, **CLIPPED, "clip_sample": False, **LEADING, **ZERO},
 }
+DPM = "DPMSolverMultistepScheduler"
 NAMES = {  # khub's name -> diffusers' class, and what the name says of its settings
     "ddim": ("DDIMScheduler", {}),
     "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),
     "euler": ("EulerDiscreteScheduler", {}),
     "euler_a": ("EulerAncestralDiscreteScheduler", {}),
-    "dpm++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
-    "dpm++_karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
-    "dpm++_sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    "dpm++": (DPM, {"algorithm_type": "dpmsolver++"}),
+    "dpm++_karras": (DPM, {"algorithm_type": "dpmsolver++", "use_karras_sigmas": True}),
+    "dpm++_sde": (DPM, {"algorithm_type": "sde-dpmsolver++"}),
     "lcm": ("LCMScheduler", {}),
 }
 CHOICES = {
@@ -67,23 +57,19 @@ CHOICES = {
     "solver_type": ("midpoint", "heun"),
     "solver_order": (1, 2, 3),
     "final_sigmas_type": ("zero", "sigma_min"),
+    "skip_prk_steps": (True,),
 }
-# settings of diffusers that would change the result and are not read: refused unless like this
+# settings of diffusers that would change the result and are not read
+OFF = "thresholding use_exponential_sigmas use_beta_sigmas use_lu_lambdas use_flow_sigmas"
 REFUSED = {
-    **dict.fromkeys(("thresholding", "use_exponential_sigmas", "use_beta_sigmas"), False),
-    **dict.fromkeys(("use_lu_lambdas", "use_flow_sigmas", "use_dynamic_shifting"), False),
+    **dict.fromkeys([*OFF.split(), "use_dynamic_shifting"], False),
     **dict.fromkeys(("sigma_min", "sigma_max", "variance_type"), None),
-    "interpolation_type": "linear",
-    "timestep_type": "discrete",
+    **dict(interpolation_type="linear", timestep_type="discrete"),
 }
-ADAMS_BASHFORTH = [  # weights of this and earlier outputs, step by step; that of the second step,
-    (1,),  # which averages and does the first again, does not count afterwards
-    (1 / 2, 1 / 2),
-    (3 / 2, 0, -1 / 2),
-    (23 / 12, -16 / 12, 0, 5 / 12),
-    (55 / 24, -59 / 24, 37 / 24, 0, -9 / 24),
-    (55 / 24, -59 / 24, 37 / 24, -9 / 24),
-]
+# PLMS: 24 times the weights of this and earlier outputs, step by step; that of the second step,
+# which averages and does the first again, does not count afterwards
+MULTIPLES = [24, 0, 0, 0, 0], [12, 12, 0, 0, 0], [36, 0, -12, 0, 0], [46, -32, 0, 10, 0]
+MULTIPLES = np.array([*MULTIPLES, [55, -59, 37, 0, -9], [55, -59, 37, -9, 0]]) / 24
 MOST_STEPS = 10_000
 
 
@@ -95,14 +81,14 @@ class Plan:
     "scale" of the model's input, "signal" and "std" of noised latents at the step, "next_signal"
     and "next_std" after it, the weights of the sum
     start: what noise of variance 1 is multiplied with before the first step
-    depth: how many earlier outputs are kept   keeps_clean: they are x0, else the model's
+    depth: how many earlier outputs are kept   rule: keeps_clean, whether they are x0, else the
+    model's; clip: what x0 is clipped to, or None
     """
 
     rows: dict
     start: float
     depth: int
-    keeps_clean: bool
-    clip: float | None
+    rule: dict
 
     def __len__(self):
         return len(self.rows["timestep"])
@@ -111,11 +97,6 @@ class Plan:
     def needs_noise(self):
         """Whether a step adds noise."""
         return bool(self.rows["noise"].any())
-
-    @property
-    def rule(self):
-        """What `step` takes beside numbers of each step."""
-        return {"keeps_clean": self.keeps_clean, "clip": self.clip}
 
 
 def step(row, x, output, history, keeps_clean, clip):
@@ -158,25 +139,14 @@ class Scheduler:
 
     def _check(self):
         config, self.steps = self.config, self.config["num_train_timesteps"]
-        wrong = [
-            f"{key} {config[key]!r} (expected one of {', '.join(map(repr, known))})"
-            for key, known in CHOICES.items()
-            if key in config and config[key] not in known
-        ]
-        wrong += [
-            f"{key} {self.given[key]!r} (expected {value!r})"
-            for key, value in REFUSED.items()
-            if self.given.get(key, value) != value
-        ]
         if not isinstance(self.steps, int) or not 0 < self.steps <= MOST_STEPS:
-            wrong.append(f"num_train_timesteps {self.steps!r} (expected 1 to {MOST_STEPS})")
-        if not config.get("skip_prk_steps", True):
-            wrong.append("skip_prk_steps False (expected True)")
-        zero = config.get("rescale_betas_zero_snr")
-        if zero and config["prediction_type"] == "epsilon" and self.kind == "DDIMScheduler":
-            wrong.append("rescale_betas_zero_snr with prediction_type 'epsilon'")
-        if wrong:
-            raise ValueError(f"{self.kind} does not read {', '.join(wrong)}.")
+            raise ValueError(f"num_train_timesteps must be 1 to {MOST_STEPS}, got {self.steps!r}.")
+        for key in CHOICES.keys() & config.keys():
+            choose(key, config[key], CHOICES[key])
+        check(self.given, REFUSED)
+        zero = config.get("rescale_betas_zero_snr") and self.kind == "DDIMScheduler"
+        if zero and config["prediction_type"] == "epsilon":  # x0 would be divided by 0
+            raise ValueError("rescale_betas_zero_snr needs a prediction_type other than epsilon.")
 
     def __repr__(self):
         return f"Scheduler({self.kind!r}, prediction_type={self.config['prediction_type']!r})"
@@ -272,7 +242,7 @@ class Scheduler:
         rows["next_std"] = np.append(rows["std"][1:], 0.0)
         clip = self.config["clip_sample_range"] if self.config.get("clip_sample") else None
         rows = {name: row.astype("float32") for name, row in rows.items()}
-        return Plan(rows, float(level), depth, self.kind.startswith("DPM"), clip)
+        return Plan(rows, float(level), depth, {"keeps_clean": self.kind == DPM, "clip": clip})
 
     def _fold(self, rows):
         """Say x0 and the noise by x and the model's output, and the noise no more."""
@@ -359,17 +329,14 @@ def _pndm(scheduler, count, start, eta):
     (clean_x, clean_output), (noise_x, noise_output) = scheduler._said(*levels)
     x = new_alpha * clean_x + new_sigma * noise_x
     output = new_alpha * clean_output + new_sigma * noise_output
-    past = np.zeros((len(timesteps), 4))
-    for number, weights in enumerate(ADAMS_BASHFORTH):
-        rows = slice(number, None if number == 5 else number + 1)
-        past[rows, : len(weights) - 1] = output[rows, None] * weights[1:]
+    weights = MULTIPLES[np.minimum(np.arange(len(timesteps)), 5)]
+    past = output[:, None] * weights[:, 1:]
     if len(timesteps) > 1:
         past[1, 0] -= x[1] * output[0] / x[0]
         x[1] /= x[0]
-    first = [weights[0] for weights in ADAMS_BASHFORTH] + [55 / 24] * len(timesteps)  # the last
     alpha, sigma = scheduler._levels(timesteps)
     rows = {"timestep": timesteps, "alpha": alpha, "sigma": sigma, "past": past}
-    return rows | {"x": x, "output": output * first[: len(timesteps)]}
+    return rows | {"x": x, "output": output * weights[:, 0]}
 
 
 def _euler(scheduler, count, start, eta):
@@ -404,37 +371,24 @@ def _multistep(scheduler, count, start, eta):
         cap = 1 if left == 1 and last_first else 2 if left == 2 and few else 3
         order = min(config["solver_order"], row + 1, cap)
         h, alpha = times[i + 1] - times[i], alphas[i + 1]
-        gone = -np.expm1(-h * (2 if random else 1))
+        wide = 2 * h if random else h
+        gone = -np.expm1(-wide)
         keep = (levels[i + 1] * alpha) / (levels[i] * alphas[i])
         rows["x"][row] = keep * (np.exp(-h) if random else 1)
         rows["noise"][row] = random * levels[i + 1] * alpha * np.sqrt(gone)
         weights = np.array([alpha * gone, 0.0, 0.0])  # of this x0 and of two before
-        if order > 1:
-            # weights of the first and second difference quotient, in units of h
-            slope = alpha * gone / 2 if order == 2 and not heun else alpha * _phi(gone, h, random)
-            ratio = (times[i] - times[i - 1]) / h
-            quotient = np.array([1, -1, 0]) / ratio
+        if order > 1:  # the first and second difference quotient, in units of h
+            quotient = np.array([1, -1, 0]) * h / (times[i] - times[i - 1])
             if order == 3:
                 older = np.array([0, 1, -1]) * h / (times[i - 1] - times[i - 2])
-                total = (times[i] - times[i - 2]) / h
-                bend = (quotient - older) / total
-                quotient = quotient + ratio * bend
-                weights += alpha * _bend(gone, h, random) * bend
-            weights += slope * quotient
+                bend = (quotient - older) * h / (times[i] - times[i - 2])
+                quotient = quotient + bend * (times[i] - times[i - 1]) / h
+                weights += alpha * (1 / 2 - (wide - gone) / wide**2) * bend
+            midpoint = order == 2 and not heun
+            weights += alpha * (gone / 2 if midpoint else 1 - gone / wide) * quotient
         rows["clean"][row], rows["past"][row] = weights[0], weights[1:]
     level, alpha = levels[start:-1], alphas[start:-1]
     return rows | {"timestep": timesteps[start:], "alpha": alpha, "sigma": level * alpha}
-
-
-def _phi(gone, h, random):
-    """The integral of the first difference's weight over a step."""
-    return 1 - gone / (2 * h if random else h)
-
-
-def _bend(gone, h, random):
-    """The same of the second difference's."""
-    h = 2 * h if random else h
-    return 1 / 2 - (h - gone) / h**2
 
 
 def _lcm(scheduler, count, start, eta):

@@ -115,8 +115,8 @@ class StableDiffusion(Adapters, Pipeline, models.Model):
             what = info(self.preset)
             raise DownloadError(
                 f"{type(self).__name__}() opens the preset {self.preset!r} ({what.source}, "
-                f"{what.bytes / 1e9:.1f} GB, licence {what.licence}), which is not on this machine: "
-                f"{error} Without a network there is {type(self).__name__}.from_preset("
+                f"{what.bytes / 1e9:.1f} GB, licence {what.licence}), which is not on this "
+                f"machine: {error} Without a network there is {type(self).__name__}.from_preset("
                 f"{EMBEDDED!r}), which ships with khub and draws handwritten digits."
             ) from error
         self.index = opened.index

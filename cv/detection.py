@@ -1,0 +1,191 @@
+"""The task on image networks that finds objects: training, mean average precision, boxes."""
+
+import os
+from contextlib import contextmanager
+
+import numpy as np
+
+from khub import metrics, models, ops, optimizers
+from khub.fields import PositiveInt, Rate
+from khub.models.functional import Functional
+from khub.utils.bounding_boxes import check_format, convert_format
+
+from ..presets import Presettable
+from ..presets.weights import LAYOUTS, load_file
+from .backbone import ImageBackbone, dtype_policy
+from .suppression import non_max_suppression
+from .weight_average import WeightAverage
+
+
+class ObjectDetector(Presettable, models.Model):
+    """Boxes, classes and confidences of the objects in images.
+
+    fit(x, {"boxes": [...], "classes": [...]}), evaluate(x, y) -> losses and COCO's averages of
+    precision, predict(x) -> {"boxes" (n, k, 4), "confidence" (n, k), "classes" (n, k),
+    "num_detections" (n,)}, padded with -1, k = max_detections
+    x: paths, PIL images or arrays of 0..255 of any sizes, boxes in their pixels; with
+    preprocessor=None prepared images (n, height, width, 3), labels padded with -1 to (n, m, 4) and
+    (n, m)   bounding_box_format: of labels and predictions, one of `khub.utils.bounding_boxes`
+    labels: names of the classes   confidence_threshold: of what `predict` reports
+    iou_threshold: above it, of two boxes of one class the less confident one goes
+    """
+
+    backbone: ImageBackbone
+    num_classes: PositiveInt
+    preprocessor: object = None
+    bounding_box_format: str = "xyxy"
+    labels: tuple = None
+    confidence_threshold: Rate = 0.25
+    iou_threshold: Rate = 0.7
+    max_detections: PositiveInt = 100
+
+    LEVELS = ("P3", "P4", "P5")  # of the feature pyramid, what the heads stand on
+    LOSSES = ()  # names of what `losses` gives
+    EVALUATED = 0.001  # least confidence of what counts for the mean average precision
+    ignored = ()
+    _augments = False
+
+    def setup(self):
+        self.bounding_box_format = check_format("bounding_box_format", self.bounding_box_format)
+        if self.labels is not None:
+            self.labels = tuple(self.labels)
+            if len(self.labels) != self.num_classes:
+                raise ValueError(
+                    f"{len(self.labels)} labels were given for {self.num_classes} classes."
+                )
+        for name in self.LOSSES:
+            setattr(self, name, metrics.Mean(name=name))
+        self.build(None)
+        self.compile()
+
+    def build(self, shape=None):
+        with dtype_policy(self.dtype_policy):
+            levels = self.backbone.feature_pyramid().output
+            if missing := [level for level in self.LEVELS if level not in levels]:
+                raise ValueError(
+                    f"{type(self.backbone).__name__} has no features of level "
+                    f"{', '.join(missing)}; it has {', '.join(levels)}."
+                )
+            heads = self.draw_heads({level: levels[level] for level in self.LEVELS})
+        self.network = Functional(self.backbone.input, heads, name="network")
+
+    def call(self, inputs, training=None):
+        return self.network(inputs, training=training)
+
+    # --- what a family says ----------------------------------------------------------------------
+    def draw_heads(self, levels):
+        """Return name -> symbolic output, from {"P3": symbolic features, ...}."""
+        raise NotImplementedError(f"{type(self).__name__} does not define draw_heads().")
+
+    def losses(self, raw, boxes, classes, size):
+        """Return name -> scalar, to be added up.
+
+        raw: what `draw_heads` gives   boxes: float32 (b, m, 4) in xyxy, classes: int32 (b, m),
+        padded with -1   size: height and width of the images
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define losses().")
+
+    def decode(self, raw, size):
+        """Return boxes (b, n, 4) in xyxy and scores (b, n, classes) of 0..1."""
+        raise NotImplementedError(f"{type(self).__name__} does not define decode().")
+
+    @classmethod
+    def from_variant(cls, name, num_classes, preprocessor=None, **overrides):
+        """Return a detector on the family's backbone of this name, its weights random.
+
+        overrides: arguments of the detector   Raises ValueError for an unknown name.
+        """
+        backbone = of_config({"architecture": name}, "from_variant").backbone
+        return cls(backbone.variant(name), num_classes, preprocessor, **overrides)
+
+    # --- training --------------------------------------------------------------------------------
+    def compile(self, optimizer="auto", **options):
+        """As `Model.compile`, without losses and metrics, which are the detector's own.
+
+        "auto" is AdamW at 1e-3
+        """
+        if given := options.keys() & {"loss", "loss_weights", "metrics", "weighted_metrics"}:
+            raise ValueError(f"{type(self).__name__} has its own; leave out {', '.join(given)}.")
+        if optimizer == "auto":
+            optimizer = optimizers.AdamW(1e-3, weight_decay=5e-4, global_clipnorm=10.0)
+            optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+        super().compile(optimizer=optimizer, **options)
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        if sample_weight is not None:
+            raise ValueError(f"{type(self).__name__} takes no sample_weight.")
+        classes = ops.cast(y["classes"], "int32")
+        parts = self.losses(y_pred, ops.cast(y["boxes"], "float32"), classes, _size(x))
+        for name, value in parts.items():
+            getattr(self, name).update_state(value)
+        return sum([*parts.values(), *self._extra_losses()])
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        return self.get_metrics_result()
+
+    def detect(self, raw, size, confidence_threshold):
+        """Return the detections in what `call` gave, in pixels of the prepared images."""
+        boxes, scores = self.decode(raw, size)
+        limits = self.iou_threshold, confidence_threshold, self.max_detections
+        return non_max_suppression(boxes, scores, *limits)
+
+    def test_step(self, data):
+        x, y, sample_weight = unpack_x_y_sample_weight(data)
+        raw = self(x, training=False)
+        loss = self.compute_loss(x, y, raw, sample_weight, training=False)
+        self._compiled.loss_tracker.update_state(loss)
+        return self.get_metrics_result() | {FOUND: self.detect(raw, _size(x), self.EVALUATED)}
+
+    def make_test_function(self, force=False):
+        step = super().make_test_function(force)
+
+        def measured(group):
+            for batch in group:
+                logs = dict(step([batch]))
+                found = tree.map_structure(ops.convert_to_numpy, logs.pop(FOUND))
+                self._precision.update_state(batch[1], found)
+            return logs
+
+        return measured
+
+    def fit(
+        self, x=None, y=None, *args, augment=True, average=0.9999, validation_data=None, **kwargs
+    ):
+        """As `Model.fit`.  y: {"boxes", "classes"}, or x gives batches (images, y) of them.
+
+        augment: draw each image anew, where there is a preprocessor   average: momentum of the
+        `WeightAverage` that is evaluated and kept; 0: none
+        """
+        callbacks = kwargs.pop("callbacks", None) or ()
+        callbacks = [callbacks] if isinstance(callbacks, Callback) else list(callbacks)
+        if average:
+            callbacks.insert(0, WeightAverage(average))
+        if isinstance(validation_data, tuple):
+            validation_data = self._data(*validation_data)
+        with self._augmenting(augment and self.preprocessor is not None):
+            given = *self._data(x, y), *args
+            options = dict(callbacks=callbacks, validation_data=validation_data)
+            return super().fit(*given, **options, **kwargs)
+
+    def evaluate(self, x=None, y=None, *args, return_dict=True, **kwargs):
+        """As `Model.evaluate`, with COCO's numbers: mAP, mAP50, mAP75, AR_100, ..."""
+        self._precision.reset_state()
+        with self._augmenting(False):  # fit calls it between its epochs
+            logs = super().evaluate(*self._data(x, y), *args, return_dict=True, **kwargs)
+        return self._results(logs | self._precision.result(), return_dict)
+
+    @contextmanager
+    def _augmenting(self, augment):
+        before, self._augments = self._augments, augment
+        try:
+            yield
+        finally:
+            self._augments = before
+
+    # --- prediction ------------------------------------------------------------------------------
+    def predict_step(self, data):
+        x, _, _ = unpack_x_y_sample_weight(data)
+        return self.detect(self(x, training=False), _size(x), self.confidence_threshold)
+
+    def predict(self, x, batch_size=None, verbose="auto", steps=None, callbacks=None):
+        """Return the detections in images: boxes in their own pixels, the most confident first."""

@@ -1,20 +1,31 @@
 """The task on image networks that finds objects: training, mean average precision, boxes."""
 
-import os
 from contextlib import contextmanager
 
 import numpy as np
 
-from khub import metrics, models, ops, optimizers
+from khub import metrics, models, ops, optimizers, tree
+from khub.backend.windows import channels_first
 from khub.fields import PositiveInt, Rate
 from khub.models.functional import Functional
+from khub.training.callbacks import Callback
+from khub.training.data import unpack_x_y_sample_weight
 from khub.utils.bounding_boxes import check_format, convert_format
 
 from ..presets import Presettable
+from ..presets.family import of_config
 from ..presets.weights import LAYOUTS, load_file
 from .backbone import ImageBackbone, dtype_policy
+from .box_metrics import MeanAveragePrecision
 from .suppression import non_max_suppression
 from .weight_average import WeightAverage
+
+FOUND = "detections"
+
+
+def _size(images):
+    """Height and width of a batch of prepared images."""
+    return tuple(images.shape[2:] if channels_first(None) else images.shape[1:3])
 
 
 class ObjectDetector(Presettable, models.Model):
@@ -55,6 +66,7 @@ class ObjectDetector(Presettable, models.Model):
                 )
         for name in self.LOSSES:
             setattr(self, name, metrics.Mean(name=name))
+        vars(self)["_precision"] = MeanAveragePrecision(self.num_classes)  # no metric of training
         self.build(None)
         self.compile()
 
@@ -182,6 +194,9 @@ class ObjectDetector(Presettable, models.Model):
         finally:
             self._augments = before
 
+    def _data(self, x, y=None, *rest):
+        return x, y, *rest
+
     # --- prediction ------------------------------------------------------------------------------
     def predict_step(self, data):
         x, _, _ = unpack_x_y_sample_weight(data)
@@ -189,3 +204,22 @@ class ObjectDetector(Presettable, models.Model):
 
     def predict(self, x, batch_size=None, verbose="auto", steps=None, callbacks=None):
         """Return the detections in images: boxes in their own pixels, the most confident first."""
+        found = super().predict(x, batch_size, verbose, steps, callbacks)
+        return found
+
+    # --- weights and presets ---------------------------------------------------------------------
+    def load_weights(self, filepath):
+        """Load a file of the reference's names (.safetensors, .bin, .pt, .pth), strictly."""
+        load_file(self, filepath)
+
+    @property
+    def weight_map(self):
+        return (("", "network"),)
+
+    @property
+    def layouts(self):
+        return getattr(self.backbone, "layouts", LAYOUTS)
+
+    @classmethod
+    def head_from_reference(cls, config):
+        return {}

@@ -15,7 +15,7 @@ TOP, ALPHA, BETA = 10, 0.5, 6.0  # arXiv:2108.07755, section 3.2
 def anchor_points(size, strides):
     """Return the centres (n, 2), x and y in pixels, of the cells of all levels, and their strides.
 
-    size: height and width of the images   -> float32 NumPy arrays (n, 2), (n, 1)
+    size: height and width of the images   -> float32 (n, 2), (n, 1)
     Raises ValueError where a stride does not divide the size.
     """
     if any(n % stride for n in size for stride in strides):
@@ -28,7 +28,7 @@ def anchor_points(size, strides):
         rows, columns = np.mgrid[: size[0] // stride, : size[1] // stride]
         cells = np.stack([columns, rows], -1).reshape(-1, 2).astype("float32")
         points.append(np.insert((cells + 0.5) * stride, 2, stride, axis=1))
-    points = np.concatenate(points).astype("float32")
+    points = ops.convert_to_tensor(np.concatenate(points).astype("float32"))
     return points[:, :2], points[:, 2:]
 
 
@@ -38,7 +38,7 @@ def distances(logits, bins):
     Li et al. 2020, arXiv:2006.04388, equation 5
     """
     shares = ops.softmax(ops.reshape(logits, (*logits.shape[:-1], 4, bins)), -1)
-    return ops.matmul(shares, np.arange(bins, dtype="float32"))
+    return ops.matmul(shares, ops.arange(bins, dtype="float32"))
 
 
 def around(points, sides):
@@ -93,7 +93,7 @@ def losses(raw, points, strides, true_boxes, true_classes, bins):
     # a side lies between two bins: each has the share by which the other is farther
     sides = ops.concatenate([points - boxes[..., :2], boxes[..., 2:] - points], -1) / strides
     sides = ops.expand_dims(ops.clip(sides, 0, bins - 1.01), -1)
-    shares = ops.relu(1 - ops.abs(sides - np.arange(bins, dtype="float32")))
+    shares = ops.relu(1 - ops.abs(sides - ops.arange(bins, dtype="float32")))
     logits = ops.log_softmax(ops.reshape(logits, (*logits.shape[:-1], 4, bins)), -1)
     distance = -ops.sum(shares * logits, (-1, -2)) / 4
     return {

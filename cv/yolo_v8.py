@@ -120,6 +120,7 @@ class YOLOV8Detector(ObjectDetector):
     neck: tuple = None
     bins: PositiveInt = 16
 
+    LOSSES = tuple(GAINS)
     ignored = ("model.22.dfl.*",)  # the numbers 0 .. bins - 1
 
     def setup(self):
@@ -148,7 +149,10 @@ class YOLOV8Detector(ObjectDetector):
         medium = merge(x, middle, widths[1], 18)
         x = unit(medium, widths[1], 3, 2, "model.19")
         features = small, medium, merge(x, p5, widths[2], 21)
-        side, score = max(16, widths[0] // 4, 4 * self.bins), max(widths[0], min(self.num_classes, 100))
+        side, score = (
+            max(16, widths[0] // 4, 4 * self.bins),
+            max(widths[0], min(self.num_classes, 100)),
+        )
         return {
             "boxes": self.draw_head(features, side, 4 * self.bins, "model.22.cv2", 1.0),
             "classes": self.draw_head(features, score, self.num_classes, "model.22.cv3", PRIOR),

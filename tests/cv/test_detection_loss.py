@@ -80,7 +80,9 @@ def assigned(scores, boxes, points, rows):
     owners, agreement = {}, {}
     for number, (true, kind) in enumerate(rows):
         inside = [
-            i for i, (x, y, _) in enumerate(points) if true[0] < x < true[2] and true[1] < y < true[3]
+            i
+            for i, (x, y, _) in enumerate(points)
+            if true[0] < x < true[2] and true[1] < y < true[3]
         ]
         for i in inside:
             agreement[number, i] = scores[i][kind] ** 0.5 * iou(boxes[i], true) ** 6

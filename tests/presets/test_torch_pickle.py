@@ -42,7 +42,9 @@ class Pickler(pickle._Pickler):
         if isinstance(item, Object):
             if id(item) in self.memo:
                 return self.write(self.get(self.memo[id(item)][0]))
-            self.write(f"c{item.module}\n{item.name}\n".encode() + pickle.EMPTY_TUPLE + pickle.NEWOBJ)
+            self.write(
+                f"c{item.module}\n{item.name}\n".encode() + pickle.EMPTY_TUPLE + pickle.NEWOBJ
+            )
             self.memoize(item)
             super().save(item.state)
             return self.write(pickle.BUILD)

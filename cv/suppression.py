@@ -135,7 +135,8 @@ def _pruned(scores, taken, boxes, iou_threshold):
 
 def _best(values, k):
     """Places (batch, k) of the k largest values, of equal ones the first, in rising order."""
-    least = ops.top_k(values, k)[0][:, -1:]
+    # not [:, -1:], of which XLA makes a full sort
+    least = ops.min(ops.top_k(values, k)[0], 1, keepdims=True)
     above, equal = values > least, values == least
     room = k - ops.sum(ops.cast(above, "int32"), 1, keepdims=True)
     rank = ops.cumsum(ops.cast(equal, "int32"), 1)

@@ -1,6 +1,8 @@
 """The task on image networks that finds objects: training, mean average precision, boxes."""
 
+import os
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -9,14 +11,15 @@ from khub.backend.windows import channels_first
 from khub.fields import PositiveInt, Rate
 from khub.models.functional import Functional
 from khub.training.callbacks import Callback
-from khub.training.data import unpack_x_y_sample_weight
+from khub.training.data import pack_x_y_sample_weight, unpack_x_y_sample_weight
 from khub.utils.bounding_boxes import check_format, convert_format
 
 from ..presets import Presettable
-from ..presets.family import of_config
+from ..presets.family import of_class, of_config
 from ..presets.weights import LAYOUTS, load_file
 from .backbone import ImageBackbone, dtype_policy
 from .box_metrics import MeanAveragePrecision
+from .detection_data import DetectionPreprocessor, object_rows
 from .suppression import non_max_suppression
 from .weight_average import WeightAverage
 
@@ -36,7 +39,8 @@ class ObjectDetector(Presettable, models.Model):
     "num_detections" (n,)}, padded with -1, k = max_detections
     x: paths, PIL images or arrays of 0..255 of any sizes, boxes in their pixels; with
     preprocessor=None prepared images (n, height, width, 3), labels padded with -1 to (n, m, 4) and
-    (n, m)   bounding_box_format: of labels and predictions, one of `khub.utils.bounding_boxes`
+    (n, m)   bounding_box_format: of labels and predictions, one of `khub.utils.bounding_boxes`, set
+    on the preprocessor too; None: the preprocessor's, or xyxy
     labels: names of the classes   confidence_threshold: of what `predict` reports
     iou_threshold: above it, of two boxes of one class the less confident one goes
     """
@@ -44,7 +48,7 @@ class ObjectDetector(Presettable, models.Model):
     backbone: ImageBackbone
     num_classes: PositiveInt
     preprocessor: object = None
-    bounding_box_format: str = "xyxy"
+    bounding_box_format: str = None
     labels: tuple = None
     confidence_threshold: Rate = 0.25
     iou_threshold: Rate = 0.7
@@ -53,11 +57,16 @@ class ObjectDetector(Presettable, models.Model):
     LEVELS = ("P3", "P4", "P5")  # of the feature pyramid, what the heads stand on
     LOSSES = ()  # names of what `losses` gives
     EVALUATED = 0.001  # least confidence of what counts for the mean average precision
+    preprocessor_class = DetectionPreprocessor
+    keeps_neck = True  # of a checkpoint, when the number of classes is another
     ignored = ()
-    _augments = False
 
     def setup(self):
-        self.bounding_box_format = check_format("bounding_box_format", self.bounding_box_format)
+        host = self.preprocessor
+        form = self.bounding_box_format or getattr(host, "bounding_box_format", "xyxy")
+        self.bounding_box_format = check_format("bounding_box_format", form)
+        if host is not None:
+            host.bounding_box_format = self.bounding_box_format
         if self.labels is not None:
             self.labels = tuple(self.labels)
             if len(self.labels) != self.num_classes:
@@ -66,7 +75,9 @@ class ObjectDetector(Presettable, models.Model):
                 )
         for name in self.LOSSES:
             setattr(self, name, metrics.Mean(name=name))
-        vars(self)["_precision"] = MeanAveragePrecision(self.num_classes)  # no metric of training
+        # apart from what is tracked: the metric is none of training
+        precision = MeanAveragePrecision(self.num_classes)
+        self._host = SimpleNamespace(precision=precision, prepare=self.preprocessor)
         self.build(None)
         self.compile()
 
@@ -108,7 +119,9 @@ class ObjectDetector(Presettable, models.Model):
         overrides: arguments of the detector   Raises ValueError for an unknown name.
         """
         backbone = of_config({"architecture": name}, "from_variant").backbone
-        return cls(backbone.variant(name), num_classes, preprocessor, **overrides)
+        both = {"dtype": overrides["dtype"]} if "dtype" in overrides else {}
+        backbone = backbone.variant(name, **both)
+        return cls(backbone, num_classes, preprocessor=preprocessor, **overrides)
 
     # --- training --------------------------------------------------------------------------------
     def compile(self, optimizer="auto", **options):
@@ -155,10 +168,22 @@ class ObjectDetector(Presettable, models.Model):
             for batch in group:
                 logs = dict(step([batch]))
                 found = tree.map_structure(ops.convert_to_numpy, logs.pop(FOUND))
-                self._precision.update_state(batch[1], found)
+                self._host.precision.update_state(*map(self._measured(batch[1]), (batch[1], found)))
             return logs
 
         return measured
+
+    def _measured(self, y):
+        """Return what brings the objects of a batch back to where areas are counted in pixels."""
+        if "frames" not in y:
+            return lambda objects: objects
+        frames, form = y["frames"], self.bounding_box_format
+
+        def original(objects):
+            found = self.preprocessor.restored(objects, frames)
+            return found | {"boxes": self._formed(found, form, "xyxy", *frames.T[3:])}
+
+        return original
 
     def fit(
         self, x=None, y=None, *args, augment=True, average=0.9999, validation_data=None, **kwargs
@@ -174,28 +199,63 @@ class ObjectDetector(Presettable, models.Model):
             callbacks.insert(0, WeightAverage(average))
         if isinstance(validation_data, tuple):
             validation_data = self._data(*validation_data)
-        with self._augmenting(augment and self.preprocessor is not None):
+        prepare = getattr(self.preprocessor, "augmented" if augment else "__call__", None)
+        with self._preparing(prepare):
             given = *self._data(x, y), *args
             options = dict(callbacks=callbacks, validation_data=validation_data)
             return super().fit(*given, **options, **kwargs)
 
     def evaluate(self, x=None, y=None, *args, return_dict=True, **kwargs):
         """As `Model.evaluate`, with COCO's numbers: mAP, mAP50, mAP75, AR_100, ..."""
-        self._precision.reset_state()
-        with self._augmenting(False):  # fit calls it between its epochs
+        self._host.precision.reset_state()
+        with self._preparing(self.preprocessor):  # fit calls it between its epochs
             logs = super().evaluate(*self._data(x, y), *args, return_dict=True, **kwargs)
-        return self._results(logs | self._precision.result(), return_dict)
+        return self._results(logs | self._host.precision.result(), return_dict)
+
+    # --- data ------------------------------------------------------------------------------------
+    def _data(self, x, y=None, *rest):
+        """Return data as the trainer takes it: rows of raw images, or prepared images."""
+        if isinstance(x, (str, os.PathLike)) or hasattr(x, "getexif"):
+            x = [x]
+        x = x[None] if len(getattr(x, "shape", ())) == 3 else x
+        if isinstance(x, (list, tuple)) and self.preprocessor is None:
+            raise ValueError(
+                f"This {type(self).__name__} has no preprocessor, so it takes an array of prepared "
+                "images, not paths or a list. Make it with preprocessor=DetectionPreprocessor(...)."
+            )
+        if self.preprocessor is None and isinstance(y, dict):
+            size = _size(x)
+            own = DetectionPreprocessor(size, bounding_box_format=self.bounding_box_format)
+            y = self._checked(own.labels(y, np.asarray([(1, 0, 0, *size)] * len(x)), x))
+        elif isinstance(y, dict):
+            y = {name: object_rows(rows) for name, rows in y.items()}
+        return object_rows(x), y, *rest
+
+    def _checked(self, y):
+        if isinstance(y, dict) and y["classes"].max(initial=-1) >= self.num_classes:
+            raise ValueError(
+                f"Classes must lie in 0 .. {self.num_classes - 1} for num_classes="
+                f"{self.num_classes}, got {y['classes'].max()}."
+            )
+        return y
 
     @contextmanager
-    def _augmenting(self, augment):
-        before, self._augments = self._augments, augment
+    def _preparing(self, prepare):
+        """Raw batches are prepared by this function of (images, labels, weights) inside."""
+        before, self._host.prepare = self._host.prepare, prepare
         try:
             yield
         finally:
-            self._augments = before
+            self._host.prepare = before
 
-    def _data(self, x, y=None, *rest):
-        return x, y, *rest
+    def _batches(self, source):
+        prepare = self._host.prepare or self.preprocessor
+
+        def checked(*batch):
+            x, y, weight = unpack_x_y_sample_weight(prepare(*batch))
+            return pack_x_y_sample_weight(x, self._checked(y), weight)
+
+        return super()._batches(source, checked)
 
     # --- prediction ------------------------------------------------------------------------------
     def predict_step(self, data):
@@ -204,8 +264,26 @@ class ObjectDetector(Presettable, models.Model):
 
     def predict(self, x, batch_size=None, verbose="auto", steps=None, callbacks=None):
         """Return the detections in images: boxes in their own pixels, the most confident first."""
-        found = super().predict(x, batch_size, verbose, steps, callbacks)
-        return found
+        frames = []
+
+        def framed(x, *_):
+            images, own = self.preprocessor.prepare(x)
+            frames.append(own)
+            return images
+
+        with self._preparing(framed):
+            x, _ = self._data(x)
+            found = super().predict(x, batch_size, verbose, steps, callbacks)
+        if self.preprocessor is not None:
+            frames = np.concatenate(frames)[: len(found["boxes"])]
+            return self.preprocessor.restored(found, frames)
+        return found | {"boxes": self._formed(found, "xyxy", self.bounding_box_format, *_size(x))}
+
+    @staticmethod
+    def _formed(objects, source, target, height, width):
+        boxes = convert_format(objects["boxes"], source, target, height, width)
+        absent = np.asarray(objects["classes"])[..., None] < 0
+        return np.where(absent, -1, ops.convert_to_numpy(boxes)).astype("float32")
 
     # --- weights and presets ---------------------------------------------------------------------
     def load_weights(self, filepath):
@@ -223,3 +301,12 @@ class ObjectDetector(Presettable, models.Model):
     @classmethod
     def head_from_reference(cls, config):
         return {}
+
+    @classmethod
+    def from_preset(cls, handle, *args, **overrides):
+        """As of every model of the hub; num_classes=None and the like: as they were saved."""
+        given = {name: value for name, value in overrides.items() if value is not None}
+        return super().from_preset(handle, *args, **given)
+
+    def reference_config(self):
+        return {"model_type": of_class(type(self)).model_types[0]}

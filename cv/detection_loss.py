@@ -42,7 +42,7 @@ def distances(logits, bins):
 
 
 def around(points, sides):
-    """Return boxes (b, n, 4) that reach `sides` (left, top, right, bottom, in pixels) from points."""
+    """Return boxes (b, n, 4): `sides` (left, top, right, bottom) in pixels away from points."""
     return ops.concatenate([points - sides[..., :2], points + sides[..., 2:]], -1)
 
 

@@ -9,7 +9,7 @@ from khub import callbacks
 class WeightAverage(callbacks.Callback):
     """Keeps an exponential average of all weights and statistics, on the device.
 
-    The model has it while it is evaluated in `fit`, and after `fit`; between them it trains its own.
+    The model has it while it is evaluated in `fit`, and after `fit`; it trains its own weights.
     momentum: of the average   warmup: steps; after t of them the momentum is multiplied by
     1 - exp(-t / warmup), so that a short training is no average with where it began
     Polyak and Juditsky 1992, doi:10.1137/0330046

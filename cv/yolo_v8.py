@@ -117,6 +117,7 @@ class YOLOV8Detector(ObjectDetector):
     bins: whole distances from a point to a side, in strides, that the head tells apart
     """
 
+    preprocessor: object = None
     neck: tuple = None
     bins: PositiveInt = 16
 

@@ -26,7 +26,7 @@ from .weight_average import WeightAverage
 FOUND = "detections"
 
 
-def _size(images):
+def image_size(images):
     """Height and width of a batch of prepared images."""
     return tuple(images.shape[2:] if channels_first(None) else images.shape[1:3])
 
@@ -140,7 +140,7 @@ class ObjectDetector(Presettable, models.Model):
         if sample_weight is not None:
             raise ValueError(f"{type(self).__name__} takes no sample_weight.")
         classes = ops.cast(y["classes"], "int32")
-        parts = self.losses(y_pred, ops.cast(y["boxes"], "float32"), classes, _size(x))
+        parts = self.losses(y_pred, ops.cast(y["boxes"], "float32"), classes, image_size(x))
         for name, value in parts.items():
             getattr(self, name).update_state(value)
         return sum([*parts.values(), *self._extra_losses()])
@@ -159,7 +159,7 @@ class ObjectDetector(Presettable, models.Model):
         raw = self(x, training=False)
         loss = self.compute_loss(x, y, raw, sample_weight, training=False)
         self._compiled.loss_tracker.update_state(loss)
-        return self.get_metrics_result() | {FOUND: self.detect(raw, _size(x), self.EVALUATED)}
+        return self.get_metrics_result() | {FOUND: self.detect(raw, image_size(x), self.EVALUATED)}
 
     def make_test_function(self, force=False):
         step = super().make_test_function(force)
@@ -224,7 +224,7 @@ class ObjectDetector(Presettable, models.Model):
                 "images, not paths or a list. Make it with preprocessor=DetectionPreprocessor(...)."
             )
         if self.preprocessor is None and isinstance(y, dict):
-            size = _size(x)
+            size = image_size(x)
             own = DetectionPreprocessor(size, bounding_box_format=self.bounding_box_format)
             y = self._checked(own.labels(y, np.asarray([(1, 0, 0, *size)] * len(x)), x))
         elif isinstance(y, dict):
@@ -260,7 +260,7 @@ class ObjectDetector(Presettable, models.Model):
     # --- prediction ------------------------------------------------------------------------------
     def predict_step(self, data):
         x, _, _ = unpack_x_y_sample_weight(data)
-        return self.detect(self(x, training=False), _size(x), self.confidence_threshold)
+        return self.detect(self(x, training=False), image_size(x), self.confidence_threshold)
 
     def predict(self, x, batch_size=None, verbose="auto", steps=None, callbacks=None):
         """Return the detections in images: boxes in their own pixels, the most confident first."""
@@ -277,7 +277,7 @@ class ObjectDetector(Presettable, models.Model):
         if self.preprocessor is not None:
             frames = np.concatenate(frames)[: len(found["boxes"])]
             return self.preprocessor.restored(found, frames)
-        return found | {"boxes": self._formed(found, "xyxy", self.bounding_box_format, *_size(x))}
+        return found | {"boxes": self._formed(found, "xyxy", self.bounding_box_format, *image_size(x))}
 
     @staticmethod
     def _formed(objects, source, target, height, width):

@@ -14,8 +14,8 @@ from ..presets import Family, register
 from ..presets.tensors import TORCH_SUFFIXES
 from . import parts
 from .backbone import ImageBackbone, Reference
-from .detection import ObjectDetector
-from .detection_loss import anchor_points, around, distances, losses
+from .detection import ObjectDetector, image_size
+from .detection_loss import anchor_points, around, check_size, distances, losses
 
 log = logging.getLogger("khub")
 
@@ -169,6 +169,10 @@ class YOLOV8Detector(ObjectDetector):
             x = layers.Conv2D(outputs, 1, bias_initializer=bias, name=f"{name}.{i}.2")(x)
             found.append(layers.Reshape((-1, outputs))(parts.channels_last(x)))
         return layers.Concatenate(1)(found)
+
+    def call(self, inputs, training=None):
+        check_size(image_size(inputs), STRIDES.values())
+        return super().call(inputs, training)
 
     def losses(self, raw, boxes, classes, size):
         points, strides = anchor_points(size, STRIDES.values())

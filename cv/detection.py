@@ -58,7 +58,7 @@ class ObjectDetector(Presettable, models.Model):
     LOSSES = ()  # names of what `losses` gives
     EVALUATED = 0.001  # least confidence of what counts for the mean average precision
     preprocessor_class = DetectionPreprocessor
-    keeps_neck = True  # of a checkpoint, when the number of classes is another
+    large_head = True  # a checkpoint of another number of classes gives all but the last layers
     ignored = ()
 
     def setup(self):
@@ -277,7 +277,9 @@ class ObjectDetector(Presettable, models.Model):
         if self.preprocessor is not None:
             frames = np.concatenate(frames)[: len(found["boxes"])]
             return self.preprocessor.restored(found, frames)
-        return found | {"boxes": self._formed(found, "xyxy", self.bounding_box_format, *image_size(x))}
+        return found | {
+            "boxes": self._formed(found, "xyxy", self.bounding_box_format, *image_size(x))
+        }
 
     @staticmethod
     def _formed(objects, source, target, height, width):

@@ -85,7 +85,7 @@ class YOLOV8Backbone(ImageBackbone):
     repeats: tuple
 
     VARIANTS = VARIANTS
-    REFERENCES = {"public": Reference()}
+    REFERENCES = {"public": Reference(ignored=("model.1[0-9].*", "model.2[0-9].*"))}  # the heads
     reference: str = "public"
 
     def draw(self, image):

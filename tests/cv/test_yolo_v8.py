@@ -1,4 +1,4 @@
-"""YOLOv8: sizes as published, a forward pass as NumPy computes it, weights by their public names."""
+"""YOLOv8: sizes as published, a forward pass as NumPy computes it, public names of weights."""
 
 import logging
 
@@ -192,6 +192,11 @@ def test_weights_by_their_public_names(model, tmp_path, caplog):
     del state["model.9.cv1.conv.weight"]
     write_file(tmp_path / "yolo.safetensors", state)
     with pytest.raises(WeightsError, match=r"missing     model.9.cv1.conv.weight \(16, 32, 1, 1\)"):
+        other.load_weights(tmp_path / "yolo.safetensors")
+    state["model.9.cv1.conv.weight"] = weights.tensors(model)["model.9.cv1.conv.weight"].read()
+    state["model.12.m.2.cv1.conv.weight"] = state["model.12.m.1.cv1.conv.weight"]
+    write_file(tmp_path / "yolo.safetensors", state)
+    with pytest.raises(WeightsError, match="unexpected  model.12.m.2.cv1.conv.weight"):
         other.load_weights(tmp_path / "yolo.safetensors")
 
 

@@ -7,7 +7,7 @@ aggregation, arXiv:1803.01534; sides of boxes as distributions, arXiv:2006.04388
 import logging
 import math
 
-from khub import initializers, layers, ops
+from khub import initializers, layers, ops, tree
 from khub.fields import PositiveInt
 
 from ..presets import Family, register
@@ -171,7 +171,7 @@ class YOLOV8Detector(ObjectDetector):
         return layers.Concatenate(1)(found)
 
     def call(self, inputs, training=None):
-        check_size(image_size(inputs), STRIDES.values())
+        check_size(image_size(tree.flatten(inputs)[0]), STRIDES.values())
         return super().call(inputs, training)
 
     def losses(self, raw, boxes, classes, size):

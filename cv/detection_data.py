@@ -57,8 +57,8 @@ class DetectionPreprocessor(ImagePreprocessor):
     x: paths, PIL images or arrays of 0..255; y: {"boxes", "classes"}, for each image (count, 4) in
     `bounding_box_format` and (count,), or padded with classes of -1; more keys, with a number for
     each object, are padded alike  ->  float32 (batch, *image_size, 3), {"boxes": float32
-    (batch, m, 4) in xyxy of the prepared images, "classes": int32 (batch, m)}; m: a multiple of
-    max_boxes. What lies outside of an image is cut off.
+    (batch, m, 4) in xyxy of the prepared images, "classes": int32 (batch, m), "frames": see
+    `prepare`}; m: a multiple of max_boxes. What lies outside of an image is cut off.
     Raises ValueError, naming the image, for boxes of NaN, without area or wholly outside.
 
     What `augmented` draws: mosaic, flip: the part of the images that is put together of four
@@ -87,12 +87,15 @@ class DetectionPreprocessor(ImagePreprocessor):
 
     def __call__(self, x, y=None, sample_weight=None):
         images, frames = self.prepare(x)
-        if y is not None:
-            found = [self._objects(y, i, frames[i], x) for i in range(len(frames))]
-            y = self._padded(
-                [(boxes * f[0] + [*f[1:3]] * 2, more) for f, (boxes, more) in zip(frames, found)]
-            )
+        y = None if y is None else self.labels(y, frames, x) | {"frames": frames}
         return pack_x_y_sample_weight(images, y, sample_weight)
+
+    def labels(self, y, frames, x):
+        """Return the objects of images x, checked, padded, as they lie in the prepared images."""
+        found = [self._objects(y, i, frames[i], x) for i in range(len(frames))]
+        return self._padded(
+            [(boxes * f[0] + [*f[1:3]] * 2, more) for f, (boxes, more) in zip(frames, found)]
+        )
 
     def prepare(self, x):
         """Return the prepared images and their frames, which `restored` takes.

@@ -301,8 +301,10 @@ def load(model, checkpoint, heads=(), new_head=False, fresh_shapes=False, strict
     head = {name: slot for name, slot in wanted.items() if not slot.in_backbone}
     misshaped = [n for n in head if n in checkpoint.names and _misshape(n, head[n], checkpoint)]
     fresh = {}
-    if new_head or not head.keys() & checkpoint.names or (fresh_shapes and misshaped):
+    if new_head or not head.keys() & checkpoint.names:
         fresh |= head
+    elif fresh_shapes and misshaped:
+        fresh |= {n: head[n] for n in misshaped} if getattr(model, "keeps_neck", False) else head
     for module in getattr(base, "optional", ()):  # checkpoints of some heads lack it as a whole
         part = {n: s for n, s in wanted.items() if s.in_backbone and s.is_below(module)}
         if not part.keys() & checkpoint.names:

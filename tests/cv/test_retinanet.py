@@ -10,6 +10,7 @@ from khub.cv import retinanet
 from khub.cv.detection_data import DetectionPreprocessor
 
 SIZE = (64, 96)
+SLOW_ON_JAX = pytest.mark.slow if khub.backend.name == "jax" else lambda test: test
 
 
 def detector(**options):
@@ -94,16 +95,23 @@ def test_losses_are_those_of_numpy():
 
 
 @pytest.mark.skipif(khub.backend.name == "numpy", reason="NumPy computes no gradients")
-def test_learns_by_heart_and_is_saved(tmp_path):
+@SLOW_ON_JAX  # which compiles for a minute
+def test_learns_by_heart():
     images, y = scenes()
     model = detector(preprocessor=DetectionPreprocessor(SIZE), confidence_threshold=0.3)
     model.compile(khub.optimizers.AdamW(1e-3))
-    model.fit(images, y, batch_size=4, epochs=80, augment=False, average=0, verbose=0)
+    model.fit(images, y, batch_size=4, epochs=60, augment=False, average=0, verbose=0)
     result = model.evaluate(images, y, verbose=0)
     assert result["mAP50"] > 0.9, result
-    found = model.predict(images, verbose=0)
-    assert found["num_detections"].min() >= 2
+
+
+def test_saved_and_opened(tmp_path):
+    model = detector(preprocessor=DetectionPreprocessor(SIZE), iou_threshold=0.6)
     model.save_to_preset(str(tmp_path / "saved"))
     again = cv.ObjectDetector.from_preset(str(tmp_path / "saved"))
-    assert type(again) is cv.RetinaNetDetector and again.width == 32
-    np.testing.assert_allclose(again.predict(images, verbose=0)["boxes"], found["boxes"], atol=1e-3)
+    assert type(again) is cv.RetinaNetDetector and type(again.backbone) is ResNetBackbone
+    assert (again.width, again.iou_threshold, again.preprocessor.image_size) == (32, 0.6, SIZE)
+    ours, theirs = model.named_variables(), again.named_variables()
+    assert ours.keys() == theirs.keys()
+    for name, variable in ours.items():
+        np.testing.assert_array_equal(variable.numpy(), theirs[name].numpy())

@@ -2,20 +2,35 @@
 
 from ..presets.images import ImagePreprocessor, image_files, read_image
 from .backbone import ImageBackbone
+from .box_metrics import MeanAveragePrecision
 from .detection import ObjectDetector
+from .detection_data import DetectionPreprocessor, letterbox
+from .detection_datasets import read_coco, read_yolo
+from .draw import draw_boxes, draw_mask
 from .image_classifier import ImageClassifier, Predictions
+from .retinanet import RetinaNetDetector
+from .suppression import non_max_suppression
 from .weight_average import WeightAverage
 from .yolo_v8 import YOLOV8Backbone, YOLOV8Detector
 
 __all__ = [
+    "DetectionPreprocessor",
     "ImageBackbone",
     "ImageClassifier",
     "ImagePreprocessor",
+    "MeanAveragePrecision",
     "ObjectDetector",
     "Predictions",
+    "RetinaNetDetector",
     "WeightAverage",
     "YOLOV8Backbone",
     "YOLOV8Detector",
+    "draw_boxes",
+    "draw_mask",
     "image_files",
+    "letterbox",
+    "non_max_suppression",
+    "read_coco",
     "read_image",
+    "read_yolo",
 ]

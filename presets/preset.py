@@ -330,7 +330,7 @@ def _save_model(model, folder, dtype):
     base = getattr(model, "backbone", model)
     if backbone := getattr(base, "own_config", dict)():
         own["backbone"] = backbone
-    if not isinstance(base, family.backbone):
+    if of_class(type(base)) is not family:
         own["backbone_family"] = of_class(type(base)).name
     config = {
         **model.reference_config(),

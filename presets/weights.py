@@ -216,7 +216,7 @@ def tensors(model, dtype=None):
 
 
 def _prefix(model):
-    prefix = _base(model).reference_prefix
+    prefix = getattr(model, "backbone_prefix", _base(model).reference_prefix)
     return f"{prefix}." if prefix else ""
 
 

@@ -102,7 +102,7 @@ class DetectionPreprocessor(ImagePreprocessor):
 
         frames: float32 (batch, 5), scale, left, top, height and width of the image before
         """
-        images = [read_image(image) for image in _images(x)]
+        images = [read_image(image) for image in images_of(x)]
         boxed = [letterbox(image, self.image_size) for image in images]
         frames = [(s, *place, *image.size[::-1]) for image, (_, s, place) in zip(images, boxed)]
         return self.scaled(np.stack([np.asarray(b[0]) for b in boxed])), np.asarray(
@@ -130,7 +130,7 @@ class DetectionPreprocessor(ImagePreprocessor):
     # --- objects ---------------------------------------------------------------------------------
     def _objects(self, y, i, frame, x):
         """Boxes (count, 4) of image i in pixels and xyxy, {"classes": (count,), ...}; checked."""
-        source = _images(x)[i]
+        source = images_of(x)[i]
         where = source if isinstance(source, (str, os.PathLike)) else f"image {i} of the batch"
         if not isinstance(y, dict) or not {"boxes", "classes"} <= y.keys():
             raise ValueError(f'Labels must be {{"boxes": ..., "classes": ...}}, got {y!r:.80}.')
@@ -179,7 +179,7 @@ class DetectionPreprocessor(ImagePreprocessor):
         random = np.random.Generator(np.random.Philox(key=[self.seed, self._calls]))
         self._calls += 1
         items = []
-        for i, source in enumerate(_images(x)):
+        for i, source in enumerate(images_of(x)):
             image = read_image(source)
             frame = (1, 0, 0, *image.size[::-1])
             objects = self._objects(y, i, frame, x) if y is not None else (np.zeros((0, 4)), {})
@@ -249,7 +249,7 @@ class DetectionPreprocessor(ImagePreprocessor):
         return image.convert("HSV").point(table.astype(int).tolist()).convert("RGB")
 
 
-def _images(x):
+def images_of(x):
     """The images of a batch, one by one."""
     if isinstance(x, (str, os.PathLike)) or hasattr(x, "getexif"):
         return [x]

@@ -1,27 +1,32 @@
-"""Computer vision: image classification and detection."""
+"""Computer vision: image classification, detection, segmentation."""
 
 from ..presets.images import ImagePreprocessor, image_files, read_image
 from .backbone import ImageBackbone
 from .box_metrics import MeanAveragePrecision
+from .deeplab import DeepLabV3Plus
 from .detection import ObjectDetector
 from .detection_data import DetectionPreprocessor, letterbox
 from .detection_datasets import read_coco, read_yolo
 from .draw import draw_boxes, draw_mask
 from .image_classifier import ImageClassifier, Predictions
 from .retinanet import RetinaNetDetector
+from .segmentation import ImageSegmenter, SegmentationPreprocessor
 from .suppression import non_max_suppression
 from .weight_average import WeightAverage
 from .yolo_v8 import YOLOV8Backbone, YOLOV8Detector
 
 __all__ = [
+    "DeepLabV3Plus",
     "DetectionPreprocessor",
     "ImageBackbone",
     "ImageClassifier",
     "ImagePreprocessor",
+    "ImageSegmenter",
     "MeanAveragePrecision",
     "ObjectDetector",
     "Predictions",
     "RetinaNetDetector",
+    "SegmentationPreprocessor",
     "WeightAverage",
     "YOLOV8Backbone",
     "YOLOV8Detector",

@@ -92,22 +92,22 @@ class DetectionPreprocessor(ImagePreprocessor):
 
     def labels(self, y, frames, x):
         """Return the objects of images x, checked, padded, as they lie in the prepared images."""
-        found = [self._objects(y, i, frames[i], x) for i in range(len(frames))]
-        return self._padded(
-            [(boxes * f[0] + [*f[1:3]] * 2, more) for f, (boxes, more) in zip(frames, found)]
-        )
+        found = [self._objects(y, i, frame[3:], x) for i, frame in enumerate(frames)]
+        moved = [boxes * frame[0] + [*frame[1:3]] * 2 for frame, (boxes, _) in zip(frames, found)]
+        return self._padded(moved, [more for _, more in found])
 
     def prepare(self, x):
         """Return the prepared images and their frames, which `restored` takes.
 
         frames: float32 (batch, 5), scale, left, top, height and width of the image before
         """
-        images = [read_image(image) for image in _images(x)]
+        images = [read_image(image) for image in images_of(x)]
         boxed = [letterbox(image, self.image_size) for image in images]
         frames = [(s, *place, *image.size[::-1]) for image, (_, s, place) in zip(images, boxed)]
-        return self.scaled(np.stack([np.asarray(b[0]) for b in boxed])), np.asarray(
-            frames, "float32"
-        )
+        return self._stacked([image for image, *_ in boxed]), np.asarray(frames, "float32")
+
+    def _stacked(self, images):
+        return self.scaled(np.stack([np.asarray(image) for image in images]))
 
     def restored(self, detections, frames):
         """Return detections in prepared images as they lie in the images before, cut off there.
@@ -115,62 +115,55 @@ class DetectionPreprocessor(ImagePreprocessor):
         detections: {"boxes": (batch, k, 4) in xyxy, "classes", ...} -> boxes in the preprocessor's
         bounding_box_format; those of class -1 stay
         """
-        scale, left, top, height, width = np.moveaxis(frames[:, None], 2, 0)
+        frames, form = frames[:, None], self.bounding_box_format
         boxes, classes = (np.asarray(detections[name]) for name in ("boxes", "classes"))
-        sides = [
-            np.clip((boxes[..., i] - start) / scale, 0, end)
-            for i, (start, end) in enumerate([(left, width), (top, height)] * 2)
-        ]
-        form = self.bounding_box_format
-        found = np.stack(from_corners(*sides, form.removeprefix("rel_")), -1)
-        found = found / _unit(form, height, width)
+        found = (boxes - frames[..., [1, 2, 1, 2]]) / frames[..., :1]
+        found = np.moveaxis(np.clip(found, 0, frames[..., [4, 3, 4, 3]]), -1, 0)
+        found = np.stack(from_corners(*found, form.removeprefix("rel_")), -1)
+        found = found / _unit(form, frames[..., 3], frames[..., 4])
         found = np.where(classes[..., None] < 0, boxes, found).astype("float32")
         return {**detections, "boxes": found}
 
     # --- objects ---------------------------------------------------------------------------------
-    def _objects(self, y, i, frame, x):
+    def _objects(self, y, i, size, x):
         """Boxes (count, 4) of image i in pixels and xyxy, {"classes": (count,), ...}; checked."""
-        source = _images(x)[i]
+        source, form = images_of(x)[i], self.bounding_box_format
         where = source if isinstance(source, (str, os.PathLike)) else f"image {i} of the batch"
         if not isinstance(y, dict) or not {"boxes", "classes"} <= y.keys():
             raise ValueError(f'Labels must be {{"boxes": ..., "classes": ...}}, got {y!r:.80}.')
         boxes = np.asarray(y["boxes"][i], "float64").reshape(-1, 4)
         more = {name: np.asarray(y[name][i]).reshape(-1) for name in y if name != "boxes"}
-        if any(len(values) != len(boxes) for values in more.values()):
-            counts = {name: len(values) for name, values in more.items()}
+        counts = {name: len(values) for name, values in more.items()}
+        if {*counts.values()} != {len(boxes)}:
             raise ValueError(f"{where}: {len(boxes)} boxes but {counts}.")
         there = more["classes"] != -1
         boxes, more = boxes[there], {name: values[there] for name, values in more.items()}
-        classes = more["classes"]
-        if not (classes == np.floor(classes)).all() or (classes < 0).any():
+        if ((classes := more["classes"]) != np.floor(classes)).any() or (classes < 0).any():
             raise ValueError(f"{where}: classes must be whole numbers from 0, got {classes}.")
-        form, size = self.bounding_box_format, frame[3:]
-        parts = np.moveaxis(boxes * _unit(form, *size), -1, 0)
-        found = np.stack(to_corners(parts, form.removeprefix("rel_")), -1)
+        found = corners(boxes, form, *size)
         cut = np.clip(found, 0, [*size[::-1]] * 2)
-        rules = {
-            "is not finite": ~np.isfinite(boxes).all(-1),
-            "has no area": (found[:, 2:] <= found[:, :2]).any(-1),
-            f"lies outside of height {size[0]:.0f}, width {size[1]:.0f}": (
-                cut[:, 2:] <= cut[:, :2]
-            ).any(-1),
-        }
+        outside = f"lies outside of height {size[0]:.0f}, width {size[1]:.0f}"
+        rules = {"is not finite": ~np.isfinite(boxes).all(-1)}
+        for text, sides in (("has no area", found), (outside, cut)):
+            rules[text] = (sides[:, 2:] <= sides[:, :2]).any(-1)
         for text, broken in rules.items():
             if broken.any():
                 k = broken.argmax()
                 raise ValueError(f"{where}: box {k} {text}: {boxes[k].tolist()} in {form}.")
         return cut, more
 
-    def _padded(self, found):
-        """Labels of the batch, from (boxes, {name: values}) of each image."""
-        most = max(len(boxes) for boxes, _ in found)
-        size = max(1, math.ceil(most / self.max_boxes)) * self.max_boxes
-        names = {"boxes": "float32", **dict.fromkeys(found[0][1], "float32"), "classes": "int32"}
-        rows = {name: np.full((len(found), size), -1, dtype) for name, dtype in names.items()}
-        rows["boxes"] = np.full((len(found), size, 4), -1, "float32")
-        for i, (boxes, more) in enumerate(found):
-            for name, values in {"boxes": boxes, **more}.items():
-                rows[name][i, : len(boxes)] = values
+    def _padded(self, boxes, more):
+        """Labels of the batch, from those of each image."""
+        steps = math.ceil(max(map(len, boxes)) / self.max_boxes)
+        shape = len(boxes), max(1, steps) * self.max_boxes
+        rows = {name: np.full(shape, -1, "float32") for name in more[0]}
+        rows |= {
+            "boxes": np.full((*shape, 4), -1, "float32"),
+            "classes": np.full(shape, -1, "int32"),
+        }
+        for i, own in enumerate(boxes):
+            for name, values in {"boxes": own, **more[i]}.items():
+                rows[name][i, : len(own)] = values
         return rows
 
     # --- augmentation ----------------------------------------------------------------------------
@@ -178,17 +171,16 @@ class DetectionPreprocessor(ImagePreprocessor):
         """As a call, but each image and its boxes are changed at random."""
         random = np.random.Generator(np.random.Philox(key=[self.seed, self._calls]))
         self._calls += 1
-        items = []
-        for i, source in enumerate(_images(x)):
+        x, items = images_of(x), []
+        given = {"boxes": [[]] * len(x), "classes": [[]] * len(x)} if y is None else y
+        for i, source in enumerate(x):
             image = read_image(source)
-            frame = (1, 0, 0, *image.size[::-1])
-            objects = self._objects(y, i, frame, x) if y is not None else (np.zeros((0, 4)), {})
-            items.append((image, objects[0], objects[1].get("classes", np.zeros(0))))
-        drawn = [self._drawn(i, items, random) for i in range(len(items))]
-        images = self.scaled(np.stack([np.asarray(image) for image, *_ in drawn]))
-        if y is not None:
-            y = self._padded([(boxes, {"classes": classes}) for _, boxes, classes in drawn])
-        return pack_x_y_sample_weight(images, y, sample_weight)
+            boxes, more = self._objects(given, i, image.size[::-1], x)
+            single = more.get("crowd", 0 * more["classes"]) <= 0  # of a crowd nothing is learnt
+            items.append((image, boxes[single], more["classes"][single]))
+        images, boxes, classes = zip(*[self._drawn(i, items, random) for i in range(len(items))])
+        y = None if y is None else self._padded(boxes, [{"classes": row} for row in classes])
+        return pack_x_y_sample_weight(self._stacked(images), y, sample_weight)
 
     def _drawn(self, i, items, random):
         if random.random() < self.mosaic:
@@ -232,12 +224,12 @@ class DetectionPreprocessor(ImagePreprocessor):
         back = np.linalg.inv(matrix)  # Pillow asks where a pixel comes from
         data = np.column_stack([back, before - back @ center]).ravel()
         image = image.transform(tuple(size), 0, tuple(data), FILTERS["bilinear"], fillcolor=GREY)
-        corners = boxes[:, [[0, 1], [2, 1], [2, 3], [0, 3]]]  # (count, 4 corners, x and y)
-        corners = (corners - before) @ matrix.T + center
-        found = np.concatenate([corners.min(1), corners.max(1)], -1)
-        cut = np.clip(found, 0, [*size] * 2)
-        sides, whole = cut[:, 2:] - cut[:, :2], found[:, 2:] - found[:, :2]
-        kept = (sides >= LEAST_SIDE).all(-1) & (sides.prod(-1) > LEAST_PART * whole.prod(-1))
+        whole = (boxes[:, 2:] - boxes[:, :2]).prod(-1) * abs(np.linalg.det(matrix))
+        boxes = np.clip(boxes, 0, [*before * 2] * 2)  # a mosaic has cut images off
+        places = (boxes[:, [[0, 1], [2, 1], [2, 3], [0, 3]]] - before) @ matrix.T + center
+        cut = np.clip(np.concatenate([places.min(1), places.max(1)], -1), 0, [*size] * 2)
+        sides = cut[:, 2:] - cut[:, :2]
+        kept = (sides >= LEAST_SIDE).all(-1) & (sides.prod(-1) > LEAST_PART * whole)
         return image, cut[kept], kept
 
     def _colored(self, image, random):
@@ -249,7 +241,7 @@ class DetectionPreprocessor(ImagePreprocessor):
         return image.convert("HSV").point(table.astype(int).tolist()).convert("RGB")
 
 
-def _images(x):
+def images_of(x):
     """The images of a batch, one by one."""
     if isinstance(x, (str, os.PathLike)) or hasattr(x, "getexif"):
         return [x]
@@ -259,6 +251,12 @@ def _images(x):
     if len(x) == 0:
         raise ValueError("There are no images: x is empty.")
     return x
+
+
+def corners(boxes, form, height, width):
+    """Return boxes (..., 4) of any form as xyxy in pixels."""
+    parts = np.moveaxis(boxes * _unit(form, height, width), -1, 0)
+    return np.stack(to_corners(parts, form.removeprefix("rel_")), -1)
 
 
 def _unit(form, height, width):

@@ -28,34 +28,24 @@ def read_coco(annotations_json, image_folder, bad_rows="error"):
     """
     path, folder = (Path(p).expanduser() for p in (annotations_json, image_folder))
     content, problems = parse_json(path.read_bytes(), str(path)), []
-    if missing := {"images", "annotations", "categories"} - content.keys():
-        raise ValueError(f"{path} has no {', '.join(sorted(missing))}; expected COCO's instances.")
-    kinds = {row["id"]: row["name"] for row in content["categories"]}
-    places = {kind: i for i, kind in enumerate(sorted(kinds))}
-    rows, paths = {}, {}
-    for row in content["images"]:
-        paths[row["id"]], rows[row["id"]] = folder / row["file_name"], []
-        if not paths[row["id"]].is_file():
-            problems.append(f"image {row['id']}: {paths[row['id']]} does not exist")
-    for number, row in enumerate(content["annotations"]):
-        box = row.get("bbox")
-        fault = (
-            f"image_id {row.get('image_id')!r} is not in images"
-            if row.get("image_id") not in rows
-            else f"category_id {row.get('category_id')!r} is not in categories"
-            if row.get("category_id") not in kinds
-            else _fault(box)
-        )
-        if fault:
-            problems.append(f"annotation {number} (id {row.get('id')}): {fault}")
+    paths = {key: folder / name for key, name in _pairs(path, content, "images", "file_name")}
+    problems += [f"image {k}: {p} does not exist" for k, p in paths.items() if not p.is_file()]
+    kinds = dict(sorted(_pairs(path, content, "categories", "name")))
+    places, rows = {kind: i for i, kind in enumerate(kinds)}, {key: [] for key in paths}
+    for number, (key, row) in enumerate(_pairs(path, content, "annotations")):
+        try:
+            for name, known in (("image_id", paths), ("category_id", kinds)):
+                if row.get(name) not in known:
+                    raise ValueError(f"there is no {name} {row.get(name)!r}")
+            x, y, width, height = _checked(row.get("bbox"))
+        except ValueError as error:
+            problems.append(f"annotation {number} (id {key}): {error}")
             continue
-        x, y, width, height = box
         found = [x, y, x + width, y + height], places[row["category_id"]], row.get("iscrowd", 0)
         rows[row["image_id"]].append((*found, row.get("area", width * height)))
-    _report(path, problems, bad_rows)
-    kept = [key for key in rows if paths[key].is_file()]
-    labels = _labels([rows[key] for key in kept], DTYPES)
-    return [str(paths[key]) for key in kept], labels, [kinds[kind] for kind in places]
+    kept = [key for key in paths if paths[key].is_file()]
+    labels = _labels(path, [rows[key] for key in kept], DTYPES, problems, bad_rows)
+    return [str(paths[key]) for key in kept], labels, [*kinds.values()]
 
 
 def read_yolo(source, split="train", bad_rows="error"):
@@ -63,19 +53,17 @@ def read_yolo(source, split="train", bad_rows="error"):
 
     Beside an image lies, with "labels" for "images" in its path, a .txt file with a row "class
     x y width height" for each object, centre and sizes in parts of the image's.
-    Raises ValueError where there are no images, and for bad rows, FileNotFoundError.
+    Raises ValueError where there are no images, and for bad rows.
     """
     source = Path(source).expanduser()
     root, described = (
         (source.parent, source) if source.is_file() else (source, source / "data.yaml")
     )
     content = _yaml(described) if described.is_file() else {}
+    usual = [root / "images" / split, root / split / "images", root / split, root]
     if given := content.get(split):
-        place = root / str(content.get("path", "")) / given
-        place = place if place.exists() else root / given
-    else:
-        usual = [root / "images" / split, root / split / "images", root / split, root]
-        place = next(p for p in usual if p.is_dir() or p == root)
+        usual = [root / content.get("path", "") / given, root / given]
+    place = next((p for p in usual if p.exists()), usual[0])
     if place.suffix == ".txt":  # which lists the images
         images = [place.parent / line for line in place.read_text().split("\n") if line.strip()]
     else:
@@ -85,25 +73,30 @@ def read_yolo(source, split="train", bad_rows="error"):
     names, problems, rows = content.get("names"), [], []
     files = [_beside(path) for path in images]
     for path, file in zip(images, files):
-        rows.append([])
         lines = file.read_text(errors="replace").splitlines() if file.is_file() else []
         size = _size(path) if lines else None
+        rows.append([])
         for number, line in enumerate(lines, 1):
-            if line.strip():
-                found, fault = _row(line, size, names)
-                rows[-1] += [found] if found else []
-                problems += [f"{file}, line {number}: {fault}: {line!r:.80}"] if fault else []
+            try:
+                rows[-1] += [_row(line, size, names)] if line.strip() else []
+            except ValueError as error:
+                problems.append(f"{file}, line {number}: {error}: {line!r:.80}")
     folders = {file.parent for file in files} - {path.parent for path in images}
-    left = {p for folder in folders if folder.is_dir() for p in folder.glob("*.txt")} - {*files}
+    left = {file for folder in folders for file in folder.glob("*.txt")} - {*files}
     problems += [f"{file} has no image" for file in sorted(left)]
-    _report(place, problems, bad_rows)
+    labels = _labels(place, rows, ("boxes", "classes"), problems, bad_rows)
     most = max((kind for found in rows for _, kind in found), default=-1)
-    names = names or [str(kind) for kind in range(most + 1)]
-    return [*map(str, images)], _labels(rows, ("boxes", "classes")), names
+    return [*map(str, images)], labels, names or [*map(str, range(most + 1))]
 
 
-def _labels(rows, names):
-    """Turn the rows of each image into an array for each name."""
+def _labels(where, rows, names, problems, bad_rows):
+    """Turn the rows of each image into an array for each name, once the problems are told."""
+    if problems:
+        more = [f"... {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
+        text = "\n  ".join([f"{where}: {len(problems)} bad rows:", *problems[:SHOWN], *more])
+        if choose("bad_rows", bad_rows, ("error", "skip")) == "error":
+            raise ValueError(text + '\nMend them, or leave them out with bad_rows="skip".')
+        warnings.warn(text, stacklevel=3)
     labels = {
         name: [np.asarray([row[i] for row in image], DTYPES[name]) for image in rows]
         for i, name in enumerate(names)
@@ -111,41 +104,39 @@ def _labels(rows, names):
     return labels | {"boxes": [boxes.reshape(-1, 4) for boxes in labels["boxes"]]}
 
 
-def _fault(box):
-    """What is wrong with x, y, width and height; None for nothing."""
+def _pairs(path, content, part, name=None):
+    """Yield the id and the value of this name, or the whole, of each row of a part of COCO's."""
+    rows = content.get(part)
+    for number, row in enumerate(rows if isinstance(rows, list) else [rows]):
+        needed = ("id", name) if name else ()
+        if not isinstance(row, dict) or any(not isinstance(row.get(n), (int, str)) for n in needed):
+            raise ValueError(f"{path}: row {number} of {part} must have {needed}, got {row!r:.80}.")
+        yield row.get("id"), row[name] if name else row
+
+
+def _checked(box):
+    """Return x, y, width and height."""
     numbers = isinstance(box, (list, tuple)) and all(type(n) in (int, float) for n in box)
     if not numbers or len(box) != 4 or not np.isfinite(box).all():
-        return f"the box must be 4 finite numbers, got {box!r:.80}"
-    return f"width and height must be positive, got {box}" if min(box[2:]) <= 0 else None
+        raise ValueError(f"the box must be 4 finite numbers, got {box!r:.80}")
+    if min(box[2:]) <= 0:
+        raise ValueError(f"width and height must be positive, got {box}")
+    return box
 
 
 def _row(line, size, names):
-    """(([left, top, right, bottom], class), None) of a row of a label file, or (None, fault)."""
-    try:
-        kind, *box = map(float, line.split())
-    except ValueError:
-        return None, "expected numbers"
+    """Return ([left, top, right, bottom], class) of a row of a label file."""
+    kind, *box = map(float, line.split())
     if len(box) != 4:
-        return None, f"expected class x y width height, got {len(box) + 1} numbers"
-    if fault := _fault(box):
-        return None, fault
-    if not (kind >= 0 and kind == int(kind)) or (names and kind >= len(names)):
+        raise ValueError(f"expected class x y width height, got {len(box) + 1} numbers")
+    (x, y, width, height), (wide, high) = _checked(box), size
+    if kind < 0 or not kind.is_integer() or (names and kind >= len(names)):
         known = f"below {len(names)}, as many as there are names" if names else "from 0"
-        return None, f"the class must be a whole number {known}"
-    if not (min(box) >= 0 and max(box) <= 1):
-        return None, "x, y, width and height must lie in 0..1"
-    (x, y, width, height), (wide, high) = box, size
-    sides = (x - width / 2) * wide, (y - height / 2) * high
-    return ([*sides, (x + width / 2) * wide, (y + height / 2) * high], int(kind)), None
-
-
-def _report(where, problems, bad_rows):
-    if problems:
-        more = [f"... {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
-        text = "\n  ".join([f"{where}: {len(problems)} bad rows:", *problems[:SHOWN], *more])
-        if choose("bad_rows", bad_rows, ("error", "skip")) == "error":
-            raise ValueError(text + '\nMend them, or leave them out with bad_rows="skip".')
-        warnings.warn(text, stacklevel=3)
+        raise ValueError(f"the class must be a whole number {known}")
+    if min(box) < 0 or max(box) > 1:
+        raise ValueError("x, y, width and height must lie in 0..1")
+    left, top, right, bottom = x - width / 2, y - height / 2, x + width / 2, y + height / 2
+    return [left * wide, top * high, right * wide, bottom * high], int(kind)
 
 
 def _beside(image):

@@ -4,9 +4,10 @@ import colorsys
 
 import numpy as np
 
-from khub.utils.bounding_boxes import check_format, to_corners
+from khub.utils.bounding_boxes import check_format
 
 from ..presets.images import read_image
+from .detection_data import corners
 
 
 def color(number):
@@ -34,18 +35,14 @@ def draw_boxes(image, detections, labels=None, bounding_box_format="xyxy"):
         )
     boxes, classes = boxes.reshape(-1, 4), np.asarray(detections["classes"]).reshape(-1)
     confidence = np.asarray(detections.get("confidence", np.full(len(classes), np.nan))).reshape(-1)
-    unit = 1.0
-    if form.startswith("rel_"):
-        unit = np.tile(image.size[::-1] if form[-4:-2] == "yx" else image.size, 2)
-    sides = np.stack(to_corners(list((boxes * unit).T), form.removeprefix("rel_")), -1).round()
-    canvas, width = ImageDraw.Draw(image), _width(image)
+    sides = corners(boxes, form, *image.size[::-1]).round()
+    canvas, width, names = ImageDraw.Draw(image), _width(image), _names(labels)
     for i in np.argsort(confidence, kind="stable"):
         if classes[i] >= 0 and np.isfinite(sides[i]).all():
-            left, right = sorted(sides[i][[0, 2]])
-            top, bottom = sorted(sides[i][[1, 3]])
+            low, high = np.sort(sides[i].reshape(2, 2), 0)
             score = "" if np.isnan(confidence[i]) else f" {confidence[i]:.2f}"
-            canvas.rectangle((left, top, right, bottom), None, color(classes[i]), width)
-            _tag(canvas, (left, top), _label(labels, classes[i]) + score, classes[i], width)
+            canvas.rectangle((*low, *high), None, color(classes[i]), width)
+            _tag(canvas, low, f"{names.get(classes[i], classes[i])}{score}", classes[i], width)
     return image
 
 
@@ -67,10 +64,10 @@ def draw_mask(image, mask, labels=None, opacity=0.5, background=0):
         part = mask == number
         pixels[part] += opacity * (np.asarray(color(number), "float32") - pixels[part])
     image = Image.fromarray(pixels.round().astype("uint8"))
-    canvas, width = ImageDraw.Draw(image), _width(image)
+    canvas, width, names = ImageDraw.Draw(image), _width(image), _names(labels)
     place = (0, 0)
     for number in present if labels is not None else ():
-        place = (0, _tag(canvas, place, _label(labels, number), number, width))
+        place = (0, _tag(canvas, place, str(names.get(number, number)), number, width))
     return image
 
 
@@ -78,11 +75,8 @@ def _width(image):
     return max(1, round(sum(image.size) / 500))
 
 
-def _label(labels, number):
-    named = labels is not None and (
-        number in labels if isinstance(labels, dict) else number < len(labels)
-    )
-    return str(labels[number] if named else number)
+def _names(labels):
+    return labels if isinstance(labels, dict) else dict(enumerate(labels or ()))
 
 
 def _tag(canvas, place, text, number, width):

@@ -81,6 +81,7 @@ AUGMENTATIONS = {
     "turn": {"degrees": 90, "zoom": 0.2},
     "lean": {"shear": 20, "flip": 0.5},
     "mosaic": {"mosaic": 1},
+    "far mosaic": {"mosaic": 1, "zoom": 0.5, "translate": 0.3},
     "all": {"mosaic": 0.5, "degrees": 10, "translate": 0.1, "zoom": 0.3, "shear": 5, "flip": 0.5}
     | {"hue": 0.01, "saturation": 0.2, "value": 0.2},
 }
@@ -98,6 +99,7 @@ def test_boxes_follow_the_image(name):
         images, y = images[:3], {key: rows[:3] for key, rows in y.items()}
         area = max(np.prod(b[2:] - b[:2]) for boxes in y["boxes"] for b in boxes)
         prepared, labels = preprocessor.augmented(images, y)
+        assert len(y["boxes"]) == len(images) and y["boxes"][0].dtype == "float32"
         assert prepared.shape == (len(images), 160, 128, 3) and prepared.dtype == "float32"
         for image, boxes, classes in zip(prepared, labels["boxes"], labels["classes"]):
             outside = np.ones(image.shape[:2], bool)
@@ -152,6 +154,8 @@ def test_ragged_objects_are_padded_and_more_is_kept():
     assert labels["classes"].tolist()[1:] == [[-1] * 6, [7] + [-1] * 5]
     assert labels["crowd"].tolist()[0] == [1] * 5 + [-1]
     assert labels["boxes"][2, 0].tolist() == [0, 2, 9, 20]
+    _, labels = DetectionPreprocessor((20, 30), mosaic=0, zoom=0, flip=0).augmented(images, y)
+    assert (labels["classes"] == -1).all(1).tolist() == [True, True, False]  # no crowds
     x, labels = DetectionPreprocessor((20, 30), mosaic=0)(
         [images[0]], {"boxes": [[]], "classes": [[]]}
     )

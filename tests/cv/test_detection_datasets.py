@@ -54,8 +54,8 @@ def test_coco(tmp_path):
 
 
 BAD_COCO = {
-    "annotation 1 (id 5): image_id 11 is not in images": row(11, id=5),
-    "annotation 1 (id None): category_id 4 is not in categories": row(category_id=4),
+    "annotation 1 (id 5): there is no image_id 11": row(11, id=5),
+    "annotation 1 (id None): there is no category_id 4": row(category_id=4),
     "the box must be 4 finite numbers, got [1, 2, 3]": row(bbox=[1, 2, 3]),
     "the box must be 4 finite numbers, got [1, 2, NaN, 4]".replace("NaN", "nan"): row(
         bbox=[1, 2, float("nan"), 4]
@@ -85,7 +85,10 @@ def test_coco_files_that_are_none(tmp_path):
     with pytest.raises(ValueError, match="bad_rows"):
         read_coco(path, folder, bad_rows="drop")
     path.write_text('{"images": []}')
-    with pytest.raises(ValueError, match="has no annotations, categories"):
+    with pytest.raises(ValueError, match="row 0 of categories must have"):
+        read_coco(path, folder)
+    path.write_text('{"images": [{"id": 1}], "categories": [], "annotations": []}')
+    with pytest.raises(ValueError, match="row 0 of images must have .*file_name"):
         read_coco(path, folder)
     path.write_text("[1,")
     with pytest.raises(ValueError, match="not valid JSON"):
@@ -140,7 +143,7 @@ def test_yolo_turned_images_have_the_size_that_is_shown(tmp_path):
 
 
 BAD_YOLO = {
-    "a.txt, line 2: expected numbers: 'cat 0.5 0.5 0.1 0.1'": "cat 0.5 0.5 0.1 0.1",
+    "a.txt, line 2: could not convert string to float: 'cat': 'cat 0.5 0.5 0.1 0.1'": "cat 0.5 0.5 0.1 0.1",
     "expected class x y width height, got 4 numbers": "0 0.5 0.5 0.1",
     "expected class x y width height, got 7 numbers": "0 0.5 0.5 0.1 0.1 0.1 0.1",
     "the class must be a whole number below 2, as many": "2 0.5 0.5 0.1 0.1",

@@ -242,6 +242,10 @@ class ImageBackbone(Presettable, Functional):
         return {name: getattr(self, name) for name, *_ in self._fields}
 
 
+class AnyBackbone(ImageBackbone):
+    """Stands for the backbone of families that are heads on the one of any other family."""
+
+
 def _cuts(model):
     """The tensors of a functional model that every way to its output goes through."""
     last = {}  # of each tensor, the place of the last step that takes it

@@ -15,6 +15,7 @@ from ..presets.family import of_config
 from ..presets.images import ImagePreprocessor, image_files
 from ..presets.weights import LAYOUTS, load_file
 from .backbone import ImageBackbone, dtype_policy
+from .detection_data import object_rows
 from .imagenet import class_names
 
 
@@ -54,7 +55,62 @@ class Predictions:
         return "\n".join(shown + more)
 
 
-class ImageClassifier(Presettable, models.Model):
+class ImageTask(Presettable, models.Model):
+    """What tasks on image networks share; `_data` brings x and y into rows for the trainer."""
+
+    ignored = ()
+    _augments = False
+
+    def call(self, inputs, training=None):
+        return self.network(inputs, training=training)
+
+    def fit(self, x=None, y=None, *args, augment=False, validation_data=None, **kwargs):
+        """As `Model.fit`; augment: learn from random parts of the images, half of them mirrored."""
+        if augment and self.preprocessor is None:
+            raise ValueError("augment=True needs the preprocessor, which makes the random parts.")
+        x, y = self._data(x, y, fitting=True)
+        if isinstance(validation_data, (str, os.PathLike)):
+            validation_data = self._data(validation_data)
+        elif isinstance(validation_data, tuple):
+            validation_data = (*self._data(*validation_data[:2]), *validation_data[2:])
+        with self._augmenting(augment):
+            return super().fit(x, y, *args, validation_data=validation_data, **kwargs)
+
+    def evaluate(self, x=None, y=None, *args, **kwargs):
+        """As `Model.evaluate`; x and y as `fit` takes them."""
+        with self._augmenting(False):  # fit calls it between its epochs
+            return super().evaluate(*self._data(x, y), *args, **kwargs)
+
+    def _rows(self, x):
+        """A list of raw images as the trainer takes it."""
+        if not isinstance(x, (list, tuple)) or not len(x) or isinstance(x[0], (int, float)):
+            return x
+        if self.preprocessor is None:
+            raise ValueError(
+                f"This {type(self).__name__} has no preprocessor, so it takes an array of "
+                "prepared images, not paths or a list. Make it with from_preset(...), or set "
+                "its attribute preprocessor."
+            )
+        return object_rows(x)
+
+    @contextmanager
+    def _augmenting(self, augment):
+        before, self._augments = self._augments, augment
+        try:
+            yield
+        finally:
+            self._augments = before
+
+    def load_weights(self, filepath):
+        """Load a file of the backbone's reference (.safetensors, .bin, .pt, .pth), strictly."""
+        load_file(self, filepath)
+
+    @property
+    def layouts(self):
+        return getattr(self.backbone, "layouts", LAYOUTS)
+
+
+class ImageClassifier(ImageTask):
     """One of `num_classes` for an image.
 
     fit(x, y), or fit(folder) that holds a folder of images for each class; predict(x)
@@ -70,8 +126,6 @@ class ImageClassifier(Presettable, models.Model):
     labels: tuple = None
 
     preprocessor_class = ImagePreprocessor
-    ignored = ()
-    _augments = False
 
     def setup(self):
         if self.labels is None and self.num_classes == 1000:
@@ -91,9 +145,6 @@ class ImageClassifier(Presettable, models.Model):
         with dtype_policy(self.dtype_policy):
             logits = self.backbone.draw_head(self.backbone.output, self.num_classes, self.dropout)
         self.network = Functional(self.backbone.input, logits, name="network")
-
-    def call(self, inputs, training=None):
-        return self.network(inputs, training=training)
 
     @classmethod
     def from_variant(cls, name, num_classes=1000, preprocessor=None, dropout=0.0, **overrides):
@@ -123,34 +174,6 @@ class ImageClassifier(Presettable, models.Model):
             **options,
         )
 
-    def fit(self, x=None, y=None, *args, augment=False, validation_data=None, **kwargs):
-        """As `Model.fit`; x may be a folder with a folder of images for each class.
-
-        augment: learn from random parts of the images, half of them mirrored
-        """
-        if augment and self.preprocessor is None:
-            raise ValueError("augment=True needs the preprocessor, which makes the random parts.")
-        x, y = self._data(x, y, fitting=True)
-        if isinstance(validation_data, (str, os.PathLike)):
-            validation_data = self._data(validation_data)
-        elif isinstance(validation_data, tuple):
-            validation_data = (*self._data(*validation_data[:2]), *validation_data[2:])
-        with self._augmenting(augment):
-            return super().fit(x, y, *args, validation_data=validation_data, **kwargs)
-
-    def evaluate(self, x=None, y=None, *args, **kwargs):
-        """As `Model.evaluate`; x may be a folder with a folder of images for each class."""
-        with self._augmenting(False):  # fit calls it between its epochs
-            return super().evaluate(*self._data(x, y), *args, **kwargs)
-
-    @contextmanager
-    def _augmenting(self, augment):
-        before, self._augments = self._augments, augment
-        try:
-            yield
-        finally:
-            self._augments = before
-
     def predict(self, x, batch_size=None, verbose="auto", steps=None, callbacks=None, top=5):
         """Return the `Predictions` for images; top: how many labels each of them has."""
         one = isinstance(x, (str, os.PathLike)) or hasattr(x, "getexif")
@@ -174,18 +197,7 @@ class ImageClassifier(Presettable, models.Model):
                 )
             elif fitting and len(names) == self.num_classes:
                 self.labels = tuple(names)
-        if isinstance(x, (list, tuple)) and len(x) and not isinstance(x[0], (int, float)):
-            raw = np.empty(len(x), object)
-            for i, item in enumerate(x):  # all at once NumPy would look into them
-                raw[i] = str(item) if isinstance(item, os.PathLike) else item
-            x = raw
-            if self.preprocessor is None:
-                raise ValueError(
-                    f"This {type(self).__name__} has no preprocessor, so it takes an array of "
-                    "prepared images, not paths or a list. Make it with from_preset(...), or set "
-                    "its attribute preprocessor."
-                )
-        return x, y
+        return self._rows(x), y
 
     def _batches(self, source):
         y = getattr(source, "y", None)
@@ -199,17 +211,9 @@ class ImageClassifier(Presettable, models.Model):
         return super()._batches(source, self.preprocessor.augmented if self._augments else None)
 
     # --- weights and presets ---------------------------------------------------------------------
-    def load_weights(self, filepath):
-        """Load a file of the backbone's reference (.safetensors, .bin, .pt, .pth), strictly."""
-        load_file(self, filepath)
-
     @property
     def weight_map(self):
         return self.backbone.head_map
-
-    @property
-    def layouts(self):
-        return getattr(self.backbone, "layouts", LAYOUTS)
 
     @classmethod
     def head_from_reference(cls, config):

@@ -30,7 +30,7 @@ def pad(x, before, after=None):
     return layers.ZeroPadding2D((sizes, sizes))(x) if any(sizes) else x
 
 
-def conv(x, width, kernel=1, stride=1, groups=1, bias=False, name=None, zeros=None):
+def conv(x, width, kernel=1, stride=1, groups=1, bias=False, name=None, zeros=None, dilation=1):
     """A convolution between zeros as PyTorch puts them: kernel // 2 on every side.
 
     zeros: where it strides, "same" as Keras puts them, or their numbers (before, after)
@@ -38,7 +38,7 @@ def conv(x, width, kernel=1, stride=1, groups=1, bias=False, name=None, zeros=No
     padding = "same"
     if stride > 1 and kernel > 1 and zeros != "same":  # "same" has more zeros at the end
         padding = [zeros or kernel // 2] * 2
-    options = dict(padding=padding, use_bias=bias, name=name)
+    options = dict(padding=padding, use_bias=bias, name=name, dilation_rate=dilation)
     if groups == width == width_of(x) and groups > 1:
         start = initializers.VarianceScaling(2.0, "fan_in", "truncated_normal")
         options["depthwise_initializer"] = start

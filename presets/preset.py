@@ -13,7 +13,7 @@ from pathlib import Path
 from . import keras_h5, weights
 from .catalog import info
 from .download import CONFIG, SMALL_FILES, WEIGHT_FILES, description, download
-from .family import Family, key_of, of_class, of_config
+from .family import Family, families, key_of, of_class, of_config
 from .handles import parse
 from .tensors import FULL, Checkpoint, no_room, parse_json, write_checkpoint, write_json
 
@@ -46,6 +46,16 @@ class Preset:
         own = self.config.get("khub")
         kept = own.get(part) if isinstance(own, dict) else None
         return kept if isinstance(kept, dict) else {}
+
+    @property
+    def backbone(self):
+        """The class of the backbone: the family's, or of another one that a detector stands on."""
+        own = self.config.get("khub")
+        name = own.get("backbone_family") if isinstance(own, dict) else None
+        found = self.family if name is None else families().get(name)
+        if found is None:
+            raise ValueError(f"{self.folder / CONFIG} has the unknown backbone_family {name!r}.")
+        return found.backbone
 
     @property
     def positions(self):
@@ -224,11 +234,12 @@ def _model(cls, preset, load_weights, dtype, strict, quantize, overrides):
     if dtype is None and checkpoint and checkpoint.float_dtypes() == {"bfloat16"}:
         dtype = "bfloat16"
     common = {"dtype": dtype} if dtype is not None else {}
-    with _named(preset, family.backbone):
+    base = preset.backbone
+    with _named(preset, base):
         own = preset.own("backbone")  # says more than the reference's config.json can
-        backbone = own or family.backbone.config_from_reference(preset.config)
-        if checkpoint and hasattr(family.backbone, "config_from_names"):
-            backbone = family.backbone.config_from_names(backbone, checkpoint.names)
+        backbone = own or base.config_from_reference(preset.config)
+        if checkpoint and hasattr(base, "config_from_names"):
+            backbone = base.config_from_names(backbone, checkpoint.names)
         for name, value in backbone.items():
             if name.startswith("num_") and isinstance(value, int) and value > COUNT_LIMIT:
                 raise ValueError(f"{name} is {value:,}; at most {COUNT_LIMIT:,} is sane.")
@@ -244,14 +255,14 @@ def _model(cls, preset, load_weights, dtype, strict, quantize, overrides):
         if preset.saved_class == cls.__name__:
             head |= preset.own("head")
         preprocessor = getattr(cls, "preprocessor_class", None)
-        own, inner, host = _split(overrides, cls, family.backbone, preprocessor)
+        own, inner, host = _split(overrides, cls, base, preprocessor)
         if preprocessor and "preprocessor" not in own:
             own["preprocessor"] = _host_side(preprocessor, preset, host)
         if own.get("num_classes", (was := head.get("num_classes"))) != was:
             head.pop("labels", None)  # they name the classes of the saved head
         changed = any(head.get(name) != own[name] for name in own.keys() - {"preprocessor"})
         with _named(preset, cls):
-            body = family.backbone(**{**backbone, **inner}, **common)
+            body = base(**{**backbone, **inner}, **common)
             model = cls(body, **{**head, **own}, **common)
     if load_weights and preset.published:
         with_head = not changed and not issubclass(cls, family.backbone)
@@ -317,8 +328,11 @@ def _save_model(model, folder, dtype):
     found = weights.tensors(model, dtype)
     floats = {t.dtype.name for t in found.values() if weights.is_float(t.dtype)}
     own = {"class": saved.__name__}
-    if backbone := getattr(getattr(model, "backbone", model), "own_config", dict)():
+    base = getattr(model, "backbone", model)
+    if backbone := getattr(base, "own_config", dict)():
         own["backbone"] = backbone
+    if of_class(type(base)) is not family:
+        own["backbone_family"] = of_class(type(base)).name
     config = {"dtype": floats.pop() if len(floats) == 1 else "float32", "khub": own}
     if "_class_name" in (reference := model.reference_config()):
         config = {}  # diffusers warns of what it does not know

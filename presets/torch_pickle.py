@@ -2,7 +2,9 @@
 
 A file is a zip: `data.pkl` describes the tensors, `data/<key>` hold their bytes. The pickle is
 parsed into its opcodes (which runs nothing), and only those that a state dict is made of are
-followed: dicts, lists, tuples, numbers, strings, and tensors as views of storages.
+followed: dicts, lists, tuples, numbers, strings, and tensors as views of storages. Objects of any
+other class, as in files of whole modules, become records that only keep their attributes: no class
+is looked up, nothing is called. Those of a module (`_parameters`, ...) are a state dict too.
 """
 
 import math
@@ -10,7 +12,7 @@ import pickletools
 import struct
 import zipfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import ml_dtypes
@@ -19,6 +21,7 @@ import numpy as np
 from .tensors import Pages, Tensor, WeightsError
 
 PICKLE_LIMIT = 100_000_000  # bytes of data.pkl
+MODULES_LIMIT, DEPTH_LIMIT = 100_000, 100  # modules in a module: of a few bytes could be any number
 STORAGES = {
     "DoubleStorage": np.float64,
     "FloatStorage": np.float32,
@@ -34,8 +37,8 @@ STORAGES = {
 STORAGES = {f"torch {name}": np.dtype(dtype) for name, dtype in STORAGES.items()}
 TENSOR, PARAMETER = "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter"
 ORDERED = "collections OrderedDict"
-KNOWN = {*STORAGES, TENSOR, PARAMETER, ORDERED}
-INSIDE = ("state_dict", "model", "module", "model_state_dict")  # where training scripts put it
+SETS = ("builtins set", "__builtin__ set")
+INSIDE = ("state_dict", "model", "module", "model_state_dict", "ema")  # where scripts put it
 DAMAGED = (
     zipfile.BadZipFile,
     zlib.error,
@@ -51,6 +54,23 @@ LOCAL_HEADER = struct.Struct("<26xHH")  # of a zip member: lengths of its name a
 @dataclass(frozen=True)
 class _Global:
     name: str
+
+
+@dataclass(eq=False, repr=False)
+class _Record:
+    """What stands for an object of a class that is not looked up."""
+
+    name: str
+    state: dict = field(default_factory=dict)
+
+    def part(self, name):
+        """An attribute that is a dict, else an empty one."""
+        found = self.state.get(name)
+        return found if _is_dict(found) else {}
+
+    @property
+    def is_module(self):
+        return _is_dict(self.state.get("_parameters")) and _is_dict(self.state.get("_modules"))
 
 
 @dataclass(frozen=True)
@@ -80,11 +100,17 @@ class TorchFile:
                 f"{path} is no PyTorch checkpoint of version 1.6 or later, or is damaged: {error}."
             ) from error
         found = _Machine(self.path).run(content)
-        found = next(
-            (found[k] for k in INSIDE if _is_dict(found) and _is_dict(found.get(k))), found
-        )
+        inside = [found.get(key) for key in INSIDE] if _is_dict(found) else []
+        found = next((x for x in inside if _is_dict(x) or _is_module(x)), found)
+        found = self._state(found) if _is_module(found) else found
         if not _is_dict(found) or not found:
             raise WeightsError(f"{path} holds no state dict (names -> tensors).")
+        for value in found.values():
+            if isinstance(value, (_Record, _Global)):
+                raise WeightsError(
+                    f"{path} names {value.name.replace(' ', '.')}, which no state dict needs: "
+                    "refused. Ask for a safetensors file."
+                )
         others = [
             str(k) for k, v in found.items() if not isinstance(v, _View) or type(k) is not str
         ]
@@ -93,6 +119,26 @@ class TorchFile:
         with open(path, "rb") as file:
             self._pages = Pages(file)
         self._views = {name: (view, self._place(name, view)) for name, view in found.items()}
+
+    def _state(self, module):
+        """Return name -> tensor of a module and those in it, as its state_dict() has them."""
+        found, waiting, count = {}, [("", module, 0)], 0
+        while waiting:
+            prefix, module, depth = waiting.pop()
+            count += 1
+            if count > MODULES_LIMIT or depth > DEPTH_LIMIT:
+                raise WeightsError(f"{self.path}: its modules are too many or contain themselves.")
+            hidden = module.state.get("_non_persistent_buffers_set")
+            hidden = hidden if type(hidden) is list else []
+            own = module.part("_parameters") | module.part("_buffers")
+            for name, value in own.items():
+                if value is not None and name not in hidden:
+                    found[f"{prefix}{name}"] = value
+            inner = module.part("_modules").items()
+            for name, value in reversed(inner):
+                if _is_module(value):
+                    waiting.append((f"{prefix}{name}.", value, depth + 1))
+        return found
 
     def _open(self):
         """Return the content of data.pkl."""
@@ -154,12 +200,16 @@ def _is_dict(value):
     return type(value) is dict
 
 
+def _is_module(value):
+    return isinstance(value, _Record) and value.is_module
+
+
 def _is_sizes(value):
     return type(value) is tuple and all(type(n) is int and n >= 0 for n in value)
 
 
 class _Machine:
-    """Follows the opcodes of a pickle that make plain data and tensors, and no others."""
+    """Follows the opcodes of a pickle that make data, tensors and records, and no others."""
 
     def __init__(self, path):
         self.path, self.stack, self.marks, self.memo = path, [], [], {}
@@ -188,11 +238,6 @@ class _Machine:
             if name == "STACK_GLOBAL":
                 member, module = self.stack.pop(), self.stack.pop()
                 argument = f"{module} {member}"
-            if argument not in KNOWN:
-                raise WeightsError(
-                    f"{self.path} names {argument.replace(' ', '.')}, which no state dict needs: "
-                    "refused. Ask for a safetensors file."
-                )
             self.stack.append(_Global(argument))
         elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
             self.memo[argument] = self.stack[-1]
@@ -211,16 +256,21 @@ class _Machine:
             self.update(self.marked())
         elif name == "APPEND":
             self.extend([*self.take(1)])
-        elif name == "APPENDS":
+        elif name in ("APPENDS", "ADDITEMS"):
             self.extend(self.marked())
         elif name == "BINPERSID":
             self.stack.append(self.storage(self.stack.pop()))
         elif name == "REDUCE":
             arguments, function = self.stack.pop(), self.stack.pop()
             self.stack.append(self.made(function, arguments))
-        elif name == "BUILD":  # attributes of an OrderedDict: PyTorch's versions of modules
-            self.stack.pop()
-            if not _is_dict(self.stack[-1]):
+        elif name in ("NEWOBJ", "NEWOBJ_EX"):
+            cls = self.take(2 if name == "NEWOBJ" else 3)[0]
+            self.stack.append(_Record(getattr(cls, "name", "?")))
+        elif name == "BUILD":  # attributes of an OrderedDict are PyTorch's versions of modules
+            state = self.stack.pop()
+            if isinstance(self.stack[-1], _Record):
+                self.stack[-1].state = state if _is_dict(state) else {}
+            elif not _is_dict(self.stack[-1]):
                 raise WeightsError(f"{self.path} sets attributes of an object: refused.")
         else:
             raise WeightsError(f"{self.path}: its pickle uses {name}, which no state dict needs.")
@@ -239,11 +289,15 @@ class _Machine:
 
     def update(self, items):
         target = self.stack[-1]
+        if isinstance(target, _Record):
+            return
         if not _is_dict(target):
             raise WeightsError(f"{self.path} sets items of something that is no dict: refused.")
         target.update(zip(items[::2], items[1::2], strict=True))
 
     def extend(self, items):
+        if isinstance(self.stack[-1], _Record):
+            return
         if type(self.stack[-1]) is not list:
             raise WeightsError(f"{self.path} appends to something that is no list: refused.")
         self.stack[-1].extend(items)
@@ -251,16 +305,23 @@ class _Machine:
     def storage(self, found):
         """Return (key, dtype, count) of a persistent id: ("storage", type, key, device, count)."""
         kind, storage, key, _, count = found
-        if kind != "storage" or not isinstance(storage, _Global) or storage.name not in STORAGES:
-            raise WeightsError(f"{self.path} has a storage of unknown kind: {found!r}.")
+        name = getattr(storage, "name", "?")
+        if kind != "storage" or name not in STORAGES:
+            raise WeightsError(
+                f"{self.path} names {name.replace(' ', '.')}, an unknown kind of storage."
+            )
         if type(key) is not str or type(count) is not int or count < 0:
             raise WeightsError(f"{self.path} has a storage that says {found!r}.")
-        return key, STORAGES[storage.name], count
+        return key, STORAGES[name], count
 
     def made(self, function, arguments):
         name = function.name
         if name == ORDERED and not arguments:
             return {}
+        if name in SETS:
+            return list(*arguments)
+        if name not in (ORDERED, PARAMETER, TENSOR):
+            return _Record(name)
         if name == PARAMETER and isinstance(arguments[0], _View):
             return arguments[0]
         if name == TENSOR:
@@ -276,6 +337,7 @@ class _Machine:
 VALUES = {
     "EMPTY_DICT": lambda _: {},
     "EMPTY_LIST": lambda _: [],
+    "EMPTY_SET": lambda _: [],
     "EMPTY_TUPLE": lambda _: (),
     "NONE": lambda _: None,
     "NEWTRUE": lambda _: True,
@@ -283,7 +345,9 @@ VALUES = {
     **dict.fromkeys(
         (
             *("INT", "LONG", "LONG1", "LONG4", "BININT", "BININT1", "BININT2", "BINFLOAT"),
-            *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+            *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "FLOAT"),
+            *("STRING", "BINSTRING", "SHORT_BINSTRING"),
+            *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
         ),
         lambda argument: argument,
     ),

@@ -49,24 +49,26 @@ def convert_format(boxes, source, target, height=None, width=None, dtype="float3
     source, target = source.removeprefix("rel_"), target.removeprefix("rel_")
     if source == target and relative[0] == relative[1]:
         return boxes
-    left, top, right, bottom = _to_corners(ops.unstack(boxes, 4, axis=-1), source)
+    left, top, right, bottom = to_corners(ops.unstack(boxes, 4, axis=-1), source)
     if relative[0] != relative[1]:
         _check_size(height, width)
         high, wide = _sizes(boxes, height, width)
         high, wide = (high, wide) if relative[0] else (1 / high, 1 / wide)
         left, top, right, bottom = left * wide, top * high, right * wide, bottom * high
-    found = _from_corners(left, top, right, bottom, target)
+    found = from_corners(left, top, right, bottom, target)
     return ops.cast(ops.stack(found, axis=-1), dtype)
 
 
-def _to_corners(parts, form):
+def to_corners(parts, form):
+    """Left, top, right, bottom of four coordinates, of any kind that can be added."""
     x, y, right, bottom = [parts[i] for i in (1, 0, 3, 2)] if form[-4:-2] == "yx" else parts
     if form.startswith("center"):
         x, y = x - right / 2, y - bottom / 2
     return (x, y, right, bottom) if "h" not in form else (x, y, x + right, y + bottom)
 
 
-def _from_corners(left, top, right, bottom, form):
+def from_corners(left, top, right, bottom, form):
+    """The four coordinates of a form in one unit from the corners."""
     parts = left, top, right, bottom
     if "h" in form:
         width, height = right - left, bottom - top

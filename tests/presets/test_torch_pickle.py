@@ -27,11 +27,27 @@ class Global:
         self.module, self.name, self.arguments = module, name, arguments
 
 
+class Object:
+    """Pickles as an object of the class `module name` with attributes, as protocol 2 writes it."""
+
+    def __init__(self, module, name, state=None):
+        self.module, self.name, self.state = module, name, state
+
+
 class Pickler(pickle._Pickler):
     def persistent_id(self, item):
         return item.found if isinstance(item, Storage) else None
 
     def save(self, item, save_persistent_id=True):
+        if isinstance(item, Object):
+            if id(item) in self.memo:
+                return self.write(self.get(self.memo[id(item)][0]))
+            self.write(
+                f"c{item.module}\n{item.name}\n".encode() + pickle.EMPTY_TUPLE + pickle.NEWOBJ
+            )
+            self.memoize(item)
+            super().save(item.state)
+            return self.write(pickle.BUILD)
         if not isinstance(item, Global):
             return super().save(item, save_persistent_id)
         self.write(f"c{item.module}\n{item.name}\n".encode())
@@ -125,6 +141,56 @@ def test_hostile_files(tmp_path, case):
     with pytest.raises(WeightsError, match=message) as caught:
         Checkpoint(path)
     assert "model.bin" in str(caught.value) and not (tmp_path / "pwned").exists()
+
+
+def module(kind="torch.nn.modules.conv Conv2d", inner=None, buffers=None, **parameters):
+    state = {"training": True, "_parameters": parameters, "_buffers": buffers or {}}
+    return Object(*kind.split(), state | {"_modules": inner or {}})
+
+
+def whole_model(path):
+    """A file as `torch.save({"model": module, ...})` writes it, of classes nobody has."""
+    conv = module(weight=tensor(A, "0"), bias=None)
+    norm = module(buffers={"running_mean": tensor(A, "0", shape=(4,)), "scratch": tensor(A, "0")})
+    norm.state["_non_persistent_buffers_set"] = Global("__builtin__", "set", (["scratch"],))
+    block = module("their.models Block", {"conv": conv, "norm": norm, "same": conv, "none": None})
+    block.state["act"] = evil(path)  # not even this is looked up
+    model = module("their.models Net", {"0": block}, {"steps": tensor(B, "1", kind="LongStorage")})
+    args = Object("argparse", "Namespace", {"path": Object("pathlib", "PosixPath")})
+    return {"epoch": -1, "model": model, "args": args, "best": b"bytes", "kind": {1.5, "x"}}
+
+
+def test_whole_modules_are_records(tmp_path):
+    content, storages = whole_model(tmp_path / "pwned"), {"0": A, "1": B}
+    for given in (content, content["model"], {"ema": content["model"], "model": None}):
+        found = Checkpoint(write(tmp_path / "model.pt", given, storages))
+        names = ["steps", "0.conv.weight", "0.norm.running_mean", "0.same.weight"]
+        assert list(found.names) == names
+        assert np.array_equal(found.tensor("0.conv.weight").read(), A)
+    assert not (tmp_path / "pwned").exists()
+
+
+def many_modules(depth):
+    inner = module(weight=tensor(A, "0"))
+    for _ in range(depth):
+        inner = module(inner={"a": inner, "b": inner})
+    return inner
+
+
+def test_hostile_modules(tmp_path):
+    cyclic = module(weight=tensor(A, "0"))
+    cyclic.state["_modules"]["again"] = cyclic
+    path = tmp_path / "model.pt"
+    for content in (cyclic, {"model": many_modules(60)}):
+        with pytest.raises(WeightsError, match="its modules are too many or contain themselves"):
+            Checkpoint(write(path, content, {"0": A}))
+    for value in (evil(tmp_path / "pwned"), Object("posix", "system")):
+        with pytest.raises(WeightsError, match="names posix.system, which no state dict needs"):
+            Checkpoint(write(path, module(weight=value), {}))
+    for content in (Object("their", "Thing", {"a": 1}), module(), module().state["_modules"]):
+        with pytest.raises(WeightsError, match="holds no state dict"):
+            Checkpoint(write(path, content, {}))
+    assert not (tmp_path / "pwned").exists()
 
 
 def test_damaged_files(tmp_path):

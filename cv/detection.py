@@ -1,0 +1,314 @@
+"""The task on image networks that finds objects: training, mean average precision, boxes."""
+
+import os
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import numpy as np
+
+from khub import metrics, models, ops, optimizers, tree
+from khub.backend.windows import channels_first
+from khub.fields import PositiveInt, Rate
+from khub.models.functional import Functional
+from khub.training.callbacks import Callback
+from khub.training.data import pack_x_y_sample_weight, unpack_x_y_sample_weight
+from khub.utils.bounding_boxes import check_format, convert_format
+
+from ..presets import Presettable
+from ..presets.family import of_class, of_config
+from ..presets.weights import LAYOUTS, load_file
+from .backbone import ImageBackbone, dtype_policy
+from .box_metrics import MeanAveragePrecision
+from .detection_data import DetectionPreprocessor, object_rows
+from .suppression import non_max_suppression
+from .weight_average import WeightAverage
+
+FOUND = "detections"
+
+
+def image_size(images):
+    """Height and width of a batch of prepared images."""
+    return tuple(images.shape[2:] if channels_first(None) else images.shape[1:3])
+
+
+class ObjectDetector(Presettable, models.Model):
+    """Boxes, classes and confidences of the objects in images.
+
+    fit(x, {"boxes": [...], "classes": [...]}), evaluate(x, y) -> losses and COCO's averages of
+    precision, predict(x) -> {"boxes" (n, k, 4), "confidence" (n, k), "classes" (n, k),
+    "num_detections" (n,)}, padded with -1, k = max_detections
+    x: paths, PIL images or arrays of 0..255 of any sizes, boxes in their pixels; with
+    preprocessor=None prepared images (n, height, width, 3), labels padded with -1 to (n, m, 4) and
+    (n, m)   bounding_box_format: of labels and predictions, one of `khub.utils.bounding_boxes`, set
+    on the preprocessor too; None: the preprocessor's, or xyxy
+    labels: names of the classes   confidence_threshold: of what `predict` reports
+    iou_threshold: above it, of two boxes of one class the less confident one goes
+    """
+
+    backbone: ImageBackbone
+    num_classes: PositiveInt
+    preprocessor: object = None
+    bounding_box_format: str = None
+    labels: tuple = None
+    confidence_threshold: Rate = 0.25
+    iou_threshold: Rate = 0.7
+    max_detections: PositiveInt = 100
+
+    LEVELS = ("P3", "P4", "P5")  # of the feature pyramid, what the heads stand on
+    LOSSES = ()  # names of what `losses` gives
+    EVALUATED = 0.001  # least confidence of what counts for the mean average precision
+    preprocessor_class = DetectionPreprocessor
+    large_head = True  # a checkpoint of another number of classes gives all but the last layers
+    ignored = ()
+
+    def setup(self):
+        host = self.preprocessor
+        form = self.bounding_box_format or getattr(host, "bounding_box_format", "xyxy")
+        self.bounding_box_format = check_format("bounding_box_format", form)
+        if host is not None:
+            host.bounding_box_format = self.bounding_box_format
+        if self.labels is not None:
+            self.labels = tuple(self.labels)
+            if len(self.labels) != self.num_classes:
+                raise ValueError(
+                    f"{len(self.labels)} labels were given for {self.num_classes} classes."
+                )
+        for name in self.LOSSES:
+            setattr(self, name, metrics.Mean(name=name))
+        # apart from what is tracked: the metric is none of training
+        precision = MeanAveragePrecision(self.num_classes)
+        self._host = SimpleNamespace(precision=precision, prepare=self.preprocessor)
+        self.build(None)
+        self.compile()
+
+    def build(self, shape=None):
+        with dtype_policy(self.dtype_policy):
+            levels = self.backbone.feature_pyramid().output
+            if missing := [level for level in self.LEVELS if level not in levels]:
+                raise ValueError(
+                    f"{type(self.backbone).__name__} has no features of level "
+                    f"{', '.join(missing)}; it has {', '.join(levels)}."
+                )
+            heads = self.draw_heads({level: levels[level] for level in self.LEVELS})
+        self.network = Functional(self.backbone.input, heads, name="network")
+
+    def call(self, inputs, training=None):
+        return self.network(inputs, training=training)
+
+    # --- what a family says ----------------------------------------------------------------------
+    def draw_heads(self, levels):
+        """Return name -> symbolic output, from {"P3": symbolic features, ...}."""
+        raise NotImplementedError(f"{type(self).__name__} does not define draw_heads().")
+
+    def losses(self, raw, boxes, classes, size):
+        """Return name -> scalar, to be added up.
+
+        raw: what `draw_heads` gives   boxes: float32 (b, m, 4) in xyxy, classes: int32 (b, m),
+        padded with -1   size: height and width of the images
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define losses().")
+
+    def decode(self, raw, size):
+        """Return boxes (b, n, 4) in xyxy and scores (b, n, classes) of 0..1."""
+        raise NotImplementedError(f"{type(self).__name__} does not define decode().")
+
+    @classmethod
+    def from_variant(cls, name, num_classes, preprocessor=None, **overrides):
+        """Return a detector on the family's backbone of this name, its weights random.
+
+        overrides: arguments of the detector   Raises ValueError for an unknown name.
+        """
+        backbone = of_config({"architecture": name}, "from_variant").backbone
+        both = {"dtype": overrides["dtype"]} if "dtype" in overrides else {}
+        backbone = backbone.variant(name, **both)
+        return cls(backbone, num_classes, preprocessor=preprocessor, **overrides)
+
+    # --- training --------------------------------------------------------------------------------
+    def compile(self, optimizer="auto", **options):
+        """As `Model.compile`, without losses and metrics, which are the detector's own.
+
+        "auto" is AdamW at 1e-3
+        """
+        if given := options.keys() & {"loss", "loss_weights", "metrics", "weighted_metrics"}:
+            raise ValueError(f"{type(self).__name__} has its own; leave out {', '.join(given)}.")
+        if optimizer == "auto":
+            optimizer = optimizers.AdamW(1e-3, weight_decay=5e-4, global_clipnorm=10.0)
+            optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+        super().compile(optimizer=optimizer, **options)
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        if sample_weight is not None:
+            raise ValueError(f"{type(self).__name__} takes no sample_weight.")
+        classes = ops.cast(y["classes"], "int32")
+        parts = self.losses(y_pred, ops.cast(y["boxes"], "float32"), classes, image_size(x))
+        for name, value in parts.items():
+            getattr(self, name).update_state(value)
+        return sum([*parts.values(), *self._extra_losses()])
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        return self.get_metrics_result()
+
+    def detect(self, raw, size, confidence_threshold):
+        """Return the detections in what `call` gave, in pixels of the prepared images."""
+        boxes, scores = self.decode(raw, size)
+        limits = self.iou_threshold, confidence_threshold, self.max_detections
+        return non_max_suppression(boxes, scores, *limits)
+
+    def test_step(self, data):
+        x, y, sample_weight = unpack_x_y_sample_weight(data)
+        raw = self(x, training=False)
+        loss = self.compute_loss(x, y, raw, sample_weight, training=False)
+        self._compiled.loss_tracker.update_state(loss)
+        return self.get_metrics_result() | {FOUND: self.detect(raw, image_size(x), self.EVALUATED)}
+
+    def make_test_function(self, force=False):
+        step = super().make_test_function(force)
+
+        def measured(group):
+            for batch in group:
+                logs = dict(step([batch]))
+                found = tree.map_structure(ops.convert_to_numpy, logs.pop(FOUND))
+                self._host.precision.update_state(*map(self._measured(batch[1]), (batch[1], found)))
+            return logs
+
+        return measured
+
+    def _measured(self, y):
+        """Return what brings the objects of a batch back to where areas are counted in pixels."""
+        if "frames" not in y:
+            return lambda objects: objects
+        frames, form = y["frames"], self.bounding_box_format
+
+        def original(objects):
+            found = self.preprocessor.restored(objects, frames)
+            return found | {"boxes": self._formed(found, form, "xyxy", *frames.T[3:])}
+
+        return original
+
+    def fit(
+        self, x=None, y=None, *args, augment=True, average=0.9999, validation_data=None, **kwargs
+    ):
+        """As `Model.fit`.  y: {"boxes", "classes"}, or x gives batches (images, y) of them.
+
+        augment: draw each image anew, where there is a preprocessor   average: momentum of the
+        `WeightAverage` that is evaluated and kept; 0: none
+        """
+        callbacks = kwargs.pop("callbacks", None) or ()
+        callbacks = [callbacks] if isinstance(callbacks, Callback) else list(callbacks)
+        if average:
+            callbacks.insert(0, WeightAverage(average))
+        if isinstance(validation_data, tuple):
+            validation_data = self._data(*validation_data)
+        prepare = getattr(self.preprocessor, "augmented" if augment else "__call__", None)
+        with self._preparing(prepare):
+            given = *self._data(x, y), *args
+            options = dict(callbacks=callbacks, validation_data=validation_data)
+            return super().fit(*given, **options, **kwargs)
+
+    def evaluate(self, x=None, y=None, *args, return_dict=True, **kwargs):
+        """As `Model.evaluate`, with COCO's numbers: mAP, mAP50, mAP75, AR_100, ..."""
+        self._host.precision.reset_state()
+        with self._preparing(self.preprocessor):  # fit calls it between its epochs
+            logs = super().evaluate(*self._data(x, y), *args, return_dict=True, **kwargs)
+        return self._results(logs | self._host.precision.result(), return_dict)
+
+    # --- data ------------------------------------------------------------------------------------
+    def _data(self, x, y=None, *rest):
+        """Return data as the trainer takes it: rows of raw images, or prepared images."""
+        if isinstance(x, (str, os.PathLike)) or hasattr(x, "getexif"):
+            x = [x]
+        x = x[None] if len(getattr(x, "shape", ())) == 3 else x
+        if isinstance(x, (list, tuple)) and self.preprocessor is None:
+            raise ValueError(
+                f"This {type(self).__name__} has no preprocessor, so it takes an array of prepared "
+                "images, not paths or a list. Make it with preprocessor=DetectionPreprocessor(...)."
+            )
+        if self.preprocessor is None and isinstance(y, dict):
+            size = image_size(x)
+            own = DetectionPreprocessor(size, bounding_box_format=self.bounding_box_format)
+            y = self._checked(own.labels(y, np.asarray([(1, 0, 0, *size)] * len(x)), x))
+        elif isinstance(y, dict):
+            y = {name: object_rows(rows) for name, rows in y.items()}
+        return object_rows(x), y, *rest
+
+    def _checked(self, y):
+        if isinstance(y, dict) and y["classes"].max(initial=-1) >= self.num_classes:
+            raise ValueError(
+                f"Classes must lie in 0 .. {self.num_classes - 1} for num_classes="
+                f"{self.num_classes}, got {y['classes'].max()}."
+            )
+        return y
+
+    @contextmanager
+    def _preparing(self, prepare):
+        """Raw batches are prepared by this function of (images, labels, weights) inside."""
+        before, self._host.prepare = self._host.prepare, prepare
+        try:
+            yield
+        finally:
+            self._host.prepare = before
+
+    def _batches(self, source):
+        prepare = self._host.prepare or self.preprocessor
+
+        def checked(*batch):
+            x, y, weight = unpack_x_y_sample_weight(prepare(*batch))
+            return pack_x_y_sample_weight(x, self._checked(y), weight)
+
+        return super()._batches(source, checked)
+
+    # --- prediction ------------------------------------------------------------------------------
+    def predict_step(self, data):
+        x, _, _ = unpack_x_y_sample_weight(data)
+        return self.detect(self(x, training=False), image_size(x), self.confidence_threshold)
+
+    def predict(self, x, batch_size=None, verbose="auto", steps=None, callbacks=None):
+        """Return the detections in images: boxes in their own pixels, the most confident first."""
+        frames = []
+
+        def framed(x, *_):
+            images, own = self.preprocessor.prepare(x)
+            frames.append(own)
+            return images
+
+        with self._preparing(framed):
+            x, _ = self._data(x)
+            found = super().predict(x, batch_size, verbose, steps, callbacks)
+        if self.preprocessor is not None:
+            frames = np.concatenate(frames)[: len(found["boxes"])]
+            return self.preprocessor.restored(found, frames)
+        return found | {
+            "boxes": self._formed(found, "xyxy", self.bounding_box_format, *image_size(x))
+        }
+
+    @staticmethod
+    def _formed(objects, source, target, height, width):
+        boxes = convert_format(objects["boxes"], source, target, height, width)
+        absent = np.asarray(objects["classes"])[..., None] < 0
+        return np.where(absent, -1, ops.convert_to_numpy(boxes)).astype("float32")
+
+    # --- weights and presets ---------------------------------------------------------------------
+    def load_weights(self, filepath):
+        """Load a file of the reference's names (.safetensors, .bin, .pt, .pth), strictly."""
+        load_file(self, filepath)
+
+    @property
+    def weight_map(self):
+        return (("", "network"),)
+
+    @property
+    def layouts(self):
+        return getattr(self.backbone, "layouts", LAYOUTS)
+
+    @classmethod
+    def head_from_reference(cls, config):
+        return {}
+
+    @classmethod
+    def from_preset(cls, handle, *args, **overrides):
+        """As of every model of the hub; num_classes=None and the like: as they were saved."""
+        given = {name: value for name, value in overrides.items() if value is not None}
+        return super().from_preset(handle, *args, **given)
+
+    def reference_config(self):
+        return {"model_type": of_class(type(self)).model_types[0]}

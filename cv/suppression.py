@@ -1,0 +1,175 @@
+"""Non-maximum suppression: of boxes that overlap, the most confident one stays."""
+
+from functools import partial
+
+from khub import ops
+
+CANDIDATES = 512  # that one round looks at; any number gives the same result
+ABSENT = -float("inf")
+
+
+def non_max_suppression(
+    boxes,
+    scores,
+    iou_threshold=0.5,
+    confidence_threshold=0.05,
+    max_detections=100,
+    class_agnostic=False,
+):
+    """Take boxes by falling confidence, each time leaving out those that overlap it too much.
+
+    boxes: (batch, n, 4) in xyxy, scores: (batch, n, classes); every class of a box whose score is
+    over `confidence_threshold` is a candidate, left out by an earlier one of its class with an IoU
+    over `iou_threshold`. Equal scores: the lower box first, then the lower class.
+    class_agnostic: the best class of each box alone, left out by any earlier one
+    -> {"boxes": (batch, k, 4), "confidence": (batch, k), "classes": int32 (batch, k),
+    "num_detections": int32 (batch,)}, k = max_detections, padded with -1
+
+    A round takes the best `CANDIDATES` and settles them at once; where they do not fill the result
+    and there are more, the next round takes the best of those that nothing taken overlaps. So the
+    result is that of taking one after the other, whatever was preselected. NaN is no candidate.
+    """
+    boxes, scores = (ops.convert_to_tensor(x, "float32") for x in (boxes, scores))
+    shapes = [tuple(x.shape) for x in (boxes, scores)]
+    if [len(s) for s in shapes] != [3, 3] or shapes[0][2] != 4 or shapes[0][1] != shapes[1][1]:
+        raise ValueError(
+            f"Expected boxes (batch, n, 4) and scores (batch, n, classes), got {shapes[0]} and "
+            f"{shapes[1]}."
+        )
+    batch = ops.shape(boxes)[0]
+    if 0 in shapes[1][1:]:
+        boxes, scores = ops.zeros((batch, 1, 4)), ops.full((batch, 1, 1), ABSENT)
+    best = ops.argmax(scores, -1) if class_agnostic else None
+    scores = ops.where(scores > confidence_threshold, scores, ABSENT)
+    if class_agnostic:
+        scores = ops.max(scores, -1, keepdims=True)
+    k = max_detections
+    taken = (
+        ops.zeros((batch, k, 4)),
+        ops.full((batch, k), ABSENT),
+        ops.zeros((batch, k), "int32"),  # place of the candidate: box * classes + class
+    )
+
+    def unfinished(number, scores, more, *rest):
+        return ops.any(more)
+
+    def following(number, scores, more, places, *taken):
+        scores = _replaced(scores, places)
+        pruned = partial(_pruned, scores, taken, boxes, iou_threshold)
+        scores = ops.cond(number > 1, pruned, lambda: scores)  # few need a third round
+        return (number + 1, scores, *_round(scores, taken, boxes, iou_threshold))
+
+    state = (1, scores, *_round(scores, taken, boxes, iou_threshold))
+    found, confidence, places = ops.while_loop(unfinished, following, state)[-3:]
+    there = confidence > ABSENT
+    classes = places % ops.shape(scores)[2]
+    if class_agnostic:
+        classes = ops.take_along_axis(best, places, 1)
+    return {
+        "boxes": ops.where(there[..., None], found, -1.0),
+        "confidence": ops.where(there, confidence, -1.0),
+        "classes": ops.cast(ops.where(there, classes, -1), "int32"),
+        "num_detections": ops.sum(ops.cast(there, "int32"), 1),
+    }
+
+
+def _round(scores, taken, boxes, iou_threshold):
+    """Settle the best candidates: whether more are wanted, their places, what is taken by now."""
+    values, places = _candidates(scores)
+    classes = scores.shape[2]
+    corners = _rows(boxes, places // classes)
+    one, two = (corners, places % classes), (taken[0], taken[2] % classes)
+    over = ops.cast(_left_out(*one, *one, iou_threshold), "float32")
+    over = ops.triu(over, 1)  # [j, i]: j comes first and leaves i out
+    earlier = ops.logical_and(_left_out(*one, *two, iou_threshold), taken[1][:, None] > ABSENT)
+    valid = ops.logical_and(values > ABSENT, ops.logical_not(ops.any(earlier, 2)))
+
+    def settled(keep, changed):
+        blocked = ops.matmul(ops.cast(keep, "float32")[:, None], over)[:, 0] > 0
+        after = ops.logical_and(valid, ops.logical_not(blocked))
+        return after, ops.any(after != keep)
+
+    # after i + 1 steps the first i candidates do not change any more
+    keep, _ = ops.while_loop(lambda keep, changed: changed, settled, (valid, True))
+    k = taken[1].shape[1]
+    flags = ops.concatenate([taken[1] > ABSENT, keep], 1)
+    index = _first(flags, k)
+    joined = [ops.concatenate(pair, 1) for pair in zip(taken, (corners, values, places))]
+    found, confidence, origins = (_rows(x, index) for x in joined)
+    confidence = ops.where(_rows(flags, index), confidence, ABSENT)
+    more = ops.logical_and(values[:, -1] > ABSENT, confidence[:, -1] == ABSENT)
+    return more, places, found, confidence, origins
+
+
+def _candidates(scores):
+    """Scores and places (batch, k) of the best candidates, in order."""
+    size, classes = scores.shape[1:]
+    # the k best candidates lie in the k boxes with the best of their candidates
+    rows = _best(ops.max(scores, 2), min(CANDIDATES, size))
+    near = ops.reshape(_rows(scores, rows), (-1, rows.shape[1] * classes))
+    index = _best(near, min(CANDIDATES, near.shape[1]))
+    values = _rows(near, index)
+    order = ops.argsort(-values, 1)  # stable, and the index rises
+    index, values = _rows(index, order), _rows(values, order)
+    return values, _rows(rows, index // classes) * classes + index % classes
+
+
+def _replaced(scores, places):
+    """Scores without those at places (batch, k)."""
+    batch, k = ops.shape(places)
+    rows = ops.broadcast_to(ops.arange(batch)[:, None], (batch, k))
+    index = ops.stack([rows, places], -1)
+    flat = ops.reshape(scores, (batch, -1))
+    flat = ops.scatter_update(flat, index, ops.full((batch, k), ABSENT))
+    return ops.reshape(flat, ops.shape(scores))
+
+
+def _pruned(scores, taken, boxes, iou_threshold):
+    """Scores without the candidates that something taken leaves out."""
+    found, confidence, origins = taken
+    kinds = ops.one_hot(origins % scores.shape[2], scores.shape[2])
+    kinds = kinds * ops.cast(confidence > ABSENT, "float32")[..., None]
+    over = ops.cast(_overlap(boxes, found, iou_threshold), "float32")
+    return ops.where(ops.matmul(over, kinds) > 0, ABSENT, scores)
+
+
+def _best(values, k):
+    """Places (batch, k) of the k largest values, of equal ones the first, in rising order."""
+    # not [:, -1:], of which XLA makes a full sort
+    least = ops.min(ops.top_k(values, k)[0], 1, keepdims=True)
+    above, equal = values > least, values == least
+    room = k - ops.sum(ops.cast(above, "int32"), 1, keepdims=True)
+    rank = ops.cumsum(ops.cast(equal, "int32"), 1)
+    return _first(ops.logical_or(above, ops.logical_and(equal, rank <= room)), k)
+
+
+def _first(flags, k):
+    """Places (batch, k) of the first k flags, then others."""
+    size = flags.shape[1]
+    # no two keys are equal, whose order would be the backend's; XLA sorts all of other dtypes
+    keys = ops.arange(size, 0, -1, dtype="float32")
+    return ops.top_k(ops.where(flags, keys + size, keys), k)[1]
+
+
+def _rows(x, index):
+    """x[b, index[b]] for x (batch, n, ...) and index (batch, k)."""
+    rank = len(x.shape)
+    return ops.take_along_axis(x, index[..., None] if rank == 3 else index, 1)
+
+
+def _left_out(boxes, kinds, others, other_kinds, iou_threshold):
+    """Whether boxes (batch, m, 4) overlap others of their kind: (batch, m, n)"""
+    over = _overlap(boxes, others, iou_threshold)
+    return ops.logical_and(over, kinds[:, :, None] == other_kinds[:, None])
+
+
+def _overlap(one, two, iou_threshold):
+    """Whether boxes (batch, m, 4) and (batch, n, 4) share more than the threshold: (batch, m, n)"""
+    sides = [ops.split(x, 4, 2) for x in (one, two)]
+    left, top, right, bottom = sides[0]
+    x1, y1, x2, y2 = (ops.swapaxes(side, 1, 2) for side in sides[1])
+    wide = ops.minimum(right, x2) - ops.maximum(left, x1)
+    high = ops.minimum(bottom, y2) - ops.maximum(top, y1)
+    shared = ops.relu(wide) * ops.relu(high)
+    areas = ops.relu(right - left) * ops.relu(bottom - top) + ops.relu(x2 - x1) * ops.relu(y2 - y1)
+    return shared > iou_threshold * (areas - shared)  # no division: empty boxes overlap nothing

@@ -57,6 +57,7 @@ class StableDiffusion(Adapters, Pipeline, models.Model):
     model_index.json says besides
     decode_tile: side in latents of the parts that an image is decoded in, None: as a whole
     decode_one_by_one: decode one image after the other; both save memory
+    accept_license: needed for a preset whose licence restricts its use, as most of these do
     """
 
     folders = {
@@ -74,6 +75,7 @@ class StableDiffusion(Adapters, Pipeline, models.Model):
         index=None,
         decode_tile=None,
         decode_one_by_one=False,
+        accept_license=False,
         name=None,
         **parts,
     ):
@@ -84,7 +86,7 @@ class StableDiffusion(Adapters, Pipeline, models.Model):
                 f"{', '.join(self.folders)}."
             )
         self.img_height, self.img_width, self.preset = img_height, img_width, preset
-        self.index = index
+        self.index, self.accept_license = index, accept_license
         self.decode_tile, self.decode_one_by_one = decode_tile, decode_one_by_one
         self.preprocessor = TrainingData(self)
         self.__dict__.update(dict.fromkeys(self.folders))
@@ -110,7 +112,7 @@ class StableDiffusion(Adapters, Pipeline, models.Model):
         if self.unet is not None:
             return self
         try:
-            opened = type(self).from_preset(self.preset)
+            opened = type(self).from_preset(self.preset, accept_license=self.accept_license)
         except DownloadError as error:
             what = info(self.preset)
             raise DownloadError(

@@ -10,9 +10,10 @@ import zlib
 from contextlib import contextmanager
 from pathlib import Path
 
-from .catalog import info
+from .catalog import entries, info
 from .family import of_config
 from .handles import parse
+from .licences import refusal
 from .tensors import NAMES, TORCH_NAMES, parse_json
 
 CONFIG, PIPELINE = "config.json", "model_index.json"
@@ -56,16 +57,20 @@ class DownloadError(OSError):
     """A preset could not be fetched; the message says why and what to do."""
 
 
-def download(handle, revision=None, progress=True, weights=True):
+def download(handle, revision=None, progress=True, weights=True, accept_license=False):
     """Return the folder with the preset's files, fetching what is not on this machine yet.
 
     revision: branch, tag or commit of a Hub repository   weights: False fetches all but those
+    accept_license: needed for weights of the catalogue whose licence restricts their use
     Embedded presets and folders never open a socket. HF_ENDPOINT, HF_HUB_CACHE, HF_HUB_OFFLINE and
     the Hub's tokens count. Raises DownloadError; ValueError for a malformed or unknown handle.
     """
     place = parse(handle)
     if revision and place.kind != "hub":
         raise ValueError(f"{handle} has no revisions: it is no repository on the Hub.")
+    in_catalogue = isinstance(handle, str) and handle in entries()
+    if weights and in_catalogue and (reason := refusal(info(handle), accept_license)):
+        raise DownloadError(reason)
     if place.kind == "hub":
         return _from_hub(place.location, revision or place.revision, progress, weights)
     if place.kind == "archive":

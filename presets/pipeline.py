@@ -27,7 +27,14 @@ class Pipeline(Presettable):
 
     @classmethod
     def from_preset(
-        cls, handle, load_weights=True, dtype=None, strict=True, quantize=None, **overrides
+        cls,
+        handle,
+        load_weights=True,
+        dtype=None,
+        strict=True,
+        quantize=None,
+        accept_license=False,
+        **overrides,
     ):
         """Return the pipeline of a preset.
 
@@ -35,7 +42,7 @@ class Pipeline(Presettable):
         of the constructor, parts too, which are then not read
         Raises FileNotFoundError for a part that is missing.
         """
-        preset = open_preset(handle, load_weights)
+        preset = open_preset(handle, load_weights, accept_license)
         target = choose_class(cls, preset)
         options = dict(load_weights=load_weights, dtype=dtype, strict=strict, quantize=quantize)
         found = {

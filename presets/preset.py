@@ -87,12 +87,12 @@ class Preset:
         return self.family.backbone
 
 
-def open_preset(handle, load_weights=True):
+def open_preset(handle, load_weights=True, accept_license=False):
     """Fetch a handle and return its `Preset`. Raises ValueError when no family reads it."""
     if (place := parse(handle)).kind == "published":
         config = info(place.location).config
         return Preset(Path(place.location), config, of_config(config, place.location), True)
-    folder = download(handle, weights=load_weights)
+    folder = download(handle, weights=load_weights, accept_license=accept_license)
     path = description(folder)
     if path.stat().st_size > CONFIG_LIMIT:
         raise ValueError(
@@ -106,7 +106,8 @@ def open_preset(handle, load_weights=True):
 
 def load(handle, **options):
     """Open a preset as the class it was saved as; options are `from_preset`'s."""
-    cls = open_preset(handle, options.get("load_weights", True)).default_class()
+    opening = {n: options[n] for n in ("load_weights", "accept_license") if n in options}
+    cls = open_preset(handle, **opening).default_class()
     return cls.from_preset(handle, **options)
 
 
@@ -161,7 +162,14 @@ class Presettable:
 
     @classmethod
     def from_preset(
-        cls, handle, load_weights=True, dtype=None, strict=True, quantize=None, **overrides
+        cls,
+        handle,
+        load_weights=True,
+        dtype=None,
+        strict=True,
+        quantize=None,
+        accept_license=False,
+        **overrides,
     ):
         """Return an instance made from a preset; a generic class returns the family's own.
 
@@ -169,11 +177,12 @@ class Presettable:
         dtype: of the weights and the computation; None keeps bfloat16, else is the default
         strict: every tensor must fit; False logs those that do not
         quantize: "int8" or "int4", how kernels of Dense layers are kept, one by one as they come
+        accept_license: see `download`
         overrides: constructor arguments of the task, its backbone or its preprocessor
         """
         from khub.layers import Layer
 
-        preset = open_preset(handle, load_weights and issubclass(cls, Layer))
+        preset = open_preset(handle, load_weights and issubclass(cls, Layer), accept_license)
         target = choose_class(cls, preset)
         if not issubclass(target, Layer):
             return _host_side(target, preset, overrides)

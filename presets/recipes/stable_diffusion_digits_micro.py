@@ -14,12 +14,9 @@ from pathlib import Path
 
 import numpy as np
 from mnist import WORDS, read_digits
-from PIL import Image
 
 import khub
 from khub import callbacks, cv, layers, losses, nlp, ops, optimizers
-from khub.cv.schedulers import Scheduler
-from khub.cv.stable_diffusion import StableDiffusion
 from khub.nlp.byte_pair import byte_characters
 
 NAME = "stable_diffusion_digits_micro"
@@ -86,6 +83,8 @@ def caption(random, *labels):
 
 def picture(random, *digits):
     """One digit anywhere, or two side by side.  -> float32 (SIZE, SIZE, 3), -1 to 1"""
+    from PIL import Image
+
     canvas = Image.new("L", (SIZE, SIZE))
     for place, digit in enumerate(digits):
         image = Image.fromarray(digit)
@@ -235,6 +234,14 @@ def judge(pipeline, classifier, count=200):
     return float(np.mean(found == asked)), drawn
 
 
+def show(drawn, target):
+    """Write images as a sheet, ten in a row."""
+    from PIL import Image
+
+    sheet = drawn.reshape(-1, 10, SIZE, SIZE, 3).swapaxes(1, 2)
+    Image.fromarray(sheet.reshape(-1, 10 * SIZE, 3)).save(target)
+
+
 def plot(rows, target):
     import matplotlib
 
@@ -278,7 +285,7 @@ def main():
         end_token_id=tokenizer.token_to_id(END),
     )
     unet = cv.UNet(**UNET)
-    scheduler = Scheduler("ddim", **SCHEDULER)
+    scheduler = cv.Scheduler("ddim", **SCHEDULER)
     end = tokenizer.token_to_id(END)
 
     def padded(texts):
@@ -290,15 +297,14 @@ def main():
     train(Denoising(text_encoder, unet), "unet", batches, options.unet_steps, loss, rows)
 
     parts = dict(text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, vae=vae)
-    pipeline = StableDiffusion(SIZE, SIZE, scheduler=scheduler, **parts)
+    pipeline = cv.StableDiffusion(SIZE, SIZE, scheduler=scheduler, **parts)
     pipeline.save_to_preset(options.output, dtype="float16")
-    pipeline = StableDiffusion.from_preset(options.output)
+    pipeline = cv.StableDiffusion.from_preset(options.output)
     classifier, accuracy = make_classifier(digits[rest], labels[rest])
     right, drawn = judge(pipeline, classifier)
     print(f"The classifier tells {accuracy:.1%} of 500 other digits right.")
     print(f"It takes {right:.1%} of 200 drawn digits for what was asked.")
-    sheet = drawn[:100].reshape(10, 10, SIZE, SIZE, 3).swapaxes(1, 2)
-    Image.fromarray(sheet.reshape(10 * SIZE, 10 * SIZE, 3)).save(HERE / f"{NAME}_drawn.png")
+    show(drawn[:100], HERE / f"{NAME}_drawn.png")
     with open(HERE / f"{NAME}.csv", "w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerows([["part", "step", "seconds", "loss"], *rows])

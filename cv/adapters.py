@@ -3,17 +3,15 @@
 Hu et al. 2021, arXiv:2106.09685 (LoRA); Gal et al. 2022, arXiv:2208.01618 (textual inversion).
 """
 
-import json
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ..nlp.tokenizers import engine
 from ..nlp.transformer import table
-from ..presets.tensors import Checkpoint, WeightsError
-from ..presets.weights import JOIN, numpy_dtype, slots
+from ..presets.tensors import Checkpoint, WeightsError, parse_json
+from ..presets.weights import JOIN, slots
 from .single_file import unet_name
 
 MODELS = ("unet", "text_encoder", "text_encoder_2")
@@ -29,37 +27,13 @@ PREFIXES = (  # what names begin with -> the model
     ("lora_te1_", "text_encoder."),
     ("lora_te_", "text_encoder."),
 )
-EMBEDDINGS = {"clip_l": 0, "clip_g": 1}  # names in files for XL -> which text encoder's
-NAMELESS = ("*", "emb_params", *EMBEDDINGS)  # keys that are no token
-
-
-@dataclass(frozen=True)
-class Change:
-    """scale * up @ down, for some rows of a variable in the reference's layout."""
-
-    slot: object
-    first: int
-    up: np.ndarray
-    down: np.ndarray
-    scale: float
-
-    def add_to(self, value):
-        """Add it to the variable's value in the reference's layout, in place."""
-        change = self.up.reshape(len(self.up), -1) @ self.down.reshape(len(self.down), -1)
-        part = value[self.first : self.first + len(self.up)]
-        if change.size != part.size:
-            raise WeightsError(
-                f"A LoRA of {change.shape} does not fit {self.slot.path}, {part.shape}."
-            )
-        part += self.scale * change.reshape(part.shape)
+NAMELESS = ("*", "emb_params", "clip_l", "clip_g")  # names of vectors that are no token
 
 
 class Adapters:
     """Gives a pipeline LoRA and textual inversion."""
 
-    def _adapters(self):
-        kept = self.__dict__.setdefault("_kept", {"loras": {}, "values": {}, "tokens": {}})
-        return kept["loras"], kept["values"], kept["tokens"]
+    _loras, _values, _words = {}, {}, {}  # by name; of variables before LoRA; of each new word
 
     # --- LoRA ------------------------------------------------------------------------------------
     def load_lora(self, path, scale=1.0, name=None):
@@ -67,51 +41,43 @@ class Adapters:
 
         path: as PEFT, diffusers or kohya write it   scale: how much it counts
         name: None: the file's
-        Raises WeightsError for tensors that belong to nothing, before anything is changed.
+        Raises WeightsError for what belongs to nothing or does not fit; then nothing has changed.
         """
-        loras, _, _ = self.open()._adapters()
         name = name or Path(path).stem
-        if name in loras:
+        if name in self.open()._loras:
             raise ValueError(f"There is a LoRA {name!r} already; remove_lora({name!r}) first.")
-        changes = _changes(self, Checkpoint(path), scale)
-        self._merge({**loras, name: changes})
+        self._merge({**self._loras, name: _changes(self, Checkpoint(path), scale)})
 
     def remove_lora(self, name=None):
         """Take a LoRA out of the weights, None: all; they are then what they were, to the bit."""
-        loras, _, _ = self._adapters()
-        if name is not None and name not in loras:
-            raise ValueError(f"There is no LoRA {name!r}, but {', '.join(loras) or 'none'}.")
-        self._merge({n: c for n, c in loras.items() if name not in (None, n)})
+        if name is not None and name not in self._loras:
+            known = ", ".join(self._loras) or "none"
+            raise ValueError(f"There is no LoRA {name!r}, but {known}.")
+        self._merge({n: found for n, found in self._loras.items() if name not in (None, n)})
 
     def keep_loras(self):
         """Make all LoRA a part of the weights for good, as training does."""
-        loras, values, _ = self._adapters()
-        loras.clear(), values.clear()
+        self._loras, self._values = {}, {}
 
-    def _merge(self, wanted):
-        loras, values, _ = self._adapters()
-        touched = {}
-        for change in [c for changes in (*loras.values(), *wanted.values()) for c in changes]:
-            touched.setdefault(change.slot.path, (change.slot, []))
-        for change in [c for changes in wanted.values() for c in changes]:
-            touched[change.slot.path][1].append(change)
-        made = {}
-        for path, (slot, changes) in touched.items():
-            before = values.get(path)
-            before = np.array(slot.variable.numpy()) if before is None else before
-            value = before.astype("float32")
-            value = np.ascontiguousarray(_turned(value, slot.axes, back=True))
-            for change in changes:
-                change.add_to(value)
-            value = _turned(value, slot.axes).astype(numpy_dtype(slot.variable.dtype))
-            made[path] = slot, before, value if changes else before, bool(changes)
-        for path, (slot, before, value, changed) in made.items():
-            slot.variable.assign(value)
-            values[path] = before
-            if not changed:
-                del values[path]
-        loras.clear()
-        loras.update(wanted)
+    def _merge(self, loras):
+        wanted = [change for changes in loras.values() for change in changes]
+        before = [change for changes in self._loras.values() for change in changes]
+        slots = {id(slot.variable): slot for slot, *_ in (*before, *wanted)}
+        kept = {key: np.array(slot.variable.numpy()) for key, slot in slots.items()} | self._values
+        made = {key: _turned(kept[key], slot.axes, back=True) for key, slot in slots.items()}
+        for slot, rows, up, down, scale in wanted:
+            part = made[id(slot.variable)][rows]
+            up, down = up.reshape(len(up), -1), down.reshape(len(down), -1)
+            if up.shape != (len(part), len(down)) or len(part) * down.shape[1] != part.size:
+                raise WeightsError(
+                    f"A LoRA of {up.shape} @ {down.shape} does not fit {slot.path}, {part.shape}."
+                )
+            part += scale * (up @ down).reshape(part.shape)
+        changed = {id(slot.variable) for slot, *_ in wanted}
+        for key, slot in slots.items():
+            value = _turned(made[key], slot.axes).astype(kept[key].dtype)
+            slot.variable.assign(value if key in changed else kept[key])
+        self._loras, self._values = loras, {key: kept[key] for key in changed}
 
     # --- textual inversion -----------------------------------------------------------------------
     def load_textual_inversion(self, path, token=None):
@@ -119,39 +85,36 @@ class Adapters:
 
         path: .safetensors, .bin or .pt   token: the word, None: as the file says, else <its name>
         """
-        _, _, tokens = self.open()._adapters()
+        encoders = [self.open().text_encoder, self.text_encoder_2][: 1 + self.is_xl]
+        tokenizers = [self.tokenizer, self.tokenizer_2][: 1 + self.is_xl]
         file = Checkpoint(path)
         arrays = {n: np.atleast_2d(np.array(file.tensor(n).read(), "float32")) for n in file.names}
-        encoders = [e for e in (self.text_encoder, self.text_encoder_2) if e is not None]
+        by_width = {x.shape[1]: x for x in arrays.values() if x.ndim == 2}
         widths = [encoder.hidden_dim for encoder in encoders]
-        given = [n for n in arrays if n not in NAMELESS]
-        token = token or (given[0] if len(given) == 1 else f"<{Path(path).stem}>")
-        found = {w: x for x in arrays.values() for w in widths if x.shape[1] == w and x.ndim == 2}
-        if len(arrays) != len(widths) or found.keys() != set(widths):
+        if len(arrays) != len(widths) or by_width.keys() != set(widths):
             shapes = ", ".join(f"{name} {x.shape}" for name, x in arrays.items())
             raise WeightsError(
-                f"{path} has {shapes}; expected vectors of the text encoders' width "
+                f"{path} has {shapes}; expected vectors of the text encoders' width, "
                 f"{' and '.join(map(str, widths))}."
             )
-        count = len(next(iter(found.values())))
+        named = [name for name in arrays if name not in NAMELESS]
+        token = token or (named[0] if named else f"<{Path(path).stem}>")
+        count = len(by_width[widths[0]])
         words = [token, *(f"{token}_{i}" for i in range(1, count))]
-        tokenizers = [t for t in (self.tokenizer, self.tokenizer_2) if t is not None]
-        if known := [w for w in words if any(w in t.backend.get_vocab() for t in tokenizers)]:
-            raise ValueError(
-                f"The tokenizer knows {', '.join(known)} already; give another token=."
-            )
-        for encoder, tokenizer in zip(encoders, tokenizers, strict=True):
+        if known := {w for w in words for t in tokenizers if w in t.backend.get_vocab()}:
+            raise ValueError(f"The tokenizer knows {', '.join(known)} already: give another token.")
+        for encoder, tokenizer in zip(encoders, tokenizers):
             tokenizer.backend.add_tokens([engine().AddedToken(w, normalized=False) for w in words])
             ids = [tokenizer.token_to_id(word) for word in words]
-            _add_rows(encoder, ids, found[encoder.hidden_dim])
-        tokens[token] = words
+            _add_rows(encoder, ids, by_width[encoder.hidden_dim])
+        self._words = {**self._words, token: words}
         self.forget_functions()
         return token
 
     def expanded(self, text):
         """A prompt with each word of several vectors as so many words."""
-        for token, words in self._adapters()[2].items():
-            text = text.replace(token, " ".join(words)) if len(words) > 1 else text
+        for token, words in self._words.items():
+            text = text.replace(token, " ".join(words))
         return text
 
 
@@ -169,15 +132,16 @@ def _add_rows(encoder, ids, vectors):
 
 
 def _turned(value, axes, back=False):
-    """An array of the reference's layout in khub's, or back."""
-    return value if axes is None else value.transpose(np.argsort(axes) if back else axes)
+    """An array of the reference's layout in khub's, or back, of its own."""
+    axes = range(value.ndim) if axes is None else np.argsort(axes) if back else axes
+    return np.array(value.transpose(axes), "float32", order="C")
 
 
 def _flat(name):
     """A module's name as all of the files' layouts agree on it."""
     for before, after in PREFIXES:
         if name.startswith(before):
-            name = after + name[len(before) :]
+            name = after + name.removeprefix(before)
     if not name.startswith(tuple(f"{model}." for model in MODELS)):
         name = f"unet.{name}"
     name = re.sub(r"_to_out$", "_to_out_0", name.replace(".processor.", ".").replace(".", "_"))
@@ -185,30 +149,32 @@ def _flat(name):
 
 
 def _modules(pipeline):
-    """Flat name -> (slot, first row, rows) of each matrix of the models that LoRA may change."""
+    """Flat name -> (slot, its rows) of each matrix of the models."""
     found = {}
     for model in MODELS:
         if (part := getattr(pipeline, model)) is None:
             continue
         for slot in slots(part):
             names = slot.name.split(JOIN)
-            sizes = slot.sizes or [slot.shape[0] // len(names)] * len(names)
-            for i, (name, size) in enumerate(zip(names, sizes)):
-                module, _, last = name.rpartition(".")
-                if last == "weight":
-                    found[_flat(f"{model}.{module}")] = slot, sum(sizes[:i]), size
+            size = slot.shape[0] // len(names) if slot.shape else 1
+            for i, name in enumerate(names):
+                module = _flat(f"{model}.{name.removesuffix('.weight')}")
+                found[module] = slot, slice(i * size, (i + 1) * size)
     return found
 
 
 def _changes(pipeline, file, scale):
-    """The `Change`s of a file. Raises WeightsError for tensors that it has no place for."""
+    """[(slot, rows, up, down, scale), ...]: what is added to rows of the reference's tensor.
+
+    Raises WeightsError for tensors that there is no place for.
+    """
     modules, parts, unknown = _modules(pipeline), {}, []
     layers = pipeline.unet.layers_per_block
     layers = layers if isinstance(layers, int) else layers[0]
     for name in file.names:
         match = KEY.fullmatch(name)
-        module = match and _flat(match["module"] or match["of"])
-        if module not in modules and module and module.startswith("unet_"):  # kohya's of XL
+        module = _flat(match["module"] or match["of"]) if match else name
+        if module not in modules and module.startswith("unet_"):  # kohya's of XL
             module = _flat("unet." + unet_name(module.removeprefix("unet_"), layers))
         if module not in modules:
             unknown.append(name)
@@ -221,25 +187,14 @@ def _changes(pipeline, file, scale):
             f"{file.path} is no LoRA of this model: it has no place for "
             f"{', '.join(unknown[:10]) or 'anything'}{' ...' if unknown[10:] else ''}."
         )
-    alphas = _alphas(file)
+    notes = parse_json(
+        file.metadata.get("lora_adapter_metadata", "{}"), f"The notes in {file.path}"
+    )
     changes = []
     for name, found in parts.items():
-        slot, first, size = modules[name]
+        slot, rows = modules[name]
+        model = next(m for m in MODELS[::-1] if name.startswith(f"{m}_"))
         rank = len(found["down"])
-        if len(found["up"]) != size or found["up"].size != size * rank:
-            raise WeightsError(
-                f"{file.path}: {name} has up {found['up'].shape} and down {found['down'].shape}, "
-                f"which do not make {size} rows."
-            )
-        model = next(m for m in reversed(MODELS) if name.startswith(f"{m}_"))
-        alpha = float(found.get("alpha", alphas.get(model, rank)))
-        changes.append(Change(slot, first, found["up"], found["down"], scale * alpha / rank))
+        alpha = float(found.get("alpha", notes.get(f"{model}.lora_alpha", rank)))
+        changes.append((slot, rows, found["up"], found["down"], scale * alpha / rank))
     return changes
-
-
-def _alphas(file):
-    """Model -> lora_alpha, of the notes that diffusers keeps in a file's header."""
-    notes = getattr(next(iter(file._files.values())), "metadata", {}).get("lora_adapter_metadata")
-    notes = json.loads(notes) if notes else {}
-    found = {model: notes.get(f"{model}.lora_alpha") for model in MODELS}
-    return {model: alpha for model, alpha in found.items() if alpha is not None}

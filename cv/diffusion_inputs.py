@@ -5,6 +5,8 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from khub.random import next_initial_seed
+
 from ..presets.images import read_image
 
 SHOWN = 60  # characters of a text that a warning quotes
@@ -38,18 +40,16 @@ def rows(x, count, what):
 
 def seeds(seed, count):
     """A seed for each of `count` images, of what `text_to_image` is given."""
-    from khub.random import next_initial_seed
-
     if seed is None:
         return [next_initial_seed() for _ in range(count)]
-    whole = [seed] if isinstance(seed, (int, np.integer)) else list(seed)
-    if any(isinstance(s, bool) or not isinstance(s, (int, np.integer)) or s < 0 for s in whole):
-        raise ValueError(f"seed must be an integer from 0, or a list of them, got {seed!r}.")
-    if whole is not seed and not isinstance(seed, (list, tuple, np.ndarray)):
-        return [seed + i for i in range(count)]
-    if len(whole) != count:
-        raise ValueError(f"seed has {len(whole)} entries for {count} images.")
-    return whole
+    several = isinstance(seed, (list, tuple, np.ndarray))
+    found = list(seed) if several else [seed]
+    for one in found:
+        if isinstance(one, bool) or not isinstance(one, (int, np.integer)) or one < 0:
+            raise ValueError(f"seed must be an integer from 0, or a list of them, got {seed!r}.")
+    if several and len(found) != count:
+        raise ValueError(f"seed has {len(found)} entries for {count} images.")
+    return found if several else [seed + i for i in range(count)]
 
 
 def draws(seeds, shape, steps):
@@ -116,6 +116,16 @@ def prepared_mask(mask, before, size):
     several = isinstance(mask, (list, tuple)) or getattr(mask, "ndim", 0) == 4
     found = [np.asarray(gray(m)) >= 128 for m in (mask if several else [mask])]
     return np.stack(found)[..., None].astype("float32")
+
+
+def controls(images, scales, size, count):
+    """[(image of 0..1, scale), ...] for the ControlNets, of lists or of one of each."""
+    images = [] if images is None else images if isinstance(images, (list, tuple)) else [images]
+    scales = scales if isinstance(scales, (list, tuple)) else [scales] * len(images)
+    if len(scales) != len(images):
+        raise ValueError(f"There are {len(images)} control_image and {len(scales)} control_scale.")
+    found = [prepared(pictures(image), size) / 2 + 0.5 for image in images]
+    return [(rows(x, count, "control images"), float(s)) for x, s in zip(found, scales)]
 
 
 def objects(items):

@@ -407,11 +407,4 @@ def _lcm(scheduler, count, start, eta):
     return rows | {"x": new_alpha * skip, "clean": new_alpha * out}
 
 
-PLANS = {
-    "DDIMScheduler": _ddim,
-    "PNDMScheduler": _pndm,
-    "EulerDiscreteScheduler": _euler,
-    "EulerAncestralDiscreteScheduler": _euler,
-    "DPMSolverMultistepScheduler": _multistep,
-    "LCMScheduler": _lcm,
-}
+PLANS = dict(zip(CLASSES, (_ddim, _pndm, _euler, _euler, _multistep, _lcm)))

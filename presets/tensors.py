@@ -227,7 +227,8 @@ class Checkpoint:
 
     A file may be PyTorch's too; a folder without safetensors may have one of `TORCH_NAMES`.
 
-    `names` is a set, `tensor(name)` a `Tensor`, `bytes` the size of all of them.
+    `names` is a set, `tensor(name)` a `Tensor`, `bytes` the size of all of them, `metadata` what a
+    safetensors file says of itself.
     """
 
     def __init__(self, path):
@@ -236,11 +237,12 @@ class Checkpoint:
             names = [name for whole, _, index in NAMES for name in (whole, index)]
             there = [name for name in [*names, *TORCH_NAMES] if (path / name).exists()]
             path = path / (there[0] if there else INDEX)
-        self.path = path
+        self.path, self.metadata = path, {}
         if path.name.endswith(".json"):
             self._files = self._read_index(path)
         else:
             self._files = dict.fromkeys(file := _open(path), file)
+            self.metadata = file.metadata
         self.names = self._files.keys()
         self.bytes = sum(self.tensor(name).nbytes for name in self.names)
 

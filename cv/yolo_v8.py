@@ -174,7 +174,7 @@ class YOLOV8Detector(ObjectDetector):
         check_size(image_size(tree.flatten(inputs)[0]), STRIDES.values())
         return super().call(inputs, training)
 
-    def losses(self, raw, boxes, classes, size):
+    def part_losses(self, raw, boxes, classes, size):
         points, strides = anchor_points(size, STRIDES.values())
         found = losses(raw, points, strides, boxes, classes, self.bins)
         return {name: GAINS[name] * value for name, value in found.items()}

@@ -8,7 +8,7 @@ from khub.cv.detection_data import DetectionPreprocessor
 COLOURS = [(250, 20, 40), (20, 230, 60)]
 
 
-def rectangles(count, seed=0, sides=(60, 140)):
+def rectangles(count, seed=0, sides=(60, 100)):
     """Images of different sizes, {"boxes", "classes"} of what is in them; one has nothing."""
     random, images, boxes, classes = np.random.default_rng(seed), [], [], []
     for number in range(count):
@@ -18,6 +18,8 @@ def rectangles(count, seed=0, sides=(60, 140)):
         for _ in range(0 if number == count - 1 else random.integers(1, 3)):
             wide, high = random.integers(22, 48, 2)
             left, top = random.integers(0, width - wide), random.integers(0, height - high)
+            if (image[top : top + high, left : left + wide] > 80).any():
+                continue  # none hides another
             own.append((left, top, left + wide, top + high, random.integers(2)))
             image[top : top + high, left : left + wide] = COLOURS[own[-1][4]]
         own = np.asarray(own, "float32").reshape(-1, 5)

@@ -1,12 +1,11 @@
 """The task on image networks that finds objects: training, mean average precision, boxes."""
 
 import os
-from contextlib import contextmanager
 from types import SimpleNamespace
 
 import numpy as np
 
-from khub import metrics, models, ops, optimizers, tree
+from khub import metrics, ops, optimizers, tree
 from khub.backend.windows import channels_first
 from khub.fields import PositiveInt, Rate
 from khub.models.functional import Functional
@@ -14,24 +13,23 @@ from khub.training.callbacks import Callback
 from khub.training.data import pack_x_y_sample_weight, unpack_x_y_sample_weight
 from khub.utils.bounding_boxes import check_format, convert_format
 
-from ..presets import Presettable
 from ..presets.family import of_class, of_config
-from ..presets.weights import LAYOUTS, load_file
 from .backbone import ImageBackbone, dtype_policy
 from .box_metrics import MeanAveragePrecision
 from .detection_data import DetectionPreprocessor, object_rows
+from .image_classifier import ImageTask
 from .suppression import non_max_suppression
 from .weight_average import WeightAverage
 
 FOUND = "detections"
 
 
-def _size(images):
+def image_size(images):
     """Height and width of a batch of prepared images."""
     return tuple(images.shape[2:] if channels_first(None) else images.shape[1:3])
 
 
-class ObjectDetector(Presettable, models.Model):
+class ObjectDetector(ImageTask):
     """Boxes, classes and confidences of the objects in images.
 
     fit(x, {"boxes": [...], "classes": [...]}), evaluate(x, y) -> losses and COCO's averages of
@@ -55,11 +53,10 @@ class ObjectDetector(Presettable, models.Model):
     max_detections: PositiveInt = 100
 
     LEVELS = ("P3", "P4", "P5")  # of the feature pyramid, what the heads stand on
-    LOSSES = ()  # names of what `losses` gives
+    LOSSES = ()  # names of what `part_losses` gives
     EVALUATED = 0.001  # least confidence of what counts for the mean average precision
     preprocessor_class = DetectionPreprocessor
-    keeps_neck = True  # of a checkpoint, when the number of classes is another
-    ignored = ()
+    large_head = True  # a checkpoint of another number of classes gives all but the last layers
 
     def setup(self):
         host = self.preprocessor
@@ -77,7 +74,7 @@ class ObjectDetector(Presettable, models.Model):
             setattr(self, name, metrics.Mean(name=name))
         # apart from what is tracked: the metric is none of training
         precision = MeanAveragePrecision(self.num_classes)
-        self._host = SimpleNamespace(precision=precision, prepare=self.preprocessor)
+        self._host = SimpleNamespace(precision=precision)
         self.build(None)
         self.compile()
 
@@ -92,21 +89,18 @@ class ObjectDetector(Presettable, models.Model):
             heads = self.draw_heads({level: levels[level] for level in self.LEVELS})
         self.network = Functional(self.backbone.input, heads, name="network")
 
-    def call(self, inputs, training=None):
-        return self.network(inputs, training=training)
-
     # --- what a family says ----------------------------------------------------------------------
     def draw_heads(self, levels):
         """Return name -> symbolic output, from {"P3": symbolic features, ...}."""
         raise NotImplementedError(f"{type(self).__name__} does not define draw_heads().")
 
-    def losses(self, raw, boxes, classes, size):
+    def part_losses(self, raw, boxes, classes, size):
         """Return name -> scalar, to be added up.
 
         raw: what `draw_heads` gives   boxes: float32 (b, m, 4) in xyxy, classes: int32 (b, m),
         padded with -1   size: height and width of the images
         """
-        raise NotImplementedError(f"{type(self).__name__} does not define losses().")
+        raise NotImplementedError(f"{type(self).__name__} does not define part_losses().")
 
     def decode(self, raw, size):
         """Return boxes (b, n, 4) in xyxy and scores (b, n, classes) of 0..1."""
@@ -140,7 +134,7 @@ class ObjectDetector(Presettable, models.Model):
         if sample_weight is not None:
             raise ValueError(f"{type(self).__name__} takes no sample_weight.")
         classes = ops.cast(y["classes"], "int32")
-        parts = self.losses(y_pred, ops.cast(y["boxes"], "float32"), classes, _size(x))
+        parts = self.part_losses(y_pred, ops.cast(y["boxes"], "float32"), classes, image_size(x))
         for name, value in parts.items():
             getattr(self, name).update_state(value)
         return sum([*parts.values(), *self._extra_losses()])
@@ -151,6 +145,8 @@ class ObjectDetector(Presettable, models.Model):
     def detect(self, raw, size, confidence_threshold):
         """Return the detections in what `call` gave, in pixels of the prepared images."""
         boxes, scores = self.decode(raw, size)
+        ends = ops.convert_to_tensor(size[::-1] * 2, "float32")
+        boxes = ops.minimum(ops.maximum(boxes, 0.0), ends)
         limits = self.iou_threshold, confidence_threshold, self.max_detections
         return non_max_suppression(boxes, scores, *limits)
 
@@ -159,7 +155,7 @@ class ObjectDetector(Presettable, models.Model):
         raw = self(x, training=False)
         loss = self.compute_loss(x, y, raw, sample_weight, training=False)
         self._compiled.loss_tracker.update_state(loss)
-        return self.get_metrics_result() | {FOUND: self.detect(raw, _size(x), self.EVALUATED)}
+        return self.get_metrics_result() | {FOUND: self.detect(raw, image_size(x), self.EVALUATED)}
 
     def make_test_function(self, force=False):
         step = super().make_test_function(force)
@@ -186,50 +182,48 @@ class ObjectDetector(Presettable, models.Model):
         return original
 
     def fit(
-        self, x=None, y=None, *args, augment=True, average=0.9999, validation_data=None, **kwargs
+        self,
+        x=None,
+        y=None,
+        *args,
+        augment=True,
+        average=0.9999,
+        validation_data=None,
+        callbacks=None,
+        **kwargs,
     ):
         """As `Model.fit`.  y: {"boxes", "classes"}, or x gives batches (images, y) of them.
 
         augment: draw each image anew, where there is a preprocessor   average: momentum of the
         `WeightAverage` that is evaluated and kept; 0: none
         """
-        callbacks = kwargs.pop("callbacks", None) or ()
-        callbacks = [callbacks] if isinstance(callbacks, Callback) else list(callbacks)
+        callbacks = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or ())
         if average:
             callbacks.insert(0, WeightAverage(average))
         if isinstance(validation_data, tuple):
-            validation_data = self._data(*validation_data)
-        prepare = getattr(self.preprocessor, "augmented" if augment else "__call__", None)
-        with self._preparing(prepare):
-            given = *self._data(x, y), *args
-            options = dict(callbacks=callbacks, validation_data=validation_data)
-            return super().fit(*given, **options, **kwargs)
+            validation_data = [*validation_data]  # as it is: `evaluate` reads the boxes' format
+        kwargs |= {"callbacks": callbacks, "validation_data": validation_data}
+        augment = augment and self.preprocessor is not None
+        return super().fit(x, y, *args, augment=augment, **kwargs)
 
     def evaluate(self, x=None, y=None, *args, return_dict=True, **kwargs):
         """As `Model.evaluate`, with COCO's numbers: mAP, mAP50, mAP75, AR_100, ..."""
         self._host.precision.reset_state()
-        with self._preparing(self.preprocessor):  # fit calls it between its epochs
-            logs = super().evaluate(*self._data(x, y), *args, return_dict=True, **kwargs)
+        logs = super().evaluate(x, y, *args, return_dict=True, **kwargs)
         return self._results(logs | self._host.precision.result(), return_dict)
 
     # --- data ------------------------------------------------------------------------------------
-    def _data(self, x, y=None, *rest):
-        """Return data as the trainer takes it: rows of raw images, or prepared images."""
+    def _data(self, x, y=None, fitting=False):
         if isinstance(x, (str, os.PathLike)) or hasattr(x, "getexif"):
             x = [x]
-        x = x[None] if len(getattr(x, "shape", ())) == 3 else x
-        if isinstance(x, (list, tuple)) and self.preprocessor is None:
-            raise ValueError(
-                f"This {type(self).__name__} has no preprocessor, so it takes an array of prepared "
-                "images, not paths or a list. Make it with preprocessor=DetectionPreprocessor(...)."
-            )
-        if self.preprocessor is None and isinstance(y, dict):
-            size = _size(x)
+        x = self._rows(x[None] if len(getattr(x, "shape", ())) == 3 else x)
+        if self.preprocessor is not None and isinstance(y, dict):
+            y = {name: object_rows(rows) for name, rows in y.items()}
+        elif isinstance(y, dict):
+            size = image_size(x)
             own = DetectionPreprocessor(size, bounding_box_format=self.bounding_box_format)
             y = self._checked(own.labels(y, np.asarray([(1, 0, 0, *size)] * len(x)), x))
-        elif isinstance(y, dict):
-            y = {name: object_rows(rows) for name, rows in y.items()}
-        return object_rows(x), y, *rest
+        return x, y
 
     def _checked(self, y):
         if isinstance(y, dict) and y["classes"].max(initial=-1) >= self.num_classes:
@@ -239,17 +233,9 @@ class ObjectDetector(Presettable, models.Model):
             )
         return y
 
-    @contextmanager
-    def _preparing(self, prepare):
-        """Raw batches are prepared by this function of (images, labels, weights) inside."""
-        before, self._host.prepare = self._host.prepare, prepare
-        try:
-            yield
-        finally:
-            self._host.prepare = before
-
     def _batches(self, source):
-        prepare = self._host.prepare or self.preprocessor
+        prepare = self._augments or self.preprocessor  # within `predict` a function
+        prepare = self.preprocessor.augmented if prepare is True else prepare
 
         def checked(*batch):
             x, y, weight = unpack_x_y_sample_weight(prepare(*batch))
@@ -260,7 +246,7 @@ class ObjectDetector(Presettable, models.Model):
     # --- prediction ------------------------------------------------------------------------------
     def predict_step(self, data):
         x, _, _ = unpack_x_y_sample_weight(data)
-        return self.detect(self(x, training=False), _size(x), self.confidence_threshold)
+        return self.detect(self(x, training=False), image_size(x), self.confidence_threshold)
 
     def predict(self, x, batch_size=None, verbose="auto", steps=None, callbacks=None):
         """Return the detections in images: boxes in their own pixels, the most confident first."""
@@ -271,13 +257,15 @@ class ObjectDetector(Presettable, models.Model):
             frames.append(own)
             return images
 
-        with self._preparing(framed):
+        with self._augmenting(framed):
             x, _ = self._data(x)
             found = super().predict(x, batch_size, verbose, steps, callbacks)
         if self.preprocessor is not None:
             frames = np.concatenate(frames)[: len(found["boxes"])]
             return self.preprocessor.restored(found, frames)
-        return found | {"boxes": self._formed(found, "xyxy", self.bounding_box_format, *_size(x))}
+        forms, size = ("xyxy", self.bounding_box_format), (None, None)
+        size = image_size(x) if hasattr(x, "shape") else size
+        return found | {"boxes": self._formed(found, *forms, *size)}
 
     @staticmethod
     def _formed(objects, source, target, height, width):
@@ -286,17 +274,9 @@ class ObjectDetector(Presettable, models.Model):
         return np.where(absent, -1, ops.convert_to_numpy(boxes)).astype("float32")
 
     # --- weights and presets ---------------------------------------------------------------------
-    def load_weights(self, filepath):
-        """Load a file of the reference's names (.safetensors, .bin, .pt, .pth), strictly."""
-        load_file(self, filepath)
-
     @property
     def weight_map(self):
         return (("", "network"),)
-
-    @property
-    def layouts(self):
-        return getattr(self.backbone, "layouts", LAYOUTS)
 
     @classmethod
     def head_from_reference(cls, config):

@@ -12,17 +12,20 @@ from khub.utils.bounding_boxes import compute_ciou, compute_iou
 TOP, ALPHA, BETA = 10, 0.5, 6.0  # arXiv:2108.07755, section 3.2
 
 
-def anchor_points(size, strides):
-    """Return the centres (n, 2), x and y in pixels, of the cells of all levels, and their strides.
-
-    size: height and width of the images   -> float32 (n, 2), (n, 1)
-    Raises ValueError where a stride does not divide the size.
-    """
+def check_size(size, strides):
+    """Raise ValueError where a stride does not divide the size (height and width) of images."""
     if any(n % stride for n in size for stride in strides):
         raise ValueError(
             f"The images' height and width must be multiples of {max(strides)}, got {size}; "
             "letterbox them (the preprocessor does) or choose another image_size."
         )
+
+
+def anchor_points(size, strides):
+    """Return the centres (n, 2), x and y in pixels, of the cells of all levels, and their strides.
+
+    size: height and width of the images   -> float32 (n, 2), (n, 1)
+    """
     points = []
     for stride in strides:
         rows, columns = np.mgrid[: size[0] // stride, : size[1] // stride]

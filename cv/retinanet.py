@@ -94,7 +94,7 @@ class RetinaNetDetector(ObjectDetector):
         ends = ops.convert_to_tensor([*size[::-1]] * 2, "float32")
         return ops.minimum(ops.maximum(boxes, 0.0), ends), ops.sigmoid(raw["classes"])
 
-    def losses(self, raw, boxes, classes, size):
+    def part_losses(self, raw, boxes, classes, size):
         places = ops.convert_to_tensor(anchors(size))
         there = ops.expand_dims(classes >= 0, 1)
         iou = ops.where(there, compute_iou(places, boxes, "xyxy"), -1.0)  # (b, n, m)

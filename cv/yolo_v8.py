@@ -7,15 +7,15 @@ aggregation, arXiv:1803.01534; sides of boxes as distributions, arXiv:2006.04388
 import logging
 import math
 
-from khub import initializers, layers, ops
+from khub import initializers, layers, ops, tree
 from khub.fields import PositiveInt
 
 from ..presets import Family, register
 from ..presets.tensors import TORCH_SUFFIXES
 from . import parts
 from .backbone import ImageBackbone, Reference
-from .detection import ObjectDetector
-from .detection_loss import anchor_points, around, distances, losses
+from .detection import ObjectDetector, image_size
+from .detection_loss import anchor_points, around, check_size, distances, losses
 
 log = logging.getLogger("khub")
 
@@ -85,7 +85,7 @@ class YOLOV8Backbone(ImageBackbone):
     repeats: tuple
 
     VARIANTS = VARIANTS
-    REFERENCES = {"public": Reference()}
+    REFERENCES = {"public": Reference(ignored=("model.1[0-9].*", "model.2[0-9].*"))}  # the heads
     reference: str = "public"
 
     def draw(self, image):
@@ -170,7 +170,11 @@ class YOLOV8Detector(ObjectDetector):
             found.append(layers.Reshape((-1, outputs))(parts.channels_last(x)))
         return layers.Concatenate(1)(found)
 
-    def losses(self, raw, boxes, classes, size):
+    def call(self, inputs, training=None):
+        check_size(image_size(tree.flatten(inputs)[0]), STRIDES.values())
+        return super().call(inputs, training)
+
+    def part_losses(self, raw, boxes, classes, size):
         points, strides = anchor_points(size, STRIDES.values())
         found = losses(raw, points, strides, boxes, classes, self.bins)
         return {name: GAINS[name] * value for name, value in found.items()}

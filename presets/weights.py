@@ -299,12 +299,13 @@ def load(model, checkpoint, heads=(), new_head=False, fresh_shapes=False, strict
     wanted = {_prefixed(prefix if prefixed and s.in_backbone else "", s.name): s for s in own}
     checkpoint = _Joined(checkpoint, wanted, getattr(base, "fit_tensor", None))
     head = {name: slot for name, slot in wanted.items() if not slot.in_backbone}
+    large = base is not model and getattr(model, "large_head", False)
     misshaped = [n for n in head if n in checkpoint.names and _misshape(n, head[n], checkpoint)]
     fresh = {}
     if new_head or not head.keys() & checkpoint.names:
         fresh |= head
     elif fresh_shapes and misshaped:
-        fresh |= {n: head[n] for n in misshaped} if getattr(model, "keeps_neck", False) else head
+        fresh |= {n: head[n] for n in misshaped} if large else head
     for module in getattr(base, "optional", ()):  # checkpoints of some heads lack it as a whole
         part = {n: s for n, s in wanted.items() if s.in_backbone and s.is_below(module)}
         if not part.keys() & checkpoint.names:
@@ -316,7 +317,7 @@ def load(model, checkpoint, heads=(), new_head=False, fresh_shapes=False, strict
         if name in checkpoint.names and name not in fresh
         for problem in filter(None, [_misshape(name, slot, checkpoint)])
     ]
-    ignored = [*IGNORED, *model.ignored, *base.ignored]
+    ignored = [*IGNORED, *model.ignored, *(() if large else base.ignored)]
     tables = [cls.weight_map for cls in heads if isinstance(cls.weight_map, (list, tuple))]
     others = [_pattern(reference) for table in tables for reference, _ in table]
     unexpected = [

@@ -131,7 +131,7 @@ def test_anchor_points():
     points, strides = detection_loss.anchor_points(SIZE, STRIDES)
     np.testing.assert_array_equal(ops.concatenate([points, strides], 1), centres())
     with pytest.raises(ValueError, match=r"multiples of 32, got \(64, 80\)"):
-        detection_loss.anchor_points((64, 80), STRIDES)
+        detection_loss.check_size((64, 80), STRIDES)
 
 
 def test_equal_to_the_formulas():

@@ -83,7 +83,7 @@ def test_losses_are_those_of_numpy():
     boxes[1, 1] = [50, 20, 57, 26]  # too small for any anchor, which the best ones get all the same
     model = detector()
     tensors = {name: ops.convert_to_tensor(x) for name, x in raw.items()}
-    found = khub.jit(lambda *x: model.losses(*x, SIZE))(
+    found = khub.jit(lambda *x: model.part_losses(*x, SIZE))(
         tensors, ops.convert_to_tensor(boxes), ops.convert_to_tensor(classes.astype("int32"))
     )
     rows = [

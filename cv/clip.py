@@ -145,4 +145,12 @@ class CLIPTextEncoder(Backbone):
         return {**super().reference_config(), **own}
 
 
-register(Family("clip_text", ("clip_text_model", "clip"), CLIPTextEncoder, CLIPTokenizer))
+register(
+    Family(
+        "clip_text",
+        ("clip_text_model", "clip"),
+        CLIPTextEncoder,
+        CLIPTokenizer,
+        tasks={"TextEncoder": CLIPTextEncoder},
+    )
+)

@@ -56,7 +56,9 @@ def test_a_yes_is_kept():
         presets.download("stable_diffusion_2.1")
 
 
-@pytest.mark.parametrize("answer, accepted", [("y", True), ("Yes", True), ("", False), ("no", False)])
+@pytest.mark.parametrize(
+    "answer, accepted", [("y", True), ("Yes", True), ("", False), ("no", False)]
+)
 def test_a_person_is_asked(answer, accepted, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", Terminal(f"{answer}\n"))
     found = licences.refusal(catalog.info(NAME))

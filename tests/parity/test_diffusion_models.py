@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -399,6 +400,7 @@ HOSTILE = [
     (dict(class_embed_type="timestep"), "class_embed_type 'timestep'"),
     (dict(addition_embed_type="image"), "addition_embed_type must be"),
     (dict(act_fn="mish"), "act_fn 'mish'"),
+    (dict(addition_embed_type="text_time"), "there must be .*addition_time_embed_dim"),
 ]  # fmt: skip
 
 
@@ -413,8 +415,29 @@ def test_hostile_configurations(change, message, tmp_path):
 
 
 @ON_TORCH
-def test_inputs_that_are_missing(tmp_path):
+def test_hostile_autoencoders_and_encoders(tmp_path):
+    for theirs, cls, change, message in (
+        (autoencoder("three"), cv.Autoencoder, {"layers_per_block": 10**6}, "at most 100 is sane"),
+        (autoencoder("three"), cv.Autoencoder, {"block_out_channels": [8, -1]}, "integers, got -1"),
+        (autoencoder("three"), cv.Autoencoder, {"latents_mean": [0.5]}, "latents_mean"),
+        (text_encoder("sd1"), cv.CLIPTextEncoder, {"num_hidden_layers": 10**6}, "num_layers is"),
+        (text_encoder("sd1"), cv.CLIPTextEncoder, {"num_attention_heads": 3}, "multiple of num_h"),
+        (text_encoder("sd1"), cv.CLIPTextEncoder, {"hidden_act": "mish"}, "activation must be"),
+    ):
+        theirs.save_pretrained(tmp_path)
+        config = json.loads((tmp_path / "config.json").read_text()) | change
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        with pytest.raises(ValueError, match=message):
+            cls.from_preset(tmp_path, load_weights=False)
+
+
+@ON_TORCH
+def test_inputs_that_do_not_fit():
     model = cv.UNet(block_out_channels=(8, 8), down_block_types=DOWN, up_block_types=UP,
                     norm_num_groups=2, attention_head_dim=2)  # fmt: skip
     with pytest.raises(TypeError, match="takes a dict of latents, timesteps, context, got one of"):
         model({"latents": normal(1, 4, 4, 4), "timesteps": np.array([1])})
+    given = inputs(SimpleNamespace(in_channels=4, addition_embed_type=None), (4, 4))
+    given["context"] = normal(2, 5, 1280)
+    with pytest.raises(ValueError, match="Got 2 residuals; the UNet has 7"):
+        model({**given, "residuals": [0.0, 0.0]})

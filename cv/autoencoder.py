@@ -13,7 +13,7 @@ from khub.layers import Layer
 from ..nlp.transformer import built
 from ..presets import Family, register
 from . import diffusion_parts as parts
-from .diffusion_parts import DiffusionModel, PixelAttention, ResnetBlock, Sizes, Stage, per_block
+from .diffusion_parts import DiffusionModel, Sizes, Widths, per_block
 
 DOWN = ("DownEncoderBlock2D", "AttnDownEncoderBlock2D")
 UP = ("UpDecoderBlock2D", "AttnUpDecoderBlock2D")
@@ -130,10 +130,11 @@ class Coder(Layer):
 
     def _stage(self, inputs, width, attended, **resampling):
         options = {"dtype": self.dtype_policy}
-        resnets = [built(ResnetBlock(n, width, self.groups, EPSILON, **options)) for n in inputs]
+        more = self.groups, EPSILON
+        resnets = [built(parts.ResnetBlock(n, width, *more, **options)) for n in inputs]
         sizes = dict(width=width, heads=1, head_width=width, groups=self.groups, **options)
-        attentions = [built(PixelAttention(**sizes)) for _ in range(attended)]
-        return Stage(resnets, attentions, **resampling, **options)
+        attentions = [built(parts.PixelAttention(**sizes)) for _ in range(attended)]
+        return parts.Stage(resnets, attentions, **resampling, **options)
 
     def call(self, x):
         x = self.conv_in(x)
@@ -154,7 +155,7 @@ class Autoencoder(ImageAutoencoder):
     out_channels: PositiveInt = 3
     down_block_types: tuple = DOWN[:1]
     up_block_types: tuple = UP[:1]
-    block_out_channels: Sizes = (64,)
+    block_out_channels: Widths = (64,)
     layers_per_block: PositiveInt = 1
     latent_channels: PositiveInt = 4
     norm_num_groups: PositiveInt = 32
@@ -195,7 +196,7 @@ class Autoencoder(ImageAutoencoder):
             for name in ("down_block_types", "up_block_types")
         ]
         more = dict(groups=self.norm_num_groups, attention=self.mid_block_add_attention)
-        more["dtype"] = self.dtype_policy
+        more |= {"dtype": self.dtype_policy}
         moments, size = 2 * self.latent_channels, self.latent_channels
         down = self.in_channels, moments, widths, kinds[0], count
         self.encoder = built(Coder(*down, up=False, **more))
@@ -273,8 +274,8 @@ class TinyAutoencoder(ImageAutoencoder):
 
     in_channels: PositiveInt = 3
     out_channels: PositiveInt = 3
-    encoder_block_out_channels: Sizes = (64,) * 4
-    decoder_block_out_channels: Sizes = (64,) * 4
+    encoder_block_out_channels: Widths = (64,) * 4
+    decoder_block_out_channels: Widths = (64,) * 4
     num_encoder_blocks: Sizes = (1, 3, 3, 3)
     num_decoder_blocks: Sizes = (3, 3, 3, 1)
     latent_channels: PositiveInt = 4

@@ -10,7 +10,7 @@ from khub.layers import Layer
 from ..nlp.transformer import built
 from ..presets import Family, register
 from . import diffusion_parts as parts
-from .diffusion_parts import Sizes
+from .diffusion_parts import Widths
 from .unet import ConditionedModel
 
 
@@ -48,7 +48,7 @@ class ControlNet(ConditionedModel):
     """
 
     conditioning_channels: PositiveInt = 3
-    conditioning_embedding_out_channels: Sizes = (16, 32, 96, 256)
+    conditioning_embedding_out_channels: Widths = (16, 32, 96, 256)
     controlnet_conditioning_channel_order: Choice("rgb", "bgr") = "rgb"
     global_pool_conditions: bool = False
 

@@ -33,7 +33,12 @@ def _sizes(name, value):
     return value if one else found
 
 
-Sizes = Annotated[object, _sizes]
+def _widths(name, value):
+    found = _sizes(name, value)
+    return found if isinstance(found, tuple) else (found,)
+
+
+Sizes, Widths = Annotated[object, _sizes], Annotated[tuple, _widths]
 
 
 def per_block(name, value, count):

@@ -12,7 +12,7 @@ from khub.fields import Choice, PositiveInt
 from ..nlp.transformer import built
 from ..presets import Family, register
 from . import diffusion_parts as parts
-from .diffusion_parts import DiffusionModel, ResnetBlock, Sizes, Stage, Transformer, per_block
+from .diffusion_parts import DiffusionModel, Sizes, Widths, per_block
 
 FIXED = {
     "act_fn": "silu",
@@ -34,7 +34,7 @@ class ConditionedModel(DiffusionModel):
     """
 
     in_channels: PositiveInt = 4
-    block_out_channels: Sizes = (320, 640, 1280, 1280)
+    block_out_channels: Widths = (320, 640, 1280, 1280)
     down_block_types: tuple = (*DOWN[1:] * 3, DOWN[0])
     mid_block_type: object = MID
     layers_per_block: Sizes = 2
@@ -64,15 +64,17 @@ class ConditionedModel(DiffusionModel):
         kind = self.addition_embed_type
         if kind not in ("text_time", None):
             raise ValueError(f"addition_embed_type must be 'text_time' or None, got {kind!r}.")
+        needed = "addition_time_embed_dim", "projection_class_embeddings_input_dim"
+        if kind and None in [getattr(self, name) for name in needed]:
+            raise ValueError(f"With addition_embed_type {kind!r} there must be {needed}.")
         super().setup()
 
     def _per_block(self, name):
         return per_block(name, getattr(self, name), len(self.block_out_channels))
 
     def build(self, shape=None):
-        widths = self.block_out_channels
+        widths, options = self.block_out_channels, {"dtype": self.dtype_policy}
         time_width, first = 4 * widths[0], widths[0]
-        options = {"dtype": self.dtype_policy}
         self.conv_in = parts.conv(self, self.in_channels, first)
         sizes = first, time_width, self.time_cond_proj_dim
         self.time_embedding = built(parts.Embedding(*sizes, **options))
@@ -98,15 +100,16 @@ class ConditionedModel(DiffusionModel):
         more = self.norm_num_groups, self.norm_eps, 4 * self.block_out_channels[0]
         more += (self.resnet_time_scale_shift == "scale_shift",)
         options = {"dtype": self.dtype_policy}
-        resnets = [built(ResnetBlock(n, width, *more, **options)) for n in inputs]
-        return Stage(resnets, attentions, **resampling, **options)
+        resnets = [built(parts.ResnetBlock(n, width, *more, **options)) for n in inputs]
+        return parts.Stage(resnets, attentions, **resampling, **options)
 
     def _attentions(self, count, width, heads, context_width, depth, only_context=False):
         if heads > width:
             raise ValueError(f"attention_head_dim: {heads} heads cannot share {width} channels.")
         sizes = width, heads, context_width, depth, self.norm_num_groups
-        more = self.use_linear_projection, only_context, self.upcast_attention
-        return [built(Transformer(*sizes, *more, dtype=self.dtype_policy)) for _ in range(count)]
+        sizes += self.use_linear_projection, only_context, self.upcast_attention
+        blocks = [parts.Transformer(*sizes, dtype=self.dtype_policy) for _ in range(count)]
+        return [built(block) for block in blocks]
 
     @property
     def needed(self):
@@ -209,7 +212,9 @@ class UNet(ConditionedModel):
         skips, x = self._down(self.conv_in(x), time, context)
         if inputs.get("residuals") is not None:
             *added, middle = (ops.cast(r, self.compute_dtype) for r in inputs["residuals"])
-            skips, x = [a + b for a, b in zip(skips, added, strict=True)], x + middle
+            if len(added) != len(skips):
+                raise ValueError(f"Got {len(added) + 1} residuals; the UNet has {len(skips) + 1}.")
+            skips, x = [a + b for a, b in zip(skips, added)], x + middle
         for stage in self.up_blocks:
             count = len(stage.resnets)
             joined, skips = skips[-count:], skips[:-count]

@@ -12,7 +12,7 @@ from khub.models.functional import Functional
 
 from ..presets import Family, Presettable, register
 from ..presets.family import of_config
-from ..presets.images import ImagePreprocessor, image_files
+from ..presets.images import ImagePreprocessor, as_objects, image_files
 from ..presets.weights import LAYOUTS, load_file
 from .backbone import ImageBackbone, dtype_policy
 from .imagenet import class_names
@@ -175,10 +175,7 @@ class ImageClassifier(Presettable, models.Model):
             elif fitting and len(names) == self.num_classes:
                 self.labels = tuple(names)
         if isinstance(x, (list, tuple)) and len(x) and not isinstance(x[0], (int, float)):
-            raw = np.empty(len(x), object)
-            for i, item in enumerate(x):  # all at once NumPy would look into them
-                raw[i] = str(item) if isinstance(item, os.PathLike) else item
-            x = raw
+            x = as_objects(x)
             if self.preprocessor is None:
                 raise ValueError(
                     f"This {type(self).__name__} has no preprocessor, so it takes an array of "

@@ -203,15 +203,11 @@ class Scheduler:
         latents, noise: (batch, height, width, channels)   timesteps: int (batch,)
         """
         shape = (-1, *[1] * (latents.ndim - 1))
-        alpha = self.alpha[timesteps].astype("float32").reshape(shape)
-        sigma = self.sigma[timesteps].astype("float32").reshape(shape)
-        targets = {
-            "epsilon": lambda: noise,
-            "sample": lambda: latents,
-            "v_prediction": lambda: alpha * noise - sigma * latents,
-        }
-        target = targets[self.config["prediction_type"]]()
-        return alpha * latents + sigma * noise, target
+        levels = self.alpha[timesteps], self.sigma[timesteps]
+        alpha, sigma = (x.astype("float32").reshape(shape) for x in levels)
+        targets = {"epsilon": noise, "sample": latents}
+        targets["v_prediction"] = alpha * noise - sigma * latents
+        return alpha * latents + sigma * noise, targets[self.config["prediction_type"]]
 
     # --- steps -----------------------------------------------------------------------------------
     def plan(self, num_steps, strength=1.0, eta=0.0):
@@ -230,31 +226,24 @@ class Scheduler:
             )
         start = num_steps - int(num_steps * strength)
         rows = PLANS[self.kind](self, num_steps, start, eta)
-        rows = {name: np.asarray(row, "float64") for name, row in rows.items()}
-        count, zero = len(rows["timestep"]), np.zeros(len(rows["timestep"]))
-        self._fold(rows)
-        past = rows.setdefault("past", np.zeros((count, 1)))
-        rows.setdefault("noise", zero)
-        depth = int(past.any(0).nonzero()[0].max(initial=-1)) + 1
-        noisy = rows.pop("starts_noisy", zero)[0]
-        level = rows["std"][0] if noisy else np.hypot(rows["signal"][0], rows["std"][0])
-        rows["next_signal"] = np.append(rows["signal"][1:], 1.0)
-        rows["next_std"] = np.append(rows["std"][1:], 0.0)
-        clip = self.config["clip_sample_range"] if self.config.get("clip_sample") else None
-        rows = {name: row.astype("float32") for name, row in rows.items()}
-        return Plan(rows, float(level), depth, {"keeps_clean": self.kind == DPM, "clip": clip})
-
-    def _fold(self, rows):
-        """Say x0 and the noise by x and the model's output, and the noise no more."""
-        alpha, sigma = rows.pop("alpha"), rows.pop("sigma")
-        scale = rows.setdefault("scale", np.ones_like(alpha))
-        clean, noise = self._said(alpha, sigma, scale)
-        weight = rows.pop("eps", np.zeros_like(alpha))
+        alpha, sigma, spread = rows.pop("alpha"), rows.pop("sigma"), rows.pop("spread", False)
+        zero = np.zeros_like(alpha)
+        rows = dict.fromkeys(("x", "output", "clean", "eps", "noise"), zero) | rows
+        rows = {"scale": zero + 1, "past": zero[:, None], **rows}
+        clean, noise = self._said(alpha, sigma, rows["scale"])
+        weight = rows.pop("eps")
         rows |= {"clean_x": clean[0], "clean_output": clean[1]}
-        rows["x"] = rows.get("x", 0) + weight * noise[0]
-        rows["output"] = rows.get("output", 0) + weight * noise[1]
-        rows.setdefault("clean", np.zeros_like(alpha))
-        rows |= {"signal": alpha / scale, "std": sigma / scale}
+        rows["x"], rows["output"] = (
+            rows["x"] + weight * noise[0],
+            rows["output"] + weight * noise[1],
+        )
+        signal, std = rows["signal"], rows["std"] = alpha / rows["scale"], sigma / rows["scale"]
+        rows |= {"next_signal": np.append(signal[1:], 1.0), "next_std": np.append(std[1:], 0.0)}
+        depth = int(rows["past"].any(0).nonzero()[0].max(initial=-1)) + 1
+        clip = self.config["clip_sample_range"] if self.config.get("clip_sample") else None
+        rows = {name: np.asarray(row, "float32") for name, row in rows.items()}
+        first = float(std[0] if spread else np.hypot(signal[0], std[0]))
+        return Plan(rows, first, depth, {"keeps_clean": self.kind == DPM, "clip": clip})
 
     def _said(self, alpha, sigma, scale=1.0):
         """x0 and the noise as weights of (x, the model's output)."""
@@ -348,9 +337,8 @@ def _euler(scheduler, count, start, eta):
         noise = new * np.sqrt(np.maximum(1 - (new / level) ** 2, 0))
         new = new**2 / level  # sqrt(new^2 - noise^2)
     scale = 1 / np.sqrt(level**2 + 1)
-    spread = scheduler.config["timestep_spacing"] != "leading"
     rows = {"timestep": timesteps, "alpha": scale, "sigma": level * scale, "scale": scale}
-    rows |= {"starts_noisy": np.full(len(level), spread), "noise": noise}
+    rows |= {"spread": scheduler.config["timestep_spacing"] != "leading", "noise": noise}
     return rows | {"x": new / level, "clean": 1 - new / level}
 
 

@@ -7,7 +7,7 @@ import re
 
 from ..nlp.tokenizers import Tokenizer
 from ..presets import weights
-from ..presets.tensors import Checkpoint, Tensor, WeightsError
+from ..presets.tensors import Checkpoint, Renamed, Tensor, WeightsError
 from .autoencoder import Autoencoder
 from .clip import CLIPTextEncoder
 from .schedulers import Scheduler
@@ -87,26 +87,14 @@ def unet_name(name, layers):
     return (_substituted(name, RESNET) if "resnets" in name else name).rstrip(".")
 
 
-class View:
-    """Tensors of a file under the names of diffusers: a checkpoint.  tensors: name -> `Tensor`"""
-
-    def __init__(self, path, tensors):
-        self.path, self.tensors, self.names = path, tensors, tensors.keys()
-
-    def tensor(self, name):
-        """Return the named `Tensor`."""
-        if name not in self.tensors:
-            raise WeightsError(f"{self.path} has no tensor that diffusers calls {name}.")
-        return self.tensors[name]
-
-    def count(self, start):
-        """How many modules are called {start}{number}."""
-        found = (re.match(rf"{re.escape(start)}(\d+)\.", name) for name in self.names)
-        return len({match[1] for match in found if match})
+def _count(names, start):
+    """How many modules are called {start}{number}."""
+    found = (re.match(rf"{re.escape(start)}(\d+)\.", name) for name in names)
+    return len({match[1] for match in found if match})
 
 
 def _views(path):
-    """part -> `View`, of all that is in a file."""
+    """part -> checkpoint, of all that is in a file."""
     file, found = Checkpoint(path), {}
     for name in file.names:
         for prefix, part in PARTS.items():
@@ -127,12 +115,12 @@ def _views(path):
     for part in found.keys() - {"unet", "vae"}:
         if "positional_embedding" in found[part]:
             found[part] = dict(_open_clip(found[part]))
-    return {part: View(path, tensors) for part, tensors in found.items()}
+    return {part: Renamed(path, tensors) for part, tensors in found.items()}
 
 
 def _vae(tensors):
     """Names of diffusers; blocks up are counted from the other end, attention is of Dense."""
-    last = View(None, tensors).count("decoder.up.") - 1
+    last = _count(tensors, "decoder.up.") - 1
     for name, x in tensors.items():
         name = re.sub(r"^decoder\.up\.(\d+)", lambda m: f"decoder.up.{last - int(m[1])}", name)
         name = _substituted(name, VAE)
@@ -158,24 +146,31 @@ def _open_clip(tensors):
             yield name, x
 
 
+def _size(view, name, axis=0):
+    return view.tensor(f"{name}.weight").shape[axis]
+
+
 def _widths(view, start, count):
-    return [view.tensor(f"{start}{i}.resnets.0.conv1.weight").shape[0] for i in range(count)]
+    return [_size(view, f"{start}{i}.resnets.0.conv1") for i in range(count)]
 
 
 def _unet_config(view, pooled):
-    count = view.count("down_blocks.")
+    count = _count(view.names, "down_blocks.")
     widths = _widths(view, "down_blocks.", count)
-    depths = [view.count(f"down_blocks.{i}.attentions.0.transformer_blocks.") for i in range(count)]
+    depths = [
+        _count(view.names, f"down_blocks.{i}.attentions.0.transformer_blocks.")
+        for i in range(count)
+    ]
     first = f"down_blocks.{next((i for i, d in enumerate(depths) if d), 0)}.attentions.0"
     linear = len(view.tensor(f"{first}.proj_in.weight").shape) == 2
-    context = view.tensor(f"{first}.transformer_blocks.0.attn2.to_k.weight").shape[1]
+    context = _size(view, f"{first}.transformer_blocks.0.attn2.to_k", 1)
     kinds = ["CrossAttn" if depth else "" for depth in depths]
-    depths[-1] = depths[-1] or view.count("mid_block.attentions.0.transformer_blocks.")
+    depths[-1] = depths[-1] or _count(view.names, "mid_block.attentions.0.transformer_blocks.")
     config = {
-        "in_channels": view.tensor("conv_in.weight").shape[1],
-        "out_channels": view.tensor("conv_out.weight").shape[0],
+        "in_channels": _size(view, "conv_in", 1),
+        "out_channels": _size(view, "conv_out"),
         "block_out_channels": widths,
-        "layers_per_block": view.count("down_blocks.0.resnets."),
+        "layers_per_block": _count(view.names, "down_blocks.0.resnets."),
         "down_block_types": [f"{kind}DownBlock2D" for kind in kinds],
         "up_block_types": [f"{kind}UpBlock2D" for kind in kinds[::-1]],
         "cross_attention_dim": context,
@@ -184,7 +179,7 @@ def _unet_config(view, pooled):
         "attention_head_dim": [max(1, width // 64) for width in widths] if linear else 8,
     }
     if pooled:
-        inputs = view.tensor("add_embedding.linear_1.weight").shape[1]
+        inputs = _size(view, "add_embedding.linear_1", 1)
         config |= dict(
             addition_embed_type="text_time", addition_time_embed_dim=(inputs - pooled) // 6
         )
@@ -193,11 +188,11 @@ def _unet_config(view, pooled):
 
 
 def _vae_config(view, is_xl):
-    count = view.count("encoder.down_blocks.")
+    count = _count(view.names, "encoder.down_blocks.")
     return {
         "block_out_channels": _widths(view, "encoder.down_blocks.", count),
-        "layers_per_block": view.count("encoder.down_blocks.0.resnets."),
-        "latent_channels": view.tensor("post_quant_conv.weight").shape[1],
+        "layers_per_block": _count(view.names, "encoder.down_blocks.0.resnets."),
+        "latent_channels": _size(view, "post_quant_conv", 1),
         "down_block_types": ["DownEncoderBlock2D"] * count,
         "up_block_types": ["UpDecoderBlock2D"] * count,
         "scaling_factor": 0.13025 if is_xl else 0.18215,
@@ -207,20 +202,18 @@ def _vae_config(view, is_xl):
 def _text_config(view, is_open, projects):
     start = "" if is_open else "text_model."
     vocabulary, width = view.tensor(f"{start}embeddings.token_embedding.weight").shape
-    layers = view.count(f"{start}encoder.layers.")
+    layers = _count(view.names, f"{start}encoder.layers.")
     stem = "CLIPTextModelWithProjection" if projects else "CLIPTextModel"
     return {
         "model_type": "clip_text_model",
         "architectures": [stem],
-        "projection_dim": view.tensor("text_projection.weight").shape[0] if projects else 512,
+        "projection_dim": _size(view, "text_projection") if projects else 512,
         "vocab_size": vocabulary,
         "hidden_size": width,
-        "intermediate_size": view.tensor(f"{start}encoder.layers.0.mlp.fc1.weight").shape[0],
+        "intermediate_size": _size(view, f"{start}encoder.layers.0.mlp.fc1"),
         "num_hidden_layers": layers - (is_open and not projects),  # 2.x takes the last but one
         "num_attention_heads": max(1, width // 64),
-        "max_position_embeddings": view.tensor(
-            f"{start}embeddings.position_embedding.weight"
-        ).shape[0],
+        "max_position_embeddings": _size(view, f"{start}embeddings.position_embedding"),
         "hidden_act": "gelu" if is_open else "quick_gelu",
         "eos_token_id": vocabulary - 1,
     }
@@ -244,7 +237,7 @@ def read(
     """
     views = _views(path)
     is_xl = "text_encoder_2" in views
-    is_two = not views["text_encoder"].count("text_model.encoder.layers.")
+    is_two = not _count(views["text_encoder"].names, "text_model.encoder.layers.")
     if is_two and prediction_type is None:
         raise ValueError(
             f"{path} is Stable Diffusion 2, whose files do not say what the UNet predicts: give "
@@ -258,9 +251,9 @@ def read(
     configs["vae"] = _vae_config(views["vae"], is_xl)
     if is_two:  # the layer that is not used
         last = f"encoder.layers.{configs['text_encoder']['num_hidden_layers']}."
-        tensors = views["text_encoder"].tensors.items()
-        kept = {n: x for n, x in tensors if not n.startswith((last, "text_projection"))}
-        views["text_encoder"] = View(path, kept)
+        view = views["text_encoder"]
+        kept = [n for n in view.names if not n.startswith((last, "text_projection"))]
+        views["text_encoder"] = Renamed(path, {n: view.tensor(n) for n in kept})
     for part, config in configs.items():
         cls = {"unet": UNet, "vae": Autoencoder}.get(part, CLIPTextEncoder)
         arguments = cls.config_from_reference(config)

@@ -17,10 +17,11 @@ from khub.random import next_initial_seed
 from ..nlp.tokenizers import Tokenizer, check_texts
 from ..presets import Family, Pipeline, info, register
 from ..presets.download import DownloadError
+from ..presets.images import as_objects, read_images
 from . import diffusion_inputs as inputs
 from . import single_file
 from .adapters import Adapters
-from .diffusion_inputs import objects, pictures, prepared, rows
+from .diffusion_inputs import prepared, rows
 from .diffusion_loop import Loop
 from .schedulers import Scheduler
 
@@ -264,7 +265,7 @@ class StableDiffusion(Adapters, Pipeline, models.Model):
         if start:
             raise TypeError(f"text_to_image does not know {', '.join(start)}.")
         plan = self.scheduler.like(scheduler or self.scheduler).plan(num_steps, strength, eta)
-        images = [] if image is None else pictures(image)
+        images = [] if image is None else read_images(image)
         size = before = images[0].size[::-1] if images else (self.img_height, self.img_width)
         size = tuple(n - n % stride for n in size) if images else size
         if not all(n >= stride and n % stride == 0 for n in size):
@@ -359,13 +360,15 @@ class StableDiffusion(Adapters, Pipeline, models.Model):
         """
         self.open().keep_loras()
         self.preprocessor.restart(next_initial_seed())
-        return super().fit(objects(x), objects(y), *args, validation_data=validation_data, **kwargs)
+        return super().fit(
+            as_objects(x), as_objects(y), *args, validation_data=validation_data, **kwargs
+        )
 
     def evaluate(self, x, y=None, *args, **kwargs):
         """As `Model.evaluate`, of images x and captions y, always with the same noise."""
         self.open()
         with self.preprocessor.fixed():
-            return super().evaluate(objects(x), objects(y), *args, **kwargs)
+            return super().evaluate(as_objects(x), as_objects(y), *args, **kwargs)
 
 
 TASKS = {"TextToImage": StableDiffusion}

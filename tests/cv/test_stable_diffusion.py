@@ -207,7 +207,7 @@ def test_what_is_no_size(model):
 @pytest.mark.parametrize(
     "picture, mask, text",
     [
-        (np.zeros((8, 8), "float32") + 0.5, None, "numbers of 0 to 255, got float32 of 0.5 to 0.5"),
+        (np.zeros((8, 8), "float32") + 0.5, None, "numbers of 0 to 255, got 0.5 to 0.5"),
         (np.full((8, 8, 3), np.nan, "float32"), None, "numbers of 0 to 255"),
         (np.zeros((8, 8, 2), "uint8"), None, "array .height, width, 3. of numbers"),
         (image(side=1), None, r"multiples of 2, got \(0, 0\)"),

@@ -7,6 +7,7 @@ import numpy as np
 
 from khub.random import next_initial_seed
 
+from ..nlp.preprocessing import fill
 from ..presets.images import read_images
 
 SHOWN = 60  # characters of a text that a warning quotes
@@ -14,18 +15,13 @@ SHOWN = 60  # characters of a text that a warning quotes
 
 def token_ids(tokenizer, texts, length):
     """Ids of texts, int32 (texts, length), padded; with a warning cut off in front of the end."""
-    found = np.full((len(texts), length), tokenizer.pad_token_id, "int32")
-    for row, text, ids in zip(found, texts, tokenizer.encode(texts)):
+    found = tokenizer.encode(texts)
+    for text, ids in zip(texts, found):
         if len(ids) > length:
             lost = tokenizer.detokenize(ids[length - 1 : -1])
-            warnings.warn(
-                f"The prompt {text[:SHOWN]!r} has {len(ids)} tokens, the text encoder reads "
-                f"{length}; this is cut off: {lost!r}",
-                stacklevel=2,
-            )
-            ids = [*ids[: length - 1], ids[-1]]
-        row[: len(ids)] = ids
-    return found
+            what = f"has {len(ids)} tokens, the text encoder reads {length}"
+            warnings.warn(f"{text[:SHOWN]!r} {what}; this is cut off: {lost!r}", stacklevel=2)
+    return fill(found, length, tokenizer.pad_token_id)[0]
 
 
 def rows(x, count, what):

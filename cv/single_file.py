@@ -4,6 +4,7 @@ What shapes do not say, because no file does, is fixed: heads, and what the last
 """
 
 import re
+from copy import copy
 
 from ..nlp.tokenizers import Tokenizer
 from ..presets import weights
@@ -31,19 +32,15 @@ RESNET = [
     *((r"out_layers.0", "norm2"), (r"out_layers.3", "conv2"), ("skip_connection", "conv_shortcut")),
 ]
 UNET = [
-    (r"^time_embed.0", "time_embedding.linear_1"),
-    (r"^time_embed.2", "time_embedding.linear_2"),
-    (r"^label_emb.0.0", "add_embedding.linear_1"),
-    (r"^label_emb.0.2", "add_embedding.linear_2"),
-    (r"^middle_block.1", "mid_block.attentions.0"),
-    (r"^middle_block.0", "mid_block.resnets.0"),
+    *((r"^time_embed", "time_embedding"), (r"^label_emb.0", "add_embedding")),
+    *((r"(embedding).0", r"\1.linear_1"), (r"(embedding).2", r"\1.linear_2")),
+    *((r"^middle_block.1", "mid_block.attentions.0"), (r"^out.0", "conv_norm_out")),
+    *((r"^middle_block.0", "mid_block.resnets.0"), (r"^out.2", "conv_out")),
     (r"^middle_block.2", "mid_block.resnets.1"),
-    *((r"^out.0", "conv_norm_out"), (r"^out.2", "conv_out")),
 ]
 VAE = [
-    (r"\.mid\.block_1", ".mid_block.resnets.0"),
+    *((r"\.mid\.block_1", ".mid_block.resnets.0"), (r"\.mid\.attn_1", ".mid_block.attentions.0")),
     (r"\.mid\.block_2", ".mid_block.resnets.1"),
-    (r"\.mid\.attn_1", ".mid_block.attentions.0"),
     (r"\.(down|up)\.(\d+)\.block", r".\1_blocks.\2.resnets"),
     (r"\.(down|up)\.(\d+)\.(down|up)sample", r".\1_blocks.\2.\3samplers.0"),
     *((r"norm_out", "conv_norm_out"), (r"nin_shortcut", "conv_shortcut")),
@@ -54,9 +51,8 @@ OPEN_CLIP = [  # of open_clip -> of transformers
     *((r"^transformer\.resblocks", "encoder.layers"), (r"\.ln_([12])", r".layer_norm\1")),
     *((r"\.mlp\.c_fc", ".mlp.fc1"), (r"\.mlp\.c_proj", ".mlp.fc2")),
     *((r"\.attn\.out_proj", ".self_attn.out_proj"), (r"^ln_final", "final_layer_norm")),
-    (r"^token_embedding", "embeddings.token_embedding"),
+    *((r"^token_", "embeddings.token_"), (r"^text_projection", "text_projection.weight")),
     (r"^positional_embedding", "embeddings.position_embedding.weight"),
-    (r"^text_projection", "text_projection.weight"),
 ]
 
 
@@ -150,48 +146,45 @@ def _size(view, name, axis=0):
     return view.tensor(f"{name}.weight").shape[axis]
 
 
-def _widths(view, start, count):
-    return [_size(view, f"{start}{i}.resnets.0.conv1") for i in range(count)]
+def _blocks(view, start):
+    """What both configurations say of the blocks on the way down, and how many these are."""
+    count = _count(view.names, start)
+    widths = [_size(view, f"{start}{i}.resnets.0.conv1") for i in range(count)]
+    layers = _count(view.names, f"{start}0.resnets.")
+    return {"block_out_channels": widths, "layers_per_block": layers}, count
 
 
 def _unet_config(view, pooled):
-    count = _count(view.names, "down_blocks.")
-    widths = _widths(view, "down_blocks.", count)
-    depths = [
-        _count(view.names, f"down_blocks.{i}.attentions.0.transformer_blocks.")
-        for i in range(count)
-    ]
-    first = f"down_blocks.{next((i for i, d in enumerate(depths) if d), 0)}.attentions.0"
-    linear = len(view.tensor(f"{first}.proj_in.weight").shape) == 2
-    context = _size(view, f"{first}.transformer_blocks.0.attn2.to_k", 1)
+    config, count = _blocks(view, "down_blocks.")
+    middle = "mid_block.attentions.0"
+    starts = [*(f"down_blocks.{i}.attentions.0" for i in range(count)), middle]
+    *depths, last = (_count(view.names, f"{start}.transformer_blocks.") for start in starts)
+    linear = len(view.tensor(f"{middle}.proj_in.weight").shape) == 2
     kinds = ["CrossAttn" if depth else "" for depth in depths]
-    depths[-1] = depths[-1] or _count(view.names, "mid_block.attentions.0.transformer_blocks.")
-    config = {
+    config |= {
         "in_channels": _size(view, "conv_in", 1),
         "out_channels": _size(view, "conv_out"),
-        "block_out_channels": widths,
-        "layers_per_block": _count(view.names, "down_blocks.0.resnets."),
         "down_block_types": [f"{kind}DownBlock2D" for kind in kinds],
         "up_block_types": [f"{kind}UpBlock2D" for kind in kinds[::-1]],
-        "cross_attention_dim": context,
-        "transformer_layers_per_block": [depth or 1 for depth in depths],
+        "cross_attention_dim": _size(view, f"{middle}.transformer_blocks.0.attn2.to_k", 1),
+        "transformer_layers_per_block": [*(d or 1 for d in depths[:-1]), depths[-1] or last],
         "use_linear_projection": linear,
-        "attention_head_dim": [max(1, width // 64) for width in widths] if linear else 8,
+        "attention_head_dim": [max(1, n // 64) for n in config["block_out_channels"]]
+        if linear
+        else 8,
     }
     if pooled:
         inputs = _size(view, "add_embedding.linear_1", 1)
         config |= dict(
-            addition_embed_type="text_time", addition_time_embed_dim=(inputs - pooled) // 6
+            addition_embed_type="text_time", projection_class_embeddings_input_dim=inputs
         )
-        config["projection_class_embeddings_input_dim"] = inputs
+        config["addition_time_embed_dim"] = (inputs - pooled) // 6
     return config
 
 
 def _vae_config(view, is_xl):
-    count = _count(view.names, "encoder.down_blocks.")
-    return {
-        "block_out_channels": _widths(view, "encoder.down_blocks.", count),
-        "layers_per_block": _count(view.names, "encoder.down_blocks.0.resnets."),
+    config, count = _blocks(view, "encoder.down_blocks.")
+    return config | {
         "latent_channels": _size(view, "post_quant_conv", 1),
         "down_block_types": ["DownEncoderBlock2D"] * count,
         "up_block_types": ["UpDecoderBlock2D"] * count,
@@ -203,10 +196,8 @@ def _text_config(view, is_open, projects):
     start = "" if is_open else "text_model."
     vocabulary, width = view.tensor(f"{start}embeddings.token_embedding.weight").shape
     layers = _count(view.names, f"{start}encoder.layers.")
-    stem = "CLIPTextModelWithProjection" if projects else "CLIPTextModel"
     return {
         "model_type": "clip_text_model",
-        "architectures": [stem],
         "projection_dim": _size(view, "text_projection") if projects else 512,
         "vocab_size": vocabulary,
         "hidden_size": width,
@@ -224,7 +215,6 @@ def read(
     load_weights=True,
     dtype=None,
     strict=True,
-    quantize=None,
     tokenizer=TOKENIZER,
     prediction_type=None,
     **options,
@@ -257,19 +247,17 @@ def read(
     for part, config in configs.items():
         cls = {"unet": UNet, "vae": Autoencoder}.get(part, CLIPTextEncoder)
         arguments = cls.config_from_reference(config)
-        if hasattr(cls, "config_from_names"):
+        if part != "unet":
             arguments = cls.config_from_names(arguments, views[part].names)
         options[part] = cls(**arguments, **({"dtype": dtype} if dtype else {}))
         if load_weights:
             weights.load(options[part], views[part], strict=strict)
-        if quantize:
-            options[part].quantize(quantize)
-    for name, opens in {"tokenizer": is_two, **({"tokenizer_2": True} if is_xl else {})}.items():
-        given = hasattr(tokenizer, "encode")
-        options[name] = found = tokenizer if given else Tokenizer.from_preset(tokenizer)
-        if opens:  # open_clip pads with this, CLIP with the end
-            found.special_tokens = {**found.special_tokens, "pad_token": "!"}
-            found.pad_token_id = found.token_to_id("!")
+    words = tokenizer if hasattr(tokenizer, "encode") else Tokenizer.from_preset(tokenizer)
+    options["tokenizer"], padded = words, copy(words)  # open_clip pads with "!", CLIP with the end
+    padded.special_tokens = {**words.special_tokens, "pad_token": "!"}
+    padded.pad_token_id = words.token_to_id("!")
+    if is_two or is_xl:
+        options["tokenizer" if is_two else "tokenizer_2"] = padded
     kind, predicts = "euler" if is_xl else "pndm", prediction_type or "epsilon"
     options["scheduler"] = Scheduler(kind, **SCHEDULER, prediction_type=predicts)
     return options

@@ -27,11 +27,8 @@ from .schedulers import Scheduler
 
 DEFAULT, EMBEDDED = "stable_diffusion_1.5", "stable_diffusion_digits_micro"
 # what diffusers calls pipelines of these parts
-CLASSES = [
-    f"StableDiffusion{xl}{kind}Pipeline"
-    for xl in ("", "XL")
-    for kind in ("", "ControlNet", "Img2Img", "Inpaint")
-]
+KINDS = ("", "ControlNet", "Img2Img", "Inpaint")
+CLASSES = [f"StableDiffusion{xl}{kind}Pipeline" for xl in ("", "XL") for kind in KINDS]
 CLASSES += ["LatentConsistencyModelPipeline", "LatentConsistencyModelImg2ImgPipeline"]
 
 
@@ -175,14 +172,6 @@ class StableDiffusion(Adapters, Pipeline, models.Model):
         context = np.concatenate([part["penultimate_output"] for part in found], -1)
         return {"context": context, "pooled": found[1]["pooled_output"]}
 
-    def _negative(self, prompt, positive):
-        """The encoded negative prompt."""
-        if isinstance(prompt, dict):
-            return prompt
-        if prompt is None and self.is_xl and self.index.get("force_zeros_for_empty_prompt", True):
-            return {name: np.zeros_like(x) for name, x in positive.items()}
-        return self.encode_text("" if prompt is None else prompt)
-
     def conditions(self, texts, size, scale=1.0):
         """What the UNet takes beside latents and times, for encoded texts and a size in pixels."""
         count, found = len(texts["context"]), dict(texts)
@@ -241,7 +230,9 @@ class StableDiffusion(Adapters, Pipeline, models.Model):
         control_scale=1.0,
         callback=None,
         verbose="auto",
-        **start,
+        image=None,
+        mask=None,
+        strength=1.0,
     ):
         """Return images of a text or several, uint8 (n, img_height, img_width, 3).
 
@@ -254,16 +245,12 @@ class StableDiffusion(Adapters, Pipeline, models.Model):
         latents: float (n, height / 8, width / 8, channels), in place of the first noise
         guidance_rescale: 0 to 1, takes contrast back, arXiv:2305.08891   eta: 0 to 1, DDIM's noise
         control_image, control_scale: of a ControlNet, lists of several
-        callback: called with (step, latents)   start: as the next two methods have it
+        callback: called with (step, latents)   image, mask, strength: see the next two methods
         Raises FloatingPointError when the result is no number.
         """
         self.open()
         scale, stride = float(unconditional_guidance_scale), self.vae.stride
         guided = scale > 1 and self.unet.time_cond_proj_dim is None
-        image, mask, strength = (start.pop(n, None) for n in ("image", "mask", "strength"))
-        strength = 1.0 if strength is None else strength
-        if start:
-            raise TypeError(f"text_to_image does not know {', '.join(start)}.")
         plan = self.scheduler.like(scheduler or self.scheduler).plan(num_steps, strength, eta)
         images = [] if image is None else read_images(image)
         size = before = images[0].size[::-1] if images else (self.img_height, self.img_width)
@@ -282,8 +269,12 @@ class StableDiffusion(Adapters, Pipeline, models.Model):
         noise = inputs.draws(inputs.seeds(seed, count), shape[1:], steps)
         first = noise[0] if latents is None else np.asarray(latents, "float32")
 
-        if guided:
-            texts.insert(0, self._negative(negative_prompt, texts[0]))
+        zeros = negative_prompt is None and self.is_xl
+        if guided and zeros and self.index.get("force_zeros_for_empty_prompt", True):
+            texts.insert(0, {name: np.zeros_like(x) for name, x in texts[0].items()})
+        elif guided:
+            given = isinstance(negative_prompt, dict)
+            texts.insert(0, negative_prompt if given else self.encode_text(negative_prompt or ""))
         texts = {
             name: np.concatenate([rows(part[name], count, "prompts") for part in texts])
             for name in texts[0]
@@ -291,10 +282,8 @@ class StableDiffusion(Adapters, Pipeline, models.Model):
         given = {"guided": guided, "scale": scale, "rescale": guidance_rescale or None}
         given["inputs"] = self.conditions(texts, size, scale)
         pairs = inputs.controls(control_image, control_scale, size, count)
-        if len(pairs) != len(self._controls):
-            raise ValueError(
-                f"There are {len(self._controls)} ControlNets, {len(pairs)} control_image."
-            )
+        if len(pairs) != (nets := len(self._controls)):
+            raise ValueError(f"There are {nets} ControlNets, {len(pairs)} control_image.")
         given["control"] = [(np.concatenate([x] * (1 + guided)), s) for x, s in pairs]
         x = first * np.float32(plan.start)
         if images:
@@ -339,8 +328,7 @@ class StableDiffusion(Adapters, Pipeline, models.Model):
 
         image: as in `image_to_image`   mask: the same, of the same size, or bool (height, width)
         """
-        options |= dict(image=image, mask=mask, strength=strength)
-        return self.text_to_image(prompt, **options)
+        return self.text_to_image(prompt, image=image, mask=mask, strength=strength, **options)
 
     # --- training --------------------------------------------------------------------------------
     def call(self, batch, training=None):

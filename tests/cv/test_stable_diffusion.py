@@ -187,7 +187,7 @@ def test_fit():
         (dict(prompt=[], batch_size=0), TypeError, "a text or a list of some"),
         (dict(prompt=3), TypeError, "a text or a list of some, got 3"),
         (dict(prompt=["a", None]), TypeError, "item 1 is NoneType"),
-        (dict(step=3), TypeError, "text_to_image does not know step"),
+        (dict(step=3), TypeError, "unexpected keyword argument .step"),
     ],
 )
 def test_what_text_to_image_refuses(model, change, error, text):

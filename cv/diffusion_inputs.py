@@ -38,14 +38,14 @@ def seeds(seed, count):
     """A seed for each of `count` images, of what `text_to_image` is given."""
     if seed is None:
         return [next_initial_seed() for _ in range(count)]
-    several = isinstance(seed, (list, tuple, np.ndarray))
-    found = list(seed) if several else [seed]
-    for one in found:
-        if isinstance(one, bool) or not isinstance(one, (int, np.integer)) or one < 0:
-            raise ValueError(f"seed must be an integer from 0, or a list of them, got {seed!r}.")
-    if several and len(found) != count:
+    found = list(seed) if isinstance(seed, (list, tuple, np.ndarray)) else [seed]
+    if not all(isinstance(one, (int, np.integer)) and one >= 0 for one in found):
+        raise ValueError(f"seed must be an integer from 0, or a list of them, got {seed!r}.")
+    if found[0] is seed:
+        return [seed + i for i in range(count)]
+    if len(found) != count:
         raise ValueError(f"seed has {len(found)} entries for {count} images.")
-    return found if several else [seed + i for i in range(count)]
+    return found
 
 
 def draws(seeds, shape, steps):
@@ -90,10 +90,9 @@ def controls(images, scales, size, count):
     """[(image of 0..1, scale), ...] for the ControlNets, of lists or of one of each."""
     images = [] if images is None else images if isinstance(images, (list, tuple)) else [images]
     scales = scales if isinstance(scales, (list, tuple)) else [scales] * len(images)
-    if len(scales) != len(images):
-        raise ValueError(f"There are {len(images)} control_image and {len(scales)} control_scale.")
     found = [prepared(read_images(image), size) / 2 + 0.5 for image in images]
-    return [(rows(x, count, "control images"), float(s)) for x, s in zip(found, scales)]
+    found = [rows(image, count, "control images") for image in found]
+    return list(zip(found, map(float, scales), strict=True))
 
 
 class TrainingData:

@@ -57,14 +57,13 @@ CHOICES = {
     "solver_type": ("midpoint", "heun"),
     "solver_order": (1, 2, 3),
     "final_sigmas_type": ("zero", "sigma_min"),
-    "skip_prk_steps": (True,),
 }
 # settings of diffusers that would change the result and are not read
 OFF = "thresholding use_exponential_sigmas use_beta_sigmas use_lu_lambdas use_flow_sigmas"
 REFUSED = {
     **dict.fromkeys([*OFF.split(), "use_dynamic_shifting"], False),
     **dict.fromkeys(("sigma_min", "sigma_max", "variance_type"), None),
-    **dict(interpolation_type="linear", timestep_type="discrete"),
+    **dict(interpolation_type="linear", timestep_type="discrete", skip_prk_steps=True),
 }
 # PLMS: 24 times the weights of this and earlier outputs, step by step; that of the second step,
 # which averages and does the first again, does not count afterwards
@@ -128,10 +127,9 @@ class Scheduler:
     def __init__(self, kind="ddim", **config):
         name, more = NAMES.get(kind, (kind, {}))
         if name not in CLASSES:
-            raise ValueError(
-                f"There is no scheduler {kind!r}; expected one of {', '.join([*NAMES, *CLASSES])}."
-            )
-        self.kind, self.given = name, {**config, **more}
+            known = ", ".join([*NAMES, *CLASSES])
+            raise ValueError(f"scheduler must be one of {known}, got {kind!r}.")
+        self.kind, self.reference_class, self.given = name, name, {**config, **more}
         defaults = {**TRAINING, **CLASSES[name]}
         self.config = {key: self.given.get(key, value) for key, value in defaults.items()}
         self._check()
@@ -143,13 +141,10 @@ class Scheduler:
             raise ValueError(f"num_train_timesteps must be 1 to {MOST_STEPS}, got {self.steps!r}.")
         for key in CHOICES.keys() & config.keys():
             choose(key, config[key], CHOICES[key])
-        check(self.given, REFUSED)
+        check({**self.given, **config}, REFUSED)
         zero = config.get("rescale_betas_zero_snr") and self.kind == "DDIMScheduler"
         if zero and config["prediction_type"] == "epsilon":  # x0 would be divided by 0
             raise ValueError("rescale_betas_zero_snr needs a prediction_type other than epsilon.")
-
-    def __repr__(self):
-        return f"Scheduler({self.kind!r}, prediction_type={self.config['prediction_type']!r})"
 
     @classmethod
     def load(cls, folder):
@@ -164,11 +159,6 @@ class Scheduler:
         """Write a scheduler_config.json."""
         kept = {key: value for key, value in self.given.items() if not key.startswith("_")}
         write_json(folder / FILE, {"_class_name": self.kind, **kept, **self.config})
-
-    @property
-    def reference_class(self):
-        """diffusers' class."""
-        return self.kind
 
     def like(self, kind):
         """Return a scheduler of another kind for the same model; a `Scheduler` as it is."""
@@ -216,14 +206,11 @@ class Scheduler:
         strength: the part of the steps that is done, the last ones   eta: DDIM's noise, 0 to 1
         Raises ValueError when no step remains, or there are more than the training had.
         """
-        whole = isinstance(num_steps, (int, np.integer)) and not isinstance(num_steps, bool)
-        if not whole or not 0 < num_steps <= self.steps:
+        if type(num_steps) is not int or not 0 < num_steps <= self.steps:
             raise ValueError(f"num_steps must be 1 to {self.steps}, got {num_steps!r}.")
         if not 0 <= strength <= 1 or int(num_steps * strength) < 1:
-            raise ValueError(
-                f"strength must lie between 0 and 1 and leave a step of {num_steps}, got "
-                f"{strength!r}."
-            )
+            where = f"between 0 and 1 and leave a step of {num_steps}"
+            raise ValueError(f"strength must lie {where}, got {strength!r}.")
         start = num_steps - int(num_steps * strength)
         rows = PLANS[self.kind](self, num_steps, start, eta)
         alpha, sigma, spread = rows.pop("alpha"), rows.pop("sigma"), rows.pop("spread", False)
@@ -320,9 +307,8 @@ def _pndm(scheduler, count, start, eta):
     output = new_alpha * clean_output + new_sigma * noise_output
     weights = MULTIPLES[np.minimum(np.arange(len(timesteps)), 5)]
     past = output[:, None] * weights[:, 1:]
-    if len(timesteps) > 1:
-        past[1, 0] -= x[1] * output[0] / x[0]
-        x[1] /= x[0]
+    past[1:2, 0] -= x[1:2] * output[0] / x[0]
+    x[1:2] /= x[0]
     alpha, sigma = scheduler._levels(timesteps)
     rows = {"timestep": timesteps, "alpha": alpha, "sigma": sigma, "past": past}
     return rows | {"x": x, "output": output * weights[:, 0]}

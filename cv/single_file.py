@@ -99,8 +99,7 @@ def _views(path):
     if not found.keys() >= {"unet", "vae", "text_encoder"}:
         raise WeightsError(
             f"{path} is no Stable Diffusion in one file: it has {', '.join(found) or 'nothing'} of "
-            f"unet, vae and text_encoder, whose names begin with {', '.join(list(PARTS)[:3])} ... "
-            "For LoRA and textual inversion there are load_lora and load_textual_inversion."
+            "unet, vae and text_encoder. For LoRA there is load_lora."
         )
     numbers = [re.match(r"input_blocks\.(\d+)\.0\.(op)?", name) for name in found["unet"]]
     downs = {match[1] for match in numbers if match and match[2]}
@@ -160,6 +159,7 @@ def _unet_config(view, pooled):
     starts = [*(f"down_blocks.{i}.attentions.0" for i in range(count)), middle]
     *depths, last = (_count(view.names, f"{start}.transformer_blocks.") for start in starts)
     linear = len(view.tensor(f"{middle}.proj_in.weight").shape) == 2
+    heads = [max(1, width // 64) for width in config["block_out_channels"]] if linear else 8
     kinds = ["CrossAttn" if depth else "" for depth in depths]
     config |= {
         "in_channels": _size(view, "conv_in", 1),
@@ -169,15 +169,12 @@ def _unet_config(view, pooled):
         "cross_attention_dim": _size(view, f"{middle}.transformer_blocks.0.attn2.to_k", 1),
         "transformer_layers_per_block": [*(d or 1 for d in depths[:-1]), depths[-1] or last],
         "use_linear_projection": linear,
-        "attention_head_dim": [max(1, n // 64) for n in config["block_out_channels"]]
-        if linear
-        else 8,
+        "attention_head_dim": heads,
     }
     if pooled:
         inputs = _size(view, "add_embedding.linear_1", 1)
-        config |= dict(
-            addition_embed_type="text_time", projection_class_embeddings_input_dim=inputs
-        )
+        config |= {"addition_embed_type": "text_time"}
+        config["projection_class_embeddings_input_dim"] = inputs
         config["addition_time_embed_dim"] = (inputs - pooled) // 6
     return config
 
@@ -210,16 +207,8 @@ def _text_config(view, is_open, projects):
     }
 
 
-def read(
-    path,
-    load_weights=True,
-    dtype=None,
-    strict=True,
-    tokenizer=TOKENIZER,
-    prediction_type=None,
-    **options,
-):
-    """Return the arguments of `StableDiffusion` for a file with all of its models.
+def read(path, load_weights=True, dtype=None, tokenizer=TOKENIZER, prediction_type=None, **options):
+    """Return the arguments of `StableDiffusion` for a file with all of its models, read strictly.
 
     tokenizer: a `Tokenizer`, or a folder or handle that has one   prediction_type: of the UNet;
     files of 2.x must be told: "epsilon" for images of 512, "v_prediction" for 768
@@ -251,7 +240,7 @@ def read(
             arguments = cls.config_from_names(arguments, views[part].names)
         options[part] = cls(**arguments, **({"dtype": dtype} if dtype else {}))
         if load_weights:
-            weights.load(options[part], views[part], strict=strict)
+            weights.load(options[part], views[part])
     words = tokenizer if hasattr(tokenizer, "encode") else Tokenizer.from_preset(tokenizer)
     options["tokenizer"], padded = words, copy(words)  # open_clip pads with "!", CLIP with the end
     padded.special_tokens = {**words.special_tokens, "pad_token": "!"}

@@ -40,8 +40,8 @@ class StableDiffusion(Adapters, Pipeline, models.Model):
     parts: in place of a preset: unet, vae, text_encoder, tokenizer, scheduler, for XL
     text_encoder_2 and tokenizer_2, one or several `ControlNet`s as controlnet; index: what
     model_index.json says besides
-    decode_tile: side in latents of the parts that an image is decoded in, None: as a whole
-    decode_one_by_one: decode one image after the other; both save memory
+    decode_tile: side in latents of the parts that an image is decoded in, None: as a whole; less
+    memory is also needed with `decode_one_by_one` set: one image after the other
     """
 
     folders = {
@@ -50,25 +50,19 @@ class StableDiffusion(Adapters, Pipeline, models.Model):
         "scheduler": Scheduler.load,
     }
     required = ("text_encoder", "tokenizer", "unet", "vae", "scheduler")
+    decode_one_by_one = False
 
     def __init__(
-        self,
-        img_height=512,
-        img_width=512,
-        preset=DEFAULT,
-        index=None,
-        decode_tile=None,
-        decode_one_by_one=False,
-        name=None,
-        **parts,
+        self, img_height=512, img_width=512, preset=DEFAULT, index=None, decode_tile=None, **parts
     ):
+        name = parts.pop("name", None)
         super().__init__(name=name)
         if unknown := parts.keys() - self.folders.keys():
             known = ", ".join(self.folders)
             raise TypeError(f"StableDiffusion has no part {', '.join(unknown)}; it has {known}.")
         self.img_height, self.img_width, self.preset = img_height, img_width, preset
-        self.decode_tile, self.decode_one_by_one = decode_tile, decode_one_by_one
-        self.index, self.preprocessor = index, inputs.TrainingData(self)
+        self.index, self.decode_tile = index, decode_tile
+        self.preprocessor = inputs.TrainingData(self)
         self.__dict__.update(dict.fromkeys(self.folders))
         self.compile()
         if parts:
@@ -95,11 +89,10 @@ class StableDiffusion(Adapters, Pipeline, models.Model):
             opened = type(self).from_preset(self.preset)
         except DownloadError as error:
             what = info(self.preset)
+            size = f"{what.source}, {what.bytes / 1e9:.1f} GB, licence {what.licence}"
             raise DownloadError(
-                f"StableDiffusion() opens the preset {self.preset!r} ({what.source}, "
-                f"{what.bytes / 1e9:.1f} GB, licence {what.licence}), which is not on this "
-                f"machine: {error} Without a network there is StableDiffusion.from_preset("
-                f"{EMBEDDED!r}), which ships with khub and draws handwritten digits."
+                f"StableDiffusion() opens the preset {self.preset!r} ({size}): {error} Without a "
+                f"network: StableDiffusion.from_preset({EMBEDDED!r}), which ships with khub."
             ) from error
         self.index = opened.index
         self._adopt({name: getattr(opened, name) for name in self.folders})
@@ -116,13 +109,11 @@ class StableDiffusion(Adapters, Pipeline, models.Model):
             kind = f"{'XL' * self.is_xl}{'ControlNet' * bool(controls)}"
             self.index = {"_class_name": f"StableDiffusion{kind}Pipeline"}
             self.index |= {} if self.is_xl else {"requires_safety_checker": False}
-        side = self.unet.sample_size or 64
-        sides = side if isinstance(side, (list, tuple)) else (side, side)
-        self.img_height = self.img_height or sides[0] * self.vae.stride
-        self.img_width = self.img_width or sides[1] * self.vae.stride
-        frozen = (self.text_encoder, self.text_encoder_2, self.vae, *self._controls)
-        for part in filter(lambda part: part is not None, frozen):
-            part.trainable = False
+        height, width = (np.broadcast_to(self.unet.sample_size or 64, 2) * self.vae.stride).tolist()
+        self.img_height, self.img_width = self.img_height or height, self.img_width or width
+        for part in (self.text_encoder, self.text_encoder_2, self.vae, *self._controls):
+            if part is not None:
+                part.trainable = False
         self.build(None)
         self.forget_functions()
 
@@ -205,10 +196,9 @@ class StableDiffusion(Adapters, Pipeline, models.Model):
         images = [self._run("decode", part) for part in np.split(latents, count)]
         images = np.concatenate(images).astype("float32")
         if not np.isfinite(images).all():
-            where = "decoded images" if np.isfinite(latents).all() else "latents"
             raise FloatingPointError(
-                f"The {where} are no numbers (NaN or infinite) in {vae.compute_dtype}. float16 "
-                "overflows in some models: use dtype='bfloat16' or 'float32'."
+                f"The images are no numbers (NaN or infinite), computed in {vae.compute_dtype}; "
+                "float16 overflows in some models: use dtype='bfloat16' or 'float32'."
             )
         return np.round((images / 2 + 0.5).clip(0, 1) * 255).astype("uint8")
 
@@ -346,7 +336,7 @@ class StableDiffusion(Adapters, Pipeline, models.Model):
         x: paths, PIL images or arrays of 0..255, of which the middle is taken   y: list[str]
         Noise and times follow `khub.utils.set_random_seed`. LoRA become a part of the weights.
         """
-        self.open().keep_loras()
+        self.open()._loras, self._values = {}, {}
         self.preprocessor.restart(next_initial_seed())
         return super().fit(
             as_objects(x), as_objects(y), *args, validation_data=validation_data, **kwargs

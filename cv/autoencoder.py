@@ -251,7 +251,7 @@ class TinyCoder(Layer):
         for place, (width, count) in enumerate(zip(self.widths, self.counts)):
             bare = dict(use_bias=False)
             if place and self.up:
-                made += [parts.enlarged, parts.conv(self, before, width, **bare)]
+                made += [None, parts.conv(self, before, width, kind=parts.EnlargingConv, **bare)]
             elif not self.up:
                 halving = dict(strides=2, zeros=(1, 1), **bare) if place else {}
                 made.append(parts.conv(self, before, width, **halving))
@@ -261,7 +261,7 @@ class TinyCoder(Layer):
 
     def call(self, x):
         for layer in self.layers:
-            x = layer(x)
+            x = x if layer is None else layer(x)
         return x
 
 

@@ -88,8 +88,7 @@ class Adapters:
             raise WeightsError(f"{path} has {shapes}; expected vectors of the width {widths}.")
         named = [name for name in arrays if name not in NAMELESS]
         token = token or (named[0] if named else f"<{Path(path).stem}>")
-        count = len(by_width[widths[0]])
-        words = [token, *(f"{token}_{i}" for i in range(1, count))]
+        words = [token, *(f"{token}_{i}" for i in range(1, len(by_width[widths[0]])))]
         if known := {w for w in words for t in tokenizers if w in t.backend.get_vocab()}:
             raise ValueError(f"The tokenizer knows {', '.join(known)} already: give another token.")
         for encoder, tokenizer in zip(encoders, tokenizers):
@@ -111,8 +110,7 @@ def _add_rows(encoder, ids, vectors):
     """Give a text encoder the vectors of new ids."""
     old = encoder.embeddings.token_embedding
     rows = np.array(old.embeddings.numpy())
-    more = np.zeros((max(0, max(ids) + 1 - len(rows)), rows.shape[1]), rows.dtype)
-    rows = np.concatenate([rows, more])
+    rows = np.pad(rows, [(0, max(0, max(ids) + 1 - len(rows))), (0, 0)])
     rows[ids] = vectors
     encoder.embeddings.token_embedding = new = table(encoder, *rows.shape)
     new.embeddings.assign(rows)

@@ -10,8 +10,6 @@ from khub.random import next_initial_seed
 from ..nlp.preprocessing import fill
 from ..presets.images import read_images
 
-SHOWN = 60  # characters of a text that a warning quotes
-
 
 def token_ids(tokenizer, texts, length):
     """Ids of texts, int32 (texts, length), padded; with a warning cut off in front of the end."""
@@ -20,7 +18,7 @@ def token_ids(tokenizer, texts, length):
         if len(ids) > length:
             lost = tokenizer.detokenize(ids[length - 1 : -1])
             what = f"has {len(ids)} tokens, the text encoder reads {length}"
-            warnings.warn(f"{text[:SHOWN]!r} {what}; this is cut off: {lost!r}", stacklevel=2)
+            warnings.warn(f"{text[:60]!r} {what}; this is cut off: {lost!r}", stacklevel=2)
     return fill(found, length, tokenizer.pad_token_id)[0]
 
 
@@ -41,7 +39,7 @@ def seeds(seed, count):
     found = list(seed) if isinstance(seed, (list, tuple, np.ndarray)) else [seed]
     if not all(isinstance(one, (int, np.integer)) and one >= 0 for one in found):
         raise ValueError(f"seed must be an integer from 0, or a list of them, got {seed!r}.")
-    if found[0] is seed:
+    if found and found[0] is seed:
         return [seed + i for i in range(count)]
     if len(found) != count:
         raise ValueError(f"seed has {len(found)} entries for {count} images.")
@@ -124,7 +122,7 @@ class TrainingData:
     def __call__(self, x, y=None, sample_weight=None):
         model, random = self._model, self._random
         size = model.img_height, model.img_width
-        if y is None or len(y) != len(x):
+        if y is None:
             raise ValueError("Stable Diffusion learns from images x and as many captions y.")
         images = prepared(read_images(list(x)), size, middle=True)
         shape = len(x), *(n // model.vae.stride for n in size), model.vae.latent_channels

@@ -54,8 +54,7 @@ CHOICES = {
     "prediction_type": ("epsilon", "v_prediction", "sample"),
     "timestep_spacing": ("leading", "linspace", "trailing"),
     "algorithm_type": ("dpmsolver++", "sde-dpmsolver++"),
-    "solver_type": ("midpoint", "heun"),
-    "solver_order": (1, 2, 3),
+    **{"solver_type": ("midpoint", "heun"), "solver_order": (1, 2, 3)},
     "final_sigmas_type": ("zero", "sigma_min"),
 }
 # settings of diffusers that would change the result and are not read

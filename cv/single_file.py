@@ -218,10 +218,8 @@ def read(path, load_weights=True, dtype=None, tokenizer=TOKENIZER, prediction_ty
     is_xl = "text_encoder_2" in views
     is_two = not _count(views["text_encoder"].names, "text_model.encoder.layers.")
     if is_two and prediction_type is None:
-        raise ValueError(
-            f"{path} is Stable Diffusion 2, whose files do not say what the UNet predicts: give "
-            "prediction_type='epsilon' (512-base) or 'v_prediction' (768)."
-        )
+        hint = "give prediction_type='epsilon' (512-base) or 'v_prediction' (768)"
+        raise ValueError(f"{path} is of version 2, which does not say what it predicts: {hint}.")
     texts = {"text_encoder": (is_two, False)} | ({"text_encoder_2": (True, True)} if is_xl else {})
     configs = {part: _text_config(views[part], *kind) for part, kind in texts.items()}
     pooled = configs["text_encoder_2"]["projection_dim"] if is_xl else 0

@@ -55,8 +55,7 @@ class StableDiffusion(Adapters, Pipeline, models.Model):
     def __init__(
         self, img_height=512, img_width=512, preset=DEFAULT, index=None, decode_tile=None, **parts
     ):
-        name = parts.pop("name", None)
-        super().__init__(name=name)
+        super().__init__(name=parts.pop("name", None))
         if unknown := parts.keys() - self.folders.keys():
             known = ", ".join(self.folders)
             raise TypeError(f"StableDiffusion has no part {', '.join(unknown)}; it has {known}.")
@@ -263,12 +262,9 @@ class StableDiffusion(Adapters, Pipeline, models.Model):
         if guided and zeros and self.index.get("force_zeros_for_empty_prompt", True):
             texts.insert(0, {name: np.zeros_like(x) for name, x in texts[0].items()})
         elif guided:
-            given = isinstance(negative_prompt, dict)
-            texts.insert(0, negative_prompt if given else self.encode_text(negative_prompt or ""))
-        texts = {
-            name: np.concatenate([rows(part[name], count, "prompts") for part in texts])
-            for name in texts[0]
-        }
+            encoded = isinstance(negative_prompt, dict)
+            texts.insert(0, negative_prompt if encoded else self.encode_text(negative_prompt or ""))
+        texts = {n: np.concatenate([rows(p[n], count, "prompts") for p in texts]) for n in texts[0]}
         given = {"guided": guided, "scale": scale, "rescale": guidance_rescale or None}
         given["inputs"] = self.conditions(texts, size, scale)
         pairs = inputs.controls(control_image, control_scale, size, count)

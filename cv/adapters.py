@@ -21,11 +21,8 @@ KEY = re.compile(
     r"(?:\.\w+)?\.weight|(?P<of>.+)\.alpha"
 )
 PREFIXES = (  # what names begin with -> the model
-    ("base_model.model.", ""),
-    ("lora_unet_", "unet."),
-    ("lora_te2_", "text_encoder_2."),
-    ("lora_te1_", "text_encoder."),
-    ("lora_te_", "text_encoder."),
+    *(("base_model.model.", ""), ("lora_unet_", "unet."), ("lora_te2_", "text_encoder_2.")),
+    *(("lora_te1_", "text_encoder."), ("lora_te_", "text_encoder.")),
 )
 NAMELESS = ("*", "emb_params", "clip_l", "clip_g")  # names of vectors that are no token
 
@@ -51,13 +48,8 @@ class Adapters:
     def remove_lora(self, name=None):
         """Take a LoRA out of the weights, None: all; they are then what they were, to the bit."""
         if name is not None and name not in self._loras:
-            known = ", ".join(self._loras) or "none"
-            raise ValueError(f"There is no LoRA {name!r}, but {known}.")
+            raise ValueError(f"There is no LoRA {name!r}; there are {', '.join(self._loras)}.")
         self._merge({n: found for n, found in self._loras.items() if name not in (None, n)})
-
-    def keep_loras(self):
-        """Make all LoRA a part of the weights for good, as training does."""
-        self._loras, self._values = {}, {}
 
     def _merge(self, loras):
         wanted = [change for changes in loras.values() for change in changes]
@@ -93,14 +85,10 @@ class Adapters:
         widths = [encoder.hidden_dim for encoder in encoders]
         if len(arrays) != len(widths) or by_width.keys() != set(widths):
             shapes = ", ".join(f"{name} {x.shape}" for name, x in arrays.items())
-            raise WeightsError(
-                f"{path} has {shapes}; expected vectors of the text encoders' width, "
-                f"{' and '.join(map(str, widths))}."
-            )
+            raise WeightsError(f"{path} has {shapes}; expected vectors of the width {widths}.")
         named = [name for name in arrays if name not in NAMELESS]
         token = token or (named[0] if named else f"<{Path(path).stem}>")
-        count = len(by_width[widths[0]])
-        words = [token, *(f"{token}_{i}" for i in range(1, count))]
+        words = [token, *(f"{token}_{i}" for i in range(1, len(by_width[widths[0]])))]
         if known := {w for w in words for t in tokenizers if w in t.backend.get_vocab()}:
             raise ValueError(f"The tokenizer knows {', '.join(known)} already: give another token.")
         for encoder, tokenizer in zip(encoders, tokenizers):
@@ -122,8 +110,7 @@ def _add_rows(encoder, ids, vectors):
     """Give a text encoder the vectors of new ids."""
     old = encoder.embeddings.token_embedding
     rows = np.array(old.embeddings.numpy())
-    more = np.zeros((max(0, max(ids) + 1 - len(rows)), rows.shape[1]), rows.dtype)
-    rows = np.concatenate([rows, more])
+    rows = np.pad(rows, [(0, max(0, max(ids) + 1 - len(rows))), (0, 0)])
     rows[ids] = vectors
     encoder.embeddings.token_embedding = new = table(encoder, *rows.shape)
     new.embeddings.assign(rows)
@@ -169,8 +156,7 @@ def _changes(pipeline, file, scale):
     Raises WeightsError for tensors that there is no place for.
     """
     modules, parts, unknown = _modules(pipeline), {}, []
-    layers = pipeline.unet.layers_per_block
-    layers = layers if isinstance(layers, int) else layers[0]
+    layers = np.ravel(pipeline.unet.layers_per_block)[0]
     for name in file.names:
         match = KEY.fullmatch(name)
         module = _flat(match["module"] or match["of"]) if match else name
@@ -183,10 +169,8 @@ def _changes(pipeline, file, scale):
         parts.setdefault(module, {})[kind] = np.array(file.tensor(name).read(), "float32")
     unknown += [name for name, found in parts.items() if not found.keys() >= {"up", "down"}]
     if unknown or not parts:
-        raise WeightsError(
-            f"{file.path} is no LoRA of this model: it has no place for "
-            f"{', '.join(unknown[:10]) or 'anything'}{' ...' if unknown[10:] else ''}."
-        )
+        what = ", ".join(unknown[:10]) or "anything"
+        raise WeightsError(f"{file.path} is no LoRA of this model, which has no place for {what}.")
     notes = parse_json(
         file.metadata.get("lora_adapter_metadata", "{}"), f"The notes in {file.path}"
     )

@@ -7,25 +7,19 @@ import numpy as np
 
 from khub.random import next_initial_seed
 
-from ..presets.images import read_image
-
-SHOWN = 60  # characters of a text that a warning quotes
+from ..nlp.preprocessing import fill
+from ..presets.images import read_images
 
 
 def token_ids(tokenizer, texts, length):
     """Ids of texts, int32 (texts, length), padded; with a warning cut off in front of the end."""
-    found = np.full((len(texts), length), tokenizer.pad_token_id, "int32")
-    for row, text, ids in zip(found, texts, tokenizer.encode(texts)):
+    found = tokenizer.encode(texts)
+    for text, ids in zip(texts, found):
         if len(ids) > length:
             lost = tokenizer.detokenize(ids[length - 1 : -1])
-            warnings.warn(
-                f"The prompt {text[:SHOWN]!r} has {len(ids)} tokens, the text encoder reads "
-                f"{length}; this is cut off: {lost!r}",
-                stacklevel=2,
-            )
-            ids = [*ids[: length - 1], ids[-1]]
-        row[: len(ids)] = ids
-    return found
+            what = f"has {len(ids)} tokens, the text encoder reads {length}"
+            warnings.warn(f"{text[:60]!r} {what}; this is cut off: {lost!r}", stacklevel=2)
+    return fill(found, length, tokenizer.pad_token_id)[0]
 
 
 def rows(x, count, what):
@@ -42,14 +36,14 @@ def seeds(seed, count):
     """A seed for each of `count` images, of what `text_to_image` is given."""
     if seed is None:
         return [next_initial_seed() for _ in range(count)]
-    several = isinstance(seed, (list, tuple, np.ndarray))
-    found = list(seed) if several else [seed]
-    for one in found:
-        if isinstance(one, bool) or not isinstance(one, (int, np.integer)) or one < 0:
-            raise ValueError(f"seed must be an integer from 0, or a list of them, got {seed!r}.")
-    if several and len(found) != count:
+    found = list(seed) if isinstance(seed, (list, tuple, np.ndarray)) else [seed]
+    if not all(isinstance(one, (int, np.integer)) and one >= 0 for one in found):
+        raise ValueError(f"seed must be an integer from 0, or a list of them, got {seed!r}.")
+    if found and found[0] is seed:
+        return [seed + i for i in range(count)]
+    if len(found) != count:
         raise ValueError(f"seed has {len(found)} entries for {count} images.")
-    return found if several else [seed + i for i in range(count)]
+    return found
 
 
 def draws(seeds, shape, steps):
@@ -58,42 +52,16 @@ def draws(seeds, shape, steps):
     return np.stack([r.standard_normal((1 + steps, *shape), "float32") for r in each], 1)
 
 
-def pictures(images):
-    """RGB PIL images of one image or several: paths, PIL images, arrays of 0..255.
+def prepared(images, size, middle=False):
+    """float32 (n, height, width, 3) of -1..1 of PIL images, resized.
 
-    Raises ValueError for what is none, and for arrays of 0..1.
+    middle: of their middle parts, so that nothing is drawn out
     """
-    several = isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4
-    found = []
-    for image in images if several else [images]:
-        dtype = getattr(image, "dtype", None)
-        if dtype is not None and np.dtype(dtype).kind == "f" and np.size(image):
-            low, high = float(np.min(image)), float(np.max(image))
-            if not (low >= 0 and 1 < high <= 255 or low == high == 0):
-                raise ValueError(
-                    f"An image's array must have numbers of 0 to 255, got {dtype} of {low:g} to "
-                    f"{high:g}."
-                )
-        found.append(read_image(image))
-    if not found:
-        raise ValueError("There is no image.")
-    return found
-
-
-def fitted(image, size, middle=False):
-    """A PIL image in another size (height, width); middle: of its middle, not drawn out."""
     from PIL import Image, ImageOps
 
-    size = size[::-1]
-    if image.size == size:
-        return image
-    return ImageOps.fit(image, size, Image.LANCZOS) if middle else image.resize(size, Image.LANCZOS)
-
-
-def prepared(images, size, middle=False):
-    """float32 (n, height, width, 3) of -1..1 of PIL images, resized."""
-    arrays = [np.asarray(fitted(image, size, middle), "float32") for image in images]
-    return np.stack(arrays) / 127.5 - 1
+    fit = ImageOps.fit if middle else Image.Image.resize
+    sized = [x if x.size == size[::-1] else fit(x, size[::-1], Image.LANCZOS) for x in images]
+    return np.stack([np.asarray(x, "float32") for x in sized]) / 127.5 - 1
 
 
 def prepared_mask(mask, before, size):
@@ -103,18 +71,16 @@ def prepared_mask(mask, before, size):
     """
     from PIL import Image
 
-    def gray(image):
-        if getattr(getattr(image, "dtype", None), "kind", "") == "b":
-            image = image * np.uint8(255)
-        (image,) = pictures(image)
-        if image.size[::-1] != tuple(before):
+    several = isinstance(mask, (list, tuple)) or getattr(mask, "ndim", 0) == 4
+    found = []
+    for one in mask if several else [mask]:
+        is_bool = getattr(getattr(one, "dtype", None), "kind", "") == "b"
+        (image,) = read_images(one * np.uint8(255) if is_bool else one)
+        if image.size != tuple(before[::-1]):
             raise ValueError(
                 f"The mask has height and width {image.size[::-1]}, the image {tuple(before)}."
             )
-        return image.convert("L").resize(size[::-1], Image.NEAREST)
-
-    several = isinstance(mask, (list, tuple)) or getattr(mask, "ndim", 0) == 4
-    found = [np.asarray(gray(m)) >= 128 for m in (mask if several else [mask])]
+        found.append(np.asarray(image.convert("L").resize(size[::-1], Image.NEAREST)) >= 128)
     return np.stack(found)[..., None].astype("float32")
 
 
@@ -122,20 +88,9 @@ def controls(images, scales, size, count):
     """[(image of 0..1, scale), ...] for the ControlNets, of lists or of one of each."""
     images = [] if images is None else images if isinstance(images, (list, tuple)) else [images]
     scales = scales if isinstance(scales, (list, tuple)) else [scales] * len(images)
-    if len(scales) != len(images):
-        raise ValueError(f"There are {len(images)} control_image and {len(scales)} control_scale.")
-    found = [prepared(pictures(image), size) / 2 + 0.5 for image in images]
-    return [(rows(x, count, "control images"), float(s)) for x, s in zip(found, scales)]
-
-
-def objects(items):
-    """A list as a 1-D array of objects, which the trainer takes; anything else as it is."""
-    if not isinstance(items, (list, tuple)):
-        return items
-    found = np.empty(len(items), object)
-    for i, item in enumerate(items):  # all at once NumPy would look into them
-        found[i] = item
-    return found
+    found = [prepared(read_images(image), size) / 2 + 0.5 for image in images]
+    found = [rows(image, count, "control images") for image in found]
+    return list(zip(found, map(float, scales), strict=True))
 
 
 class TrainingData:
@@ -167,9 +122,9 @@ class TrainingData:
     def __call__(self, x, y=None, sample_weight=None):
         model, random = self._model, self._random
         size = model.img_height, model.img_width
-        if y is None or len(y) != len(x):
+        if y is None:
             raise ValueError("Stable Diffusion learns from images x and as many captions y.")
-        images = prepared(pictures(list(x)), size, middle=True)
+        images = prepared(read_images(list(x)), size, middle=True)
         shape = len(x), *(n // model.vae.stride for n in size), model.vae.latent_channels
         latents = model.encode_images(images, random.standard_normal(shape, "float32"))
         noise = random.standard_normal(shape, "float32")

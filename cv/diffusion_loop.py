@@ -3,11 +3,15 @@
 import numpy as np
 
 import khub
-from khub import ops
+from khub import ops, tree
 from khub.backend import active
 from khub.layers.layer import CallContext
 
 from .schedulers import step
+
+
+def _on_device(x):
+    return ops.convert_to_tensor(x) if isinstance(x, np.ndarray) else x
 
 
 class Loop:
@@ -31,26 +35,24 @@ class Loop:
         x: (images, height, width, channels)   noise: (steps, *x.shape), None where no step needs it
         watch: called with the number of each step that is done, and the latents; None: by nobody
         """
-        x = ops.convert_to_tensor(x)
-        state = {"x": x, "history": [ops.zeros_like(x)] * plan.depth}
         rows = plan.rows if noise is None else {**plan.rows, "drawn": noise}
+        x, rows, given = tree.map_structure(_on_device, (x, rows, given))
+        state = {"x": x, "history": [ops.zeros_like(x)] * plan.depth}
         with active.inference(), CallContext(training=False):
-            if watch is None and not active.EAGER:
+            if watch is None:
                 return self.all(state, rows, given, plan.rule)["x"]
             for number in range(len(plan)):
-                row = {name: np.asarray(values[number]) for name, values in rows.items()}
+                row = {name: values[number] for name, values in rows.items()}
                 state = self.one(state, row, given, plan.rule)
-                if watch is not None:
-                    watch(number, state["x"])
+                watch(number, state["x"])
         return state["x"]
 
     def _steps(self, state, rows, given, rule):
         return ops.scan(lambda s, row: (self._step(s, row, given, rule), None), state, rows)[0]
 
     def _step(self, state, row, given, rule):
-        x = state["x"]
-        output = self._predict(x, row, given)
-        x, history = step(row, x, output, state["history"], **rule)
+        output = self._predict(state["x"], row, given)
+        x, history = step(row, state["x"], output, state["history"], **rule)
         if (mask := given.get("mask")) is not None:
             known = row["next_signal"] * given["known"] + row["next_std"] * given["noise"]
             x = mask * x + (1 - mask) * known
@@ -66,9 +68,7 @@ class Loop:
         latents = ops.concatenate(parts, -1) if len(parts) > 1 else parts[0]
         inputs = {**given["inputs"], "latents": latents, "timesteps": row["timestep"]}
         pairs = zip(self.controls, given.get("control", ()), strict=True)
-        found = [
-            [scale * r for r in net({**inputs, "image": image})] for net, (image, scale) in pairs
-        ]
+        found = [[s * r for r in net({**inputs, "image": i})] for net, (i, s) in pairs]
         if found:
             inputs["residuals"] = [sum(parts) for parts in zip(*found, strict=True)]
         output = ops.cast(self.unet(inputs), "float32")
@@ -78,6 +78,5 @@ class Loop:
         output = negative + given["scale"] * (positive - negative)
         if (rescale := given["rescale"]) is None:
             return output
-        axes = (1, 2, 3)
-        ratio = ops.std(positive, axes, keepdims=True) / ops.std(output, axes, keepdims=True)
+        ratio = ops.std(positive, (1, 2, 3), True) / ops.std(output, (1, 2, 3), True)
         return output * (rescale * ratio + (1 - rescale))

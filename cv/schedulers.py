@@ -54,17 +54,15 @@ CHOICES = {
     "prediction_type": ("epsilon", "v_prediction", "sample"),
     "timestep_spacing": ("leading", "linspace", "trailing"),
     "algorithm_type": ("dpmsolver++", "sde-dpmsolver++"),
-    "solver_type": ("midpoint", "heun"),
-    "solver_order": (1, 2, 3),
+    **{"solver_type": ("midpoint", "heun"), "solver_order": (1, 2, 3)},
     "final_sigmas_type": ("zero", "sigma_min"),
-    "skip_prk_steps": (True,),
 }
 # settings of diffusers that would change the result and are not read
 OFF = "thresholding use_exponential_sigmas use_beta_sigmas use_lu_lambdas use_flow_sigmas"
 REFUSED = {
     **dict.fromkeys([*OFF.split(), "use_dynamic_shifting"], False),
     **dict.fromkeys(("sigma_min", "sigma_max", "variance_type"), None),
-    **dict(interpolation_type="linear", timestep_type="discrete"),
+    **dict(interpolation_type="linear", timestep_type="discrete", skip_prk_steps=True),
 }
 # PLMS: 24 times the weights of this and earlier outputs, step by step; that of the second step,
 # which averages and does the first again, does not count afterwards
@@ -128,10 +126,9 @@ class Scheduler:
     def __init__(self, kind="ddim", **config):
         name, more = NAMES.get(kind, (kind, {}))
         if name not in CLASSES:
-            raise ValueError(
-                f"There is no scheduler {kind!r}; expected one of {', '.join([*NAMES, *CLASSES])}."
-            )
-        self.kind, self.given = name, {**config, **more}
+            known = ", ".join([*NAMES, *CLASSES])
+            raise ValueError(f"scheduler must be one of {known}, got {kind!r}.")
+        self.kind, self.reference_class, self.given = name, name, {**config, **more}
         defaults = {**TRAINING, **CLASSES[name]}
         self.config = {key: self.given.get(key, value) for key, value in defaults.items()}
         self._check()
@@ -143,13 +140,10 @@ class Scheduler:
             raise ValueError(f"num_train_timesteps must be 1 to {MOST_STEPS}, got {self.steps!r}.")
         for key in CHOICES.keys() & config.keys():
             choose(key, config[key], CHOICES[key])
-        check(self.given, REFUSED)
+        check({**self.given, **config}, REFUSED)
         zero = config.get("rescale_betas_zero_snr") and self.kind == "DDIMScheduler"
         if zero and config["prediction_type"] == "epsilon":  # x0 would be divided by 0
             raise ValueError("rescale_betas_zero_snr needs a prediction_type other than epsilon.")
-
-    def __repr__(self):
-        return f"Scheduler({self.kind!r}, prediction_type={self.config['prediction_type']!r})"
 
     @classmethod
     def load(cls, folder):
@@ -164,11 +158,6 @@ class Scheduler:
         """Write a scheduler_config.json."""
         kept = {key: value for key, value in self.given.items() if not key.startswith("_")}
         write_json(folder / FILE, {"_class_name": self.kind, **kept, **self.config})
-
-    @property
-    def reference_class(self):
-        """diffusers' class."""
-        return self.kind
 
     def like(self, kind):
         """Return a scheduler of another kind for the same model; a `Scheduler` as it is."""
@@ -203,15 +192,11 @@ class Scheduler:
         latents, noise: (batch, height, width, channels)   timesteps: int (batch,)
         """
         shape = (-1, *[1] * (latents.ndim - 1))
-        alpha = self.alpha[timesteps].astype("float32").reshape(shape)
-        sigma = self.sigma[timesteps].astype("float32").reshape(shape)
-        targets = {
-            "epsilon": lambda: noise,
-            "sample": lambda: latents,
-            "v_prediction": lambda: alpha * noise - sigma * latents,
-        }
-        target = targets[self.config["prediction_type"]]()
-        return alpha * latents + sigma * noise, target
+        levels = self.alpha[timesteps], self.sigma[timesteps]
+        alpha, sigma = (x.astype("float32").reshape(shape) for x in levels)
+        targets = {"epsilon": noise, "sample": latents}
+        targets["v_prediction"] = alpha * noise - sigma * latents
+        return alpha * latents + sigma * noise, targets[self.config["prediction_type"]]
 
     # --- steps -----------------------------------------------------------------------------------
     def plan(self, num_steps, strength=1.0, eta=0.0):
@@ -220,41 +205,31 @@ class Scheduler:
         strength: the part of the steps that is done, the last ones   eta: DDIM's noise, 0 to 1
         Raises ValueError when no step remains, or there are more than the training had.
         """
-        whole = isinstance(num_steps, (int, np.integer)) and not isinstance(num_steps, bool)
-        if not whole or not 0 < num_steps <= self.steps:
+        if type(num_steps) is not int or not 0 < num_steps <= self.steps:
             raise ValueError(f"num_steps must be 1 to {self.steps}, got {num_steps!r}.")
         if not 0 <= strength <= 1 or int(num_steps * strength) < 1:
-            raise ValueError(
-                f"strength must lie between 0 and 1 and leave a step of {num_steps}, got "
-                f"{strength!r}."
-            )
+            where = f"between 0 and 1 and leave a step of {num_steps}"
+            raise ValueError(f"strength must lie {where}, got {strength!r}.")
         start = num_steps - int(num_steps * strength)
         rows = PLANS[self.kind](self, num_steps, start, eta)
-        rows = {name: np.asarray(row, "float64") for name, row in rows.items()}
-        count, zero = len(rows["timestep"]), np.zeros(len(rows["timestep"]))
-        self._fold(rows)
-        past = rows.setdefault("past", np.zeros((count, 1)))
-        rows.setdefault("noise", zero)
-        depth = int(past.any(0).nonzero()[0].max(initial=-1)) + 1
-        noisy = rows.pop("starts_noisy", zero)[0]
-        level = rows["std"][0] if noisy else np.hypot(rows["signal"][0], rows["std"][0])
-        rows["next_signal"] = np.append(rows["signal"][1:], 1.0)
-        rows["next_std"] = np.append(rows["std"][1:], 0.0)
-        clip = self.config["clip_sample_range"] if self.config.get("clip_sample") else None
-        rows = {name: row.astype("float32") for name, row in rows.items()}
-        return Plan(rows, float(level), depth, {"keeps_clean": self.kind == DPM, "clip": clip})
-
-    def _fold(self, rows):
-        """Say x0 and the noise by x and the model's output, and the noise no more."""
-        alpha, sigma = rows.pop("alpha"), rows.pop("sigma")
-        scale = rows.setdefault("scale", np.ones_like(alpha))
-        clean, noise = self._said(alpha, sigma, scale)
-        weight = rows.pop("eps", np.zeros_like(alpha))
+        alpha, sigma, spread = rows.pop("alpha"), rows.pop("sigma"), rows.pop("spread", False)
+        zero = np.zeros_like(alpha)
+        rows = dict.fromkeys(("x", "output", "clean", "eps", "noise"), zero) | rows
+        rows = {"scale": zero + 1, "past": zero[:, None], **rows}
+        clean, noise = self._said(alpha, sigma, rows["scale"])
+        weight = rows.pop("eps")
         rows |= {"clean_x": clean[0], "clean_output": clean[1]}
-        rows["x"] = rows.get("x", 0) + weight * noise[0]
-        rows["output"] = rows.get("output", 0) + weight * noise[1]
-        rows.setdefault("clean", np.zeros_like(alpha))
-        rows |= {"signal": alpha / scale, "std": sigma / scale}
+        rows["x"], rows["output"] = (
+            rows["x"] + weight * noise[0],
+            rows["output"] + weight * noise[1],
+        )
+        signal, std = rows["signal"], rows["std"] = alpha / rows["scale"], sigma / rows["scale"]
+        rows |= {"next_signal": np.append(signal[1:], 1.0), "next_std": np.append(std[1:], 0.0)}
+        depth = int(rows["past"].any(0).nonzero()[0].max(initial=-1)) + 1
+        clip = self.config["clip_sample_range"] if self.config.get("clip_sample") else None
+        rows = {name: np.asarray(row, "float32") for name, row in rows.items()}
+        first = float(std[0] if spread else np.hypot(signal[0], std[0]))
+        return Plan(rows, first, depth, {"keeps_clean": self.kind == DPM, "clip": clip})
 
     def _said(self, alpha, sigma, scale=1.0):
         """x0 and the noise as weights of (x, the model's output)."""
@@ -331,9 +306,8 @@ def _pndm(scheduler, count, start, eta):
     output = new_alpha * clean_output + new_sigma * noise_output
     weights = MULTIPLES[np.minimum(np.arange(len(timesteps)), 5)]
     past = output[:, None] * weights[:, 1:]
-    if len(timesteps) > 1:
-        past[1, 0] -= x[1] * output[0] / x[0]
-        x[1] /= x[0]
+    past[1:2, 0] -= x[1:2] * output[0] / x[0]
+    x[1:2] /= x[0]
     alpha, sigma = scheduler._levels(timesteps)
     rows = {"timestep": timesteps, "alpha": alpha, "sigma": sigma, "past": past}
     return rows | {"x": x, "output": output * weights[:, 0]}
@@ -348,9 +322,8 @@ def _euler(scheduler, count, start, eta):
         noise = new * np.sqrt(np.maximum(1 - (new / level) ** 2, 0))
         new = new**2 / level  # sqrt(new^2 - noise^2)
     scale = 1 / np.sqrt(level**2 + 1)
-    spread = scheduler.config["timestep_spacing"] != "leading"
     rows = {"timestep": timesteps, "alpha": scale, "sigma": level * scale, "scale": scale}
-    rows |= {"starts_noisy": np.full(len(level), spread), "noise": noise}
+    rows |= {"spread": scheduler.config["timestep_spacing"] != "leading", "noise": noise}
     return rows | {"x": new / level, "clean": 1 - new / level}
 
 

@@ -13,9 +13,9 @@ from khub.optimizers import AdamW
 from khub.training.data import pack_x_y_sample_weight, unpack_x_y_sample_weight
 
 from ..presets.family import of_class
-from ..presets.images import FILTERS, ImagePreprocessor, read_image
+from ..presets.images import FILTERS, ImagePreprocessor, object_rows, read_image
 from .backbone import ImageBackbone, dtype_policy
-from .detection_data import images_of, object_rows
+from .detection_data import images_of
 from .image_classifier import ImageTask
 
 LEAST_PART = 0.5  # of height and width, of what augmentation cuts out

@@ -4,10 +4,11 @@ What shapes do not say, because no file does, is fixed: heads, and what the last
 """
 
 import re
+from copy import copy
 
 from ..nlp.tokenizers import Tokenizer
 from ..presets import weights
-from ..presets.tensors import Checkpoint, Tensor, WeightsError
+from ..presets.tensors import Checkpoint, Renamed, Tensor, WeightsError
 from .autoencoder import Autoencoder
 from .clip import CLIPTextEncoder
 from .schedulers import Scheduler
@@ -31,19 +32,15 @@ RESNET = [
     *((r"out_layers.0", "norm2"), (r"out_layers.3", "conv2"), ("skip_connection", "conv_shortcut")),
 ]
 UNET = [
-    (r"^time_embed.0", "time_embedding.linear_1"),
-    (r"^time_embed.2", "time_embedding.linear_2"),
-    (r"^label_emb.0.0", "add_embedding.linear_1"),
-    (r"^label_emb.0.2", "add_embedding.linear_2"),
-    (r"^middle_block.1", "mid_block.attentions.0"),
-    (r"^middle_block.0", "mid_block.resnets.0"),
+    *((r"^time_embed", "time_embedding"), (r"^label_emb.0", "add_embedding")),
+    *((r"(embedding).0", r"\1.linear_1"), (r"(embedding).2", r"\1.linear_2")),
+    *((r"^middle_block.1", "mid_block.attentions.0"), (r"^out.0", "conv_norm_out")),
+    *((r"^middle_block.0", "mid_block.resnets.0"), (r"^out.2", "conv_out")),
     (r"^middle_block.2", "mid_block.resnets.1"),
-    *((r"^out.0", "conv_norm_out"), (r"^out.2", "conv_out")),
 ]
 VAE = [
-    (r"\.mid\.block_1", ".mid_block.resnets.0"),
+    *((r"\.mid\.block_1", ".mid_block.resnets.0"), (r"\.mid\.attn_1", ".mid_block.attentions.0")),
     (r"\.mid\.block_2", ".mid_block.resnets.1"),
-    (r"\.mid\.attn_1", ".mid_block.attentions.0"),
     (r"\.(down|up)\.(\d+)\.block", r".\1_blocks.\2.resnets"),
     (r"\.(down|up)\.(\d+)\.(down|up)sample", r".\1_blocks.\2.\3samplers.0"),
     *((r"norm_out", "conv_norm_out"), (r"nin_shortcut", "conv_shortcut")),
@@ -54,9 +51,8 @@ OPEN_CLIP = [  # of open_clip -> of transformers
     *((r"^transformer\.resblocks", "encoder.layers"), (r"\.ln_([12])", r".layer_norm\1")),
     *((r"\.mlp\.c_fc", ".mlp.fc1"), (r"\.mlp\.c_proj", ".mlp.fc2")),
     *((r"\.attn\.out_proj", ".self_attn.out_proj"), (r"^ln_final", "final_layer_norm")),
-    (r"^token_embedding", "embeddings.token_embedding"),
+    *((r"^token_", "embeddings.token_"), (r"^text_projection", "text_projection.weight")),
     (r"^positional_embedding", "embeddings.position_embedding.weight"),
-    (r"^text_projection", "text_projection.weight"),
 ]
 
 
@@ -87,26 +83,14 @@ def unet_name(name, layers):
     return (_substituted(name, RESNET) if "resnets" in name else name).rstrip(".")
 
 
-class View:
-    """Tensors of a file under the names of diffusers: a checkpoint.  tensors: name -> `Tensor`"""
-
-    def __init__(self, path, tensors):
-        self.path, self.tensors, self.names = path, tensors, tensors.keys()
-
-    def tensor(self, name):
-        """Return the named `Tensor`."""
-        if name not in self.tensors:
-            raise WeightsError(f"{self.path} has no tensor that diffusers calls {name}.")
-        return self.tensors[name]
-
-    def count(self, start):
-        """How many modules are called {start}{number}."""
-        found = (re.match(rf"{re.escape(start)}(\d+)\.", name) for name in self.names)
-        return len({match[1] for match in found if match})
+def _count(names, start):
+    """How many modules are called {start}{number}."""
+    found = (re.match(rf"{re.escape(start)}(\d+)\.", name) for name in names)
+    return len({match[1] for match in found if match})
 
 
 def _views(path):
-    """part -> `View`, of all that is in a file."""
+    """part -> checkpoint, of all that is in a file."""
     file, found = Checkpoint(path), {}
     for name in file.names:
         for prefix, part in PARTS.items():
@@ -115,8 +99,7 @@ def _views(path):
     if not found.keys() >= {"unet", "vae", "text_encoder"}:
         raise WeightsError(
             f"{path} is no Stable Diffusion in one file: it has {', '.join(found) or 'nothing'} of "
-            f"unet, vae and text_encoder, whose names begin with {', '.join(list(PARTS)[:3])} ... "
-            "For LoRA and textual inversion there are load_lora and load_textual_inversion."
+            "unet, vae and text_encoder. For LoRA there is load_lora."
         )
     numbers = [re.match(r"input_blocks\.(\d+)\.0\.(op)?", name) for name in found["unet"]]
     downs = {match[1] for match in numbers if match and match[2]}
@@ -127,12 +110,12 @@ def _views(path):
     for part in found.keys() - {"unet", "vae"}:
         if "positional_embedding" in found[part]:
             found[part] = dict(_open_clip(found[part]))
-    return {part: View(path, tensors) for part, tensors in found.items()}
+    return {part: Renamed(path, tensors) for part, tensors in found.items()}
 
 
 def _vae(tensors):
     """Names of diffusers; blocks up are counted from the other end, attention is of Dense."""
-    last = View(None, tensors).count("decoder.up.") - 1
+    last = _count(tensors, "decoder.up.") - 1
     for name, x in tensors.items():
         name = re.sub(r"^decoder\.up\.(\d+)", lambda m: f"decoder.up.{last - int(m[1])}", name)
         name = _substituted(name, VAE)
@@ -158,46 +141,48 @@ def _open_clip(tensors):
             yield name, x
 
 
-def _widths(view, start, count):
-    return [view.tensor(f"{start}{i}.resnets.0.conv1.weight").shape[0] for i in range(count)]
+def _size(view, name, axis=0):
+    return view.tensor(f"{name}.weight").shape[axis]
+
+
+def _blocks(view, start):
+    """What both configurations say of the blocks on the way down, and how many these are."""
+    count = _count(view.names, start)
+    widths = [_size(view, f"{start}{i}.resnets.0.conv1") for i in range(count)]
+    layers = _count(view.names, f"{start}0.resnets.")
+    return {"block_out_channels": widths, "layers_per_block": layers}, count
 
 
 def _unet_config(view, pooled):
-    count = view.count("down_blocks.")
-    widths = _widths(view, "down_blocks.", count)
-    depths = [view.count(f"down_blocks.{i}.attentions.0.transformer_blocks.") for i in range(count)]
-    first = f"down_blocks.{next((i for i, d in enumerate(depths) if d), 0)}.attentions.0"
-    linear = len(view.tensor(f"{first}.proj_in.weight").shape) == 2
-    context = view.tensor(f"{first}.transformer_blocks.0.attn2.to_k.weight").shape[1]
+    config, count = _blocks(view, "down_blocks.")
+    middle = "mid_block.attentions.0"
+    starts = [*(f"down_blocks.{i}.attentions.0" for i in range(count)), middle]
+    *depths, last = (_count(view.names, f"{start}.transformer_blocks.") for start in starts)
+    linear = len(view.tensor(f"{middle}.proj_in.weight").shape) == 2
+    heads = [max(1, width // 64) for width in config["block_out_channels"]] if linear else 8
     kinds = ["CrossAttn" if depth else "" for depth in depths]
-    depths[-1] = depths[-1] or view.count("mid_block.attentions.0.transformer_blocks.")
-    config = {
-        "in_channels": view.tensor("conv_in.weight").shape[1],
-        "out_channels": view.tensor("conv_out.weight").shape[0],
-        "block_out_channels": widths,
-        "layers_per_block": view.count("down_blocks.0.resnets."),
+    config |= {
+        "in_channels": _size(view, "conv_in", 1),
+        "out_channels": _size(view, "conv_out"),
         "down_block_types": [f"{kind}DownBlock2D" for kind in kinds],
         "up_block_types": [f"{kind}UpBlock2D" for kind in kinds[::-1]],
-        "cross_attention_dim": context,
-        "transformer_layers_per_block": [depth or 1 for depth in depths],
+        "cross_attention_dim": _size(view, f"{middle}.transformer_blocks.0.attn2.to_k", 1),
+        "transformer_layers_per_block": [*(d or 1 for d in depths[:-1]), depths[-1] or last],
         "use_linear_projection": linear,
-        "attention_head_dim": [max(1, width // 64) for width in widths] if linear else 8,
+        "attention_head_dim": heads,
     }
     if pooled:
-        inputs = view.tensor("add_embedding.linear_1.weight").shape[1]
-        config |= dict(
-            addition_embed_type="text_time", addition_time_embed_dim=(inputs - pooled) // 6
-        )
+        inputs = _size(view, "add_embedding.linear_1", 1)
+        config |= {"addition_embed_type": "text_time"}
         config["projection_class_embeddings_input_dim"] = inputs
+        config["addition_time_embed_dim"] = (inputs - pooled) // 6
     return config
 
 
 def _vae_config(view, is_xl):
-    count = view.count("encoder.down_blocks.")
-    return {
-        "block_out_channels": _widths(view, "encoder.down_blocks.", count),
-        "layers_per_block": view.count("encoder.down_blocks.0.resnets."),
-        "latent_channels": view.tensor("post_quant_conv.weight").shape[1],
+    config, count = _blocks(view, "encoder.down_blocks.")
+    return config | {
+        "latent_channels": _size(view, "post_quant_conv", 1),
         "down_block_types": ["DownEncoderBlock2D"] * count,
         "up_block_types": ["UpDecoderBlock2D"] * count,
         "scaling_factor": 0.13025 if is_xl else 0.18215,
@@ -207,36 +192,23 @@ def _vae_config(view, is_xl):
 def _text_config(view, is_open, projects):
     start = "" if is_open else "text_model."
     vocabulary, width = view.tensor(f"{start}embeddings.token_embedding.weight").shape
-    layers = view.count(f"{start}encoder.layers.")
-    stem = "CLIPTextModelWithProjection" if projects else "CLIPTextModel"
+    layers = _count(view.names, f"{start}encoder.layers.")
     return {
         "model_type": "clip_text_model",
-        "architectures": [stem],
-        "projection_dim": view.tensor("text_projection.weight").shape[0] if projects else 512,
+        "projection_dim": _size(view, "text_projection") if projects else 512,
         "vocab_size": vocabulary,
         "hidden_size": width,
-        "intermediate_size": view.tensor(f"{start}encoder.layers.0.mlp.fc1.weight").shape[0],
+        "intermediate_size": _size(view, f"{start}encoder.layers.0.mlp.fc1"),
         "num_hidden_layers": layers - (is_open and not projects),  # 2.x takes the last but one
         "num_attention_heads": max(1, width // 64),
-        "max_position_embeddings": view.tensor(
-            f"{start}embeddings.position_embedding.weight"
-        ).shape[0],
+        "max_position_embeddings": _size(view, f"{start}embeddings.position_embedding"),
         "hidden_act": "gelu" if is_open else "quick_gelu",
         "eos_token_id": vocabulary - 1,
     }
 
 
-def read(
-    path,
-    load_weights=True,
-    dtype=None,
-    strict=True,
-    quantize=None,
-    tokenizer=TOKENIZER,
-    prediction_type=None,
-    **options,
-):
-    """Return the arguments of `StableDiffusion` for a file with all of its models.
+def read(path, load_weights=True, dtype=None, tokenizer=TOKENIZER, prediction_type=None, **options):
+    """Return the arguments of `StableDiffusion` for a file with all of its models, read strictly.
 
     tokenizer: a `Tokenizer`, or a folder or handle that has one   prediction_type: of the UNet;
     files of 2.x must be told: "epsilon" for images of 512, "v_prediction" for 768
@@ -244,12 +216,10 @@ def read(
     """
     views = _views(path)
     is_xl = "text_encoder_2" in views
-    is_two = not views["text_encoder"].count("text_model.encoder.layers.")
+    is_two = not _count(views["text_encoder"].names, "text_model.encoder.layers.")
     if is_two and prediction_type is None:
-        raise ValueError(
-            f"{path} is Stable Diffusion 2, whose files do not say what the UNet predicts: give "
-            "prediction_type='epsilon' (512-base) or 'v_prediction' (768)."
-        )
+        hint = "give prediction_type='epsilon' (512-base) or 'v_prediction' (768)"
+        raise ValueError(f"{path} is of version 2, which does not say what it predicts: {hint}.")
     texts = {"text_encoder": (is_two, False)} | ({"text_encoder_2": (True, True)} if is_xl else {})
     configs = {part: _text_config(views[part], *kind) for part, kind in texts.items()}
     pooled = configs["text_encoder_2"]["projection_dim"] if is_xl else 0
@@ -258,25 +228,23 @@ def read(
     configs["vae"] = _vae_config(views["vae"], is_xl)
     if is_two:  # the layer that is not used
         last = f"encoder.layers.{configs['text_encoder']['num_hidden_layers']}."
-        tensors = views["text_encoder"].tensors.items()
-        kept = {n: x for n, x in tensors if not n.startswith((last, "text_projection"))}
-        views["text_encoder"] = View(path, kept)
+        view = views["text_encoder"]
+        kept = [n for n in view.names if not n.startswith((last, "text_projection"))]
+        views["text_encoder"] = Renamed(path, {n: view.tensor(n) for n in kept})
     for part, config in configs.items():
         cls = {"unet": UNet, "vae": Autoencoder}.get(part, CLIPTextEncoder)
         arguments = cls.config_from_reference(config)
-        if hasattr(cls, "config_from_names"):
+        if part != "unet":
             arguments = cls.config_from_names(arguments, views[part].names)
         options[part] = cls(**arguments, **({"dtype": dtype} if dtype else {}))
         if load_weights:
-            weights.load(options[part], views[part], strict=strict)
-        if quantize:
-            options[part].quantize(quantize)
-    for name, opens in {"tokenizer": is_two, **({"tokenizer_2": True} if is_xl else {})}.items():
-        given = hasattr(tokenizer, "encode")
-        options[name] = found = tokenizer if given else Tokenizer.from_preset(tokenizer)
-        if opens:  # open_clip pads with this, CLIP with the end
-            found.special_tokens = {**found.special_tokens, "pad_token": "!"}
-            found.pad_token_id = found.token_to_id("!")
+            weights.load(options[part], views[part])
+    words = tokenizer if hasattr(tokenizer, "encode") else Tokenizer.from_preset(tokenizer)
+    options["tokenizer"], padded = words, copy(words)  # open_clip pads with "!", CLIP with the end
+    padded.special_tokens = {**words.special_tokens, "pad_token": "!"}
+    padded.pad_token_id = words.token_to_id("!")
+    if is_two or is_xl:
+        options["tokenizer" if is_two else "tokenizer_2"] = padded
     kind, predicts = "euler" if is_xl else "pndm", prediction_type or "epsilon"
     options["scheduler"] = Scheduler(kind, **SCHEDULER, prediction_type=predicts)
     return options

@@ -17,20 +17,18 @@ from khub.random import next_initial_seed
 from ..nlp.tokenizers import Tokenizer, check_texts
 from ..presets import Family, Pipeline, info, register
 from ..presets.download import DownloadError
+from ..presets.images import object_rows, read_images
 from . import diffusion_inputs as inputs
 from . import single_file
 from .adapters import Adapters
-from .diffusion_inputs import objects, pictures, prepared, rows
+from .diffusion_inputs import prepared, rows
 from .diffusion_loop import Loop
 from .schedulers import Scheduler
 
 DEFAULT, EMBEDDED = "stable_diffusion_1.5", "stable_diffusion_digits_micro"
 # what diffusers calls pipelines of these parts
-CLASSES = [
-    f"StableDiffusion{xl}{kind}Pipeline"
-    for xl in ("", "XL")
-    for kind in ("", "ControlNet", "Img2Img", "Inpaint")
-]
+KINDS = ("", "ControlNet", "Img2Img", "Inpaint")
+CLASSES = [f"StableDiffusion{xl}{kind}Pipeline" for xl in ("", "XL") for kind in KINDS]
 CLASSES += ["LatentConsistencyModelPipeline", "LatentConsistencyModelImg2ImgPipeline"]
 
 
@@ -42,8 +40,8 @@ class StableDiffusion(Adapters, Pipeline, models.Model):
     parts: in place of a preset: unet, vae, text_encoder, tokenizer, scheduler, for XL
     text_encoder_2 and tokenizer_2, one or several `ControlNet`s as controlnet; index: what
     model_index.json says besides
-    decode_tile: side in latents of the parts that an image is decoded in, None: as a whole
-    decode_one_by_one: decode one image after the other; both save memory
+    decode_tile: side in latents of the parts that an image is decoded in, None: as a whole; less
+    memory is also needed with `decode_one_by_one` set: one image after the other
     accept_license: needed for a preset whose licence restricts its use, as most of these do
     """
 
@@ -53,6 +51,7 @@ class StableDiffusion(Adapters, Pipeline, models.Model):
         "scheduler": Scheduler.load,
     }
     required = ("text_encoder", "tokenizer", "unet", "vae", "scheduler")
+    decode_one_by_one = False
 
     def __init__(
         self,
@@ -61,19 +60,16 @@ class StableDiffusion(Adapters, Pipeline, models.Model):
         preset=DEFAULT,
         index=None,
         decode_tile=None,
-        decode_one_by_one=False,
         accept_license=False,
-        name=None,
         **parts,
     ):
-        super().__init__(name=name)
+        super().__init__(name=parts.pop("name", None))
         if unknown := parts.keys() - self.folders.keys():
             known = ", ".join(self.folders)
             raise TypeError(f"StableDiffusion has no part {', '.join(unknown)}; it has {known}.")
         self.img_height, self.img_width, self.preset = img_height, img_width, preset
-        self.decode_tile, self.decode_one_by_one = decode_tile, decode_one_by_one
-        self.accept_license = accept_license
-        self.index, self.preprocessor = index, inputs.TrainingData(self)
+        self.index, self.decode_tile, self.accept_license = index, decode_tile, accept_license
+        self.preprocessor = inputs.TrainingData(self)
         self.__dict__.update(dict.fromkeys(self.folders))
         self.compile()
         if parts:
@@ -100,11 +96,10 @@ class StableDiffusion(Adapters, Pipeline, models.Model):
             opened = type(self).from_preset(self.preset, accept_license=self.accept_license)
         except DownloadError as error:
             what = info(self.preset)
+            size = f"{what.source}, {what.bytes / 1e9:.1f} GB, licence {what.licence}"
             raise DownloadError(
-                f"StableDiffusion() opens the preset {self.preset!r} ({what.source}, "
-                f"{what.bytes / 1e9:.1f} GB, licence {what.licence}), which is not on this "
-                f"machine: {error} Without a network there is StableDiffusion.from_preset("
-                f"{EMBEDDED!r}), which ships with khub and draws handwritten digits."
+                f"StableDiffusion() opens the preset {self.preset!r} ({size}): {error} Without a "
+                f"network: StableDiffusion.from_preset({EMBEDDED!r}), which ships with khub."
             ) from error
         self.index = opened.index
         self._adopt({name: getattr(opened, name) for name in self.folders})
@@ -121,13 +116,11 @@ class StableDiffusion(Adapters, Pipeline, models.Model):
             kind = f"{'XL' * self.is_xl}{'ControlNet' * bool(controls)}"
             self.index = {"_class_name": f"StableDiffusion{kind}Pipeline"}
             self.index |= {} if self.is_xl else {"requires_safety_checker": False}
-        side = self.unet.sample_size or 64
-        sides = side if isinstance(side, (list, tuple)) else (side, side)
-        self.img_height = self.img_height or sides[0] * self.vae.stride
-        self.img_width = self.img_width or sides[1] * self.vae.stride
-        frozen = (self.text_encoder, self.text_encoder_2, self.vae, *self._controls)
-        for part in filter(lambda part: part is not None, frozen):
-            part.trainable = False
+        height, width = (np.broadcast_to(self.unet.sample_size or 64, 2) * self.vae.stride).tolist()
+        self.img_height, self.img_width = self.img_height or height, self.img_width or width
+        for part in (self.text_encoder, self.text_encoder_2, self.vae, *self._controls):
+            if part is not None:
+                part.trainable = False
         self.build(None)
         self.forget_functions()
 
@@ -177,14 +170,6 @@ class StableDiffusion(Adapters, Pipeline, models.Model):
         context = np.concatenate([part["penultimate_output"] for part in found], -1)
         return {"context": context, "pooled": found[1]["pooled_output"]}
 
-    def _negative(self, prompt, positive):
-        """The encoded negative prompt."""
-        if isinstance(prompt, dict):
-            return prompt
-        if prompt is None and self.is_xl and self.index.get("force_zeros_for_empty_prompt", True):
-            return {name: np.zeros_like(x) for name, x in positive.items()}
-        return self.encode_text("" if prompt is None else prompt)
-
     def conditions(self, texts, size, scale=1.0):
         """What the UNet takes beside latents and times, for encoded texts and a size in pixels."""
         count, found = len(texts["context"]), dict(texts)
@@ -218,10 +203,9 @@ class StableDiffusion(Adapters, Pipeline, models.Model):
         images = [self._run("decode", part) for part in np.split(latents, count)]
         images = np.concatenate(images).astype("float32")
         if not np.isfinite(images).all():
-            where = "decoded images" if np.isfinite(latents).all() else "latents"
             raise FloatingPointError(
-                f"The {where} are no numbers (NaN or infinite) in {vae.compute_dtype}. float16 "
-                "overflows in some models: use dtype='bfloat16' or 'float32'."
+                f"The images are no numbers (NaN or infinite), computed in {vae.compute_dtype}; "
+                "float16 overflows in some models: use dtype='bfloat16' or 'float32'."
             )
         return np.round((images / 2 + 0.5).clip(0, 1) * 255).astype("uint8")
 
@@ -243,7 +227,9 @@ class StableDiffusion(Adapters, Pipeline, models.Model):
         control_scale=1.0,
         callback=None,
         verbose="auto",
-        **start,
+        image=None,
+        mask=None,
+        strength=1.0,
     ):
         """Return images of a text or several, uint8 (n, img_height, img_width, 3).
 
@@ -256,18 +242,14 @@ class StableDiffusion(Adapters, Pipeline, models.Model):
         latents: float (n, height / 8, width / 8, channels), in place of the first noise
         guidance_rescale: 0 to 1, takes contrast back, arXiv:2305.08891   eta: 0 to 1, DDIM's noise
         control_image, control_scale: of a ControlNet, lists of several
-        callback: called with (step, latents)   start: as the next two methods have it
+        callback: called with (step, latents)   image, mask, strength: see the next two methods
         Raises FloatingPointError when the result is no number.
         """
         self.open()
         scale, stride = float(unconditional_guidance_scale), self.vae.stride
         guided = scale > 1 and self.unet.time_cond_proj_dim is None
-        image, mask, strength = (start.pop(n, None) for n in ("image", "mask", "strength"))
-        strength = 1.0 if strength is None else strength
-        if start:
-            raise TypeError(f"text_to_image does not know {', '.join(start)}.")
         plan = self.scheduler.like(scheduler or self.scheduler).plan(num_steps, strength, eta)
-        images = [] if image is None else pictures(image)
+        images = [] if image is None else read_images(image)
         size = before = images[0].size[::-1] if images else (self.img_height, self.img_width)
         size = tuple(n - n % stride for n in size) if images else size
         if not all(n >= stride and n % stride == 0 for n in size):
@@ -284,19 +266,18 @@ class StableDiffusion(Adapters, Pipeline, models.Model):
         noise = inputs.draws(inputs.seeds(seed, count), shape[1:], steps)
         first = noise[0] if latents is None else np.asarray(latents, "float32")
 
-        if guided:
-            texts.insert(0, self._negative(negative_prompt, texts[0]))
-        texts = {
-            name: np.concatenate([rows(part[name], count, "prompts") for part in texts])
-            for name in texts[0]
-        }
+        zeros = negative_prompt is None and self.is_xl
+        if guided and zeros and self.index.get("force_zeros_for_empty_prompt", True):
+            texts.insert(0, {name: np.zeros_like(x) for name, x in texts[0].items()})
+        elif guided:
+            encoded = isinstance(negative_prompt, dict)
+            texts.insert(0, negative_prompt if encoded else self.encode_text(negative_prompt or ""))
+        texts = {n: np.concatenate([rows(p[n], count, "prompts") for p in texts]) for n in texts[0]}
         given = {"guided": guided, "scale": scale, "rescale": guidance_rescale or None}
         given["inputs"] = self.conditions(texts, size, scale)
         pairs = inputs.controls(control_image, control_scale, size, count)
-        if len(pairs) != len(self._controls):
-            raise ValueError(
-                f"There are {len(self._controls)} ControlNets, {len(pairs)} control_image."
-            )
+        if len(pairs) != (nets := len(self._controls)):
+            raise ValueError(f"There are {nets} ControlNets, {len(pairs)} control_image.")
         given["control"] = [(np.concatenate([x] * (1 + guided)), s) for x, s in pairs]
         x = first * np.float32(plan.start)
         if images:
@@ -341,8 +322,7 @@ class StableDiffusion(Adapters, Pipeline, models.Model):
 
         image: as in `image_to_image`   mask: the same, of the same size, or bool (height, width)
         """
-        options |= dict(image=image, mask=mask, strength=strength)
-        return self.text_to_image(prompt, **options)
+        return self.text_to_image(prompt, image=image, mask=mask, strength=strength, **options)
 
     # --- training --------------------------------------------------------------------------------
     def call(self, batch, training=None):
@@ -360,15 +340,17 @@ class StableDiffusion(Adapters, Pipeline, models.Model):
         x: paths, PIL images or arrays of 0..255, of which the middle is taken   y: list[str]
         Noise and times follow `khub.utils.set_random_seed`. LoRA become a part of the weights.
         """
-        self.open().keep_loras()
+        self.open()._loras, self._values = {}, {}
         self.preprocessor.restart(next_initial_seed())
-        return super().fit(objects(x), objects(y), *args, validation_data=validation_data, **kwargs)
+        return super().fit(
+            object_rows(x), object_rows(y), *args, validation_data=validation_data, **kwargs
+        )
 
     def evaluate(self, x, y=None, *args, **kwargs):
         """As `Model.evaluate`, of images x and captions y, always with the same noise."""
         self.open()
         with self.preprocessor.fixed():
-            return super().evaluate(objects(x), objects(y), *args, **kwargs)
+            return super().evaluate(object_rows(x), object_rows(y), *args, **kwargs)
 
 
 TASKS = {"TextToImage": StableDiffusion}

@@ -275,6 +275,19 @@ class Checkpoint:
         return {dtype.name for dtype in dtypes if is_float(dtype)}
 
 
+class Renamed:
+    """Some tensors under other names, as a checkpoint.  tensors: name -> `Tensor`"""
+
+    def __init__(self, path, tensors):
+        self.path, self.names, self._tensors = path, tensors.keys(), tensors
+
+    def tensor(self, name):
+        """Return the named `Tensor`. Raises WeightsError when there is none."""
+        if name not in self._tensors:
+            raise WeightsError(f"{self.path} has no {name}, whatever it is called there.")
+        return self._tensors[name]
+
+
 def _open(path):
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; the preset is incomplete.")

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from parity.diffusion_pipelines import SIDE, made_once, ours, reopened, torch
 
+import khub
 from khub import cv
 from khub.nlp import Tokenizer
 from khub.presets import WeightsError
@@ -89,7 +90,7 @@ def test_lora(made, tmp_path, layout):
     with pytest.raises(ValueError, match="There is a LoRA 'less' already"):
         model.load_lora(tmp_path / "style.safetensors", name="less")
     model.remove_lora("style")
-    with pytest.raises(ValueError, match="There is no LoRA 'style', but less"):
+    with pytest.raises(ValueError, match="There is no LoRA 'style'; there are less"):
         model.remove_lora("style")
     model.remove_lora()
     assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
@@ -135,7 +136,7 @@ def test_textual_inversion(made, tmp_path, kind):
     with pytest.raises(ValueError, match="knows <toy>.* already"):
         model.load_textual_inversion(path)
     save_file({"<wide>": torch.ones(2, 31)}, tmp_path / "wide.safetensors")
-    with pytest.raises(WeightsError, match=r"<wide> \(2, 31\); expected vectors of .* width, 32"):
+    with pytest.raises(WeightsError, match=r"<wide> \(2, 31\); expected vectors of the width .32."):
         model.load_textual_inversion(tmp_path / "wide.safetensors")
     model.save_to_preset(tmp_path / "saved")
     again = cv.StableDiffusion.from_preset(tmp_path / "saved")
@@ -291,7 +292,8 @@ def test_one_file(made, tmp_path, kind):
             cv.StableDiffusion.from_preset(path, tokenizer=words)
     if kind == "1":
         assert one.scheduler.config == model.scheduler.config
-        assert np.array_equal(ours(one), ours(model))
+        if khub.backend.name == "torch":  # where nothing is compiled
+            assert np.array_equal(ours(one), ours(model))
 
 
 @pytest.mark.once
@@ -306,7 +308,7 @@ def test_files_that_are_refused(made, tmp_path):
     tensors = {n: x.clone() for n, x in original(pipeline, "1").items()}
     del tensors["model.diffusion_model.out.2.weight"]
     save_file(tensors, path)
-    with pytest.raises(WeightsError, match="no tensor that diffusers calls conv_out.weight"):
+    with pytest.raises(WeightsError, match="has no conv_out.weight, whatever"):
         cv.StableDiffusion.from_preset(path)
     torch.save({"state_dict": tensors, "callbacks": {pytest.Function: 1}}, tmp_path / "a.ckpt")
     with pytest.raises(WeightsError, match="a.ckpt names .*Function, which no state dict needs"):

@@ -26,7 +26,10 @@ def made(tmp_path_factory):
     return made_once(tmp_path_factory.mktemp("made"))
 
 
-@pytest.mark.parametrize("kind", ["1", "2", "xl"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("kind", ["1", pytest.param("2", marks=SLOW), "xl"])
 def test_text_to_image(made, kind):
     _, pipeline, model = made(kind)
     assert (model.img_height, model.img_width) == (SIDE, SIDE)
@@ -34,6 +37,7 @@ def test_text_to_image(made, kind):
     close(ours(model, unconditional_guidance_scale=5.0), want)
 
 
+@SLOW
 def test_without_guidance_and_a_negative_prompt(made):
     _, pipeline, model = made("1")
     close(
@@ -63,6 +67,7 @@ def photograph(seed=1):
     return Image.fromarray(small).resize((SIDE, SIDE), Image.BICUBIC)
 
 
+@SLOW
 def test_image_to_image(made, monkeypatch):
     folder, _, model = made("1")
     pipeline = reopened(folder, "StableDiffusionImg2ImgPipeline")
@@ -74,7 +79,10 @@ def test_image_to_image(made, monkeypatch):
     close(found, np.round(want * 255).astype("uint8"))
 
 
-@pytest.mark.parametrize("kind, strength", [("1", 1.0), ("1", 0.7), ("9", 1.0)])
+@pytest.mark.parametrize(
+    "kind, strength",
+    [("1", 1.0), *(pytest.param(*case, marks=SLOW) for case in [("1", 0.7), ("9", 1.0)])],
+)
 def test_inpaint(made, monkeypatch, kind, strength):
     folder, _, model = made(kind)
     pipeline = reopened(folder, "StableDiffusionInpaintPipeline")
@@ -102,6 +110,7 @@ def control(model, pipeline, seed, folder):
     return net, cv.ControlNet.from_preset(folder)
 
 
+@SLOW
 def test_controlnets(made, tmp_path):
     folder, pipeline, model = made("1")
     nets = [control(model, pipeline, seed, tmp_path / str(seed)) for seed in (1, 2)]

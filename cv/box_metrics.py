@@ -44,10 +44,8 @@ class MeanAveragePrecision(Metric):
         """Forget all batches."""
         self._found, self._wanted = {}, {}  # class -> rows of `_matched`; numbers (areas,)
 
-    def update_state(self, y_true, y_pred, sample_weight=None):
+    def update_state(self, y_true, y_pred):
         """Add a batch of images."""
-        if sample_weight is not None:
-            raise ValueError("MeanAveragePrecision takes no sample_weight.")
         truth, found = (_images(labels) for labels in (y_true, y_pred))
         if len(truth) != len(found):
             raise ValueError(f"y_true has {len(truth)} images, y_pred {len(found)}.")
@@ -58,10 +56,8 @@ class MeanAveragePrecision(Metric):
                     f"Class {present[-1]:.0f} is not one of class_count={self.class_count}."
                 )
             for kind in present.tolist():
-                one, other = (
-                    {k: v[d["classes"] == kind] for k, v in d.items()} for d in (wanted, given)
-                )
-                self._add(kind, one, other)
+                parts = wanted["classes"] == kind, given["classes"] == kind
+                self._add(kind, _of(wanted, parts[0]), _of(given, parts[1]))
 
     def _add(self, kind, wanted, given):
         """Match the detections of one class in one image with its objects."""
@@ -69,8 +65,8 @@ class MeanAveragePrecision(Metric):
         boxes, confidence = given["boxes"][best], given["confidence"][best]
         crowd = wanted["crowd"] > 0
         ignored = crowd | (wanted["area"] < LOW) | (wanted["area"] > HIGH)  # (areas, objects)
-        matches = _matched(_iou(boxes, wanted["boxes"], crowd), crowd, ignored, self._thresholds)
-        matched, unjudged = matches
+        iou = _iou(boxes, wanted["boxes"], crowd)
+        matched, unjudged = _matched(iou, crowd, ignored, self._thresholds)
         outside = (given["area"][best] < LOW) | (given["area"][best] > HIGH)
         unjudged = unjudged | ~matched & outside[:, None]
         row = confidence, np.arange(len(best)), matched & ~unjudged, ~matched & ~unjudged
@@ -129,8 +125,12 @@ def _images(labels):
         if len({len(v) for v in values.values()}) > 1:
             counts = {name: len(v) for name, v in values.items()}
             raise ValueError(f"Image {i} has different numbers of {counts}.")
-        found.append({name: v[there] for name, v in values.items()})
+        found.append(_of(values, there))
     return found
+
+
+def _of(values, there):
+    return {name: rows[there] for name, rows in values.items()}
 
 
 def _iou(boxes, others, crowd):
@@ -158,12 +158,8 @@ def _matched(iou, crowd, ignored, thresholds):
         counted = free & ~ignored[:, None]
         fit = np.where(counted.any(-1, keepdims=True), counted, free)
         best = len(row) - 1 - np.where(fit, row, -1)[..., ::-1].argmax(-1)  # of equal ones the last
-        best = best[..., None]
-        matched[..., d] = fit.any(-1)
-        unjudged[..., d] = (
-            matched[..., d]
-            & np.take_along_axis(np.broadcast_to(ignored[:, None], taken.shape), best, -1)[..., 0]
-        )
-        now = np.take_along_axis(taken, best, -1) | matched[..., d, None]
-        np.put_along_axis(taken, best, now, -1)
+        chosen = fit & (np.arange(len(row)) == best[..., None])
+        matched[..., d] = chosen.any(-1)
+        unjudged[..., d] = (chosen & ignored[:, None]).any(-1)
+        taken |= chosen
     return matched, unjudged

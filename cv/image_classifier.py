@@ -61,6 +61,13 @@ class ImageTask(Presettable, models.Model):
     ignored = ()
     _augments = False
 
+    def _check_labels(self):
+        self.labels = None if self.labels is None else tuple(self.labels)
+        if self.labels is not None and len(self.labels) != self.num_classes:
+            raise ValueError(
+                f"{len(self.labels)} labels were given for {self.num_classes} classes."
+            )
+
     def call(self, inputs, training=None):
         return self.network(inputs, training=training)
 
@@ -130,15 +137,9 @@ class ImageClassifier(ImageTask):
     def setup(self):
         if self.labels is None and self.num_classes == 1000:
             self.labels = class_names()
-        if self.labels is not None:
-            self._check_labels(self.labels)
+        self._check_labels()
         self.build(None)
         self.compile()
-
-    def _check_labels(self, labels):
-        if len(labels) != self.num_classes:
-            raise ValueError(f"{len(labels)} labels were given for {self.num_classes} classes.")
-        self.labels = tuple(labels)
 
     def build(self, shape=None):
         # one flat graph: its layers are the backbone's and, below "network.", those of the head

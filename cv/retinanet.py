@@ -4,6 +4,7 @@ The levels, anchors and names of weights are torchvision's, whose files load_wei
 """
 
 import math
+from functools import partial
 
 import numpy as np
 
@@ -41,33 +42,24 @@ def anchors(size):
 
 def pyramid(levels, width):
     """Return P3 to P7 (`width` channels) of C3, C4 and C5.  Lin et al. 2016, arXiv:1612.03144"""
-    name = "backbone.fpn.{}".format
-    inner = [
-        conv(x, width, bias=True, name=name(f"inner_blocks.{i}.0")) for i, x in enumerate(levels)
-    ]
+    start = "backbone.fpn"
+    lay = partial(conv, width=width, bias=True)
+    inner = [lay(x, name=f"{start}.inner_blocks.{i}.0") for i, x in enumerate(levels)]
     for i in (1, 0):
         inner[i] = layers.Add()([inner[i], layers.UpSampling2D(2)(inner[i + 1])])
-    found = [
-        conv(x, width, 3, bias=True, name=name(f"layer_blocks.{i}.0")) for i, x in enumerate(inner)
-    ]
-    for x, level in ((found[-1], "p6"), (None, "p7")):
-        x = layers.ReLU()(found[-1]) if x is None else x
-        found.append(conv(x, width, 3, 2, bias=True, name=name(f"extra_blocks.{level}")))
-    return found
+    lay = partial(lay, kernel=3)
+    found = [lay(x, name=f"{start}.layer_blocks.{i}.0") for i, x in enumerate(inner)]
+    p6 = lay(found[-1], stride=2, name=f"{start}.extra_blocks.p6")
+    return [*found, p6, lay(layers.ReLU()(p6), stride=2, name=f"{start}.extra_blocks.p7")]
 
 
 def head(levels, depth, units, name, last, bias=0.0):
     """Return (b, anchors of all levels, units) of convolutions that all levels share."""
     options = dict(padding="same", kernel_initializer=initializers.RandomNormal(0, 0.01))
-    tower = [
-        layers.Conv2D(
-            width_of(levels[0]), 3, activation="relu", name=f"head.{name}.conv.{i}.0", **options
-        )
-        for i in range(depth)
-    ]
-    start = initializers.Constant(bias)
-    options |= dict(bias_initializer=start, name=f"head.{name}.{last}")
-    tower.append(layers.Conv2D(ANCHORS * units, 3, **options))
+    lay, start = partial(layers.Conv2D, **options), initializers.Constant(bias)
+    names = [f"head.{name}.conv.{i}.0" for i in range(depth)]
+    tower = [lay(width_of(levels[0]), 3, activation="relu", name=each) for each in names]
+    tower.append(lay(ANCHORS * units, 3, bias_initializer=start, name=f"head.{name}.{last}"))
     found = []
     for x in levels:
         for layer in tower:
@@ -97,8 +89,7 @@ class RetinaNetDetector(ObjectDetector):
         return {name: head(levels, self.depth, *rest) for name, rest in named.items()}
 
     def decode(self, raw, size):
-        deltas, growth = raw["boxes"][..., :2], ops.minimum(raw["boxes"][..., 2:], LARGEST)
-        deltas = ops.concatenate([deltas, growth], -1)
+        deltas = ops.minimum(raw["boxes"], [*[math.inf] * 2, *[LARGEST] * 2])
         boxes = decode_deltas_to_boxes(anchors(size), deltas, "xyxy", "xyxy", "center_xywh")
         ends = ops.convert_to_tensor([*size[::-1]] * 2, "float32")
         return ops.minimum(ops.maximum(boxes, 0.0), ends), ops.sigmoid(raw["classes"])
@@ -136,10 +127,9 @@ def focal_loss(logits, wanted):
 
     logits, wanted (0 or 1): (..., classes)   arXiv:1708.02002, equation 5
     """
-    missed = ops.sigmoid(ops.where(wanted > 0, -logits, logits))
-    entropy = ops.softplus(ops.where(wanted > 0, -logits, logits))
+    missed = ops.where(wanted > 0, -logits, logits)
     weight = ops.where(wanted > 0, ALPHA, 1 - ALPHA)
-    return ops.sum(weight * missed**GAMMA * entropy, -1)
+    return ops.sum(weight * ops.sigmoid(missed) ** GAMMA * ops.softplus(missed), -1)
 
 
 register(

@@ -4,9 +4,12 @@ import os
 
 import numpy as np
 
-from khub import losses, metrics, ops, optimizers
+from khub import ops
 from khub.fields import PositiveInt
+from khub.losses import SparseCategoricalCrossentropy
+from khub.metrics import MeanIoU
 from khub.models.functional import Functional
+from khub.optimizers import AdamW
 from khub.training.data import pack_x_y_sample_weight, unpack_x_y_sample_weight
 
 from ..presets.family import of_class
@@ -66,10 +69,9 @@ class SegmentationPreprocessor(ImagePreprocessor):
         for i, source in enumerate(images_of(x)):
             image = read_image(source)
             box, mirrored = draw(image.size)
-            given = [(images, image, self.interpolation)]
-            if y is not None:
-                given.append((masks, read_mask(y[i], image.size), "nearest"))
-            for kept, item, interpolation in given:
+            pairs = [(image, self.interpolation)]
+            pairs += [] if y is None else [(read_mask(y[i], image.size), "nearest")]
+            for (item, interpolation), kept in zip(pairs, (images, masks)):
                 item = item.resize(self.image_size[::-1], FILTERS[interpolation], box)
                 kept.append(np.asarray(item.transpose(0) if mirrored else item))
         y = None if y is None else np.stack(masks)
@@ -94,9 +96,7 @@ class ImageSegmenter(ImageTask):
     preprocessor_class = SegmentationPreprocessor
 
     def setup(self):
-        self.labels = None if self.labels is None else tuple(self.labels)
-        if self.labels and len(self.labels) != self.num_classes:
-            raise ValueError(f"{len(self.labels)} labels for {self.num_classes} classes.")
+        self._check_labels()
         self.build(None)
         self.compile()
 
@@ -111,17 +111,14 @@ class ImageSegmenter(ImageTask):
 
     def compile(self, optimizer="auto", loss="auto", *, metrics="auto", **options):
         """As `Model.compile`; "auto" is AdamW at 1e-4, cross-entropy of logits, mean IoU."""
-        auto = {"from_logits": True, "ignore_class": self.ignore_class}
+        kept = {"ignore_class": self.ignore_class}
+        overlap = MeanIoU(self.num_classes, "mean_iou", sparse_y_pred=False, **kept)
         super().compile(
-            optimizer=optimizers.AdamW(1e-4) if optimizer == "auto" else optimizer,
-            loss=losses.SparseCategoricalCrossentropy(**auto) if loss == "auto" else loss,
-            metrics=[self._overlap()] if metrics == "auto" else metrics,
+            AdamW(1e-4) if optimizer == "auto" else optimizer,
+            SparseCategoricalCrossentropy(from_logits=True, **kept) if loss == "auto" else loss,
+            metrics=[overlap] if metrics == "auto" else metrics,
             **options,
         )
-
-    def _overlap(self):
-        options = dict(ignore_class=self.ignore_class, sparse_y_pred=False)
-        return metrics.MeanIoU(self.num_classes, "mean_iou", **options)
 
     def _data(self, x, y=None, fitting=False):
         return self._rows(x), object_rows(y)
@@ -154,11 +151,9 @@ class ImageSegmenter(ImageTask):
         found = super().predict(self._rows(images), batch_size, verbose, steps, callbacks)
         if self.preprocessor is None:
             return found
-        sizes = [read_image(image).size for _, image in zip(found, images)]
-        return [
-            np.asarray(read_mask(mask, mask.shape[::-1]).resize(size, FILTERS["nearest"]))
-            for mask, size in zip(found, sizes)
-        ]
+        masks = [read_mask(mask, mask.shape[::-1]) for mask in found]
+        sizes = [read_image(image).size for image in images[: len(masks)]]
+        return [np.asarray(mask.resize(size, 0)) for mask, size in zip(masks, sizes)]
 
     # --- presets ---------------------------------------------------------------------------------
     @property

@@ -30,14 +30,13 @@ def non_max_suppression(
     result is that of taking one after the other, whatever was preselected. NaN is no candidate.
     """
     boxes, scores = (ops.convert_to_tensor(x, "float32") for x in (boxes, scores))
-    shapes = [tuple(x.shape) for x in (boxes, scores)]
-    if [len(s) for s in shapes] != [3, 3] or shapes[0][2] != 4 or shapes[0][1] != shapes[1][1]:
+    one, two = tuple(boxes.shape), tuple(scores.shape)
+    if len(one) != 3 or len(two) != 3 or one[1:] != (two[1], 4):
         raise ValueError(
-            f"Expected boxes (batch, n, 4) and scores (batch, n, classes), got {shapes[0]} and "
-            f"{shapes[1]}."
+            f"Expected boxes (batch, n, 4) and scores (batch, n, classes), got {one} and {two}."
         )
     batch = ops.shape(boxes)[0]
-    if 0 in shapes[1][1:]:
+    if 0 in two[1:]:
         boxes, scores = ops.zeros((batch, 1, 4)), ops.full((batch, 1, 1), ABSENT)
     best = ops.argmax(scores, -1) if class_agnostic else None
     scores = ops.where(scores > confidence_threshold, scores, ABSENT)
@@ -53,8 +52,8 @@ def non_max_suppression(
     def unfinished(number, scores, more, *rest):
         return ops.any(more)
 
-    def following(number, scores, more, places, *taken):
-        scores = _replaced(scores, places)
+    def following(number, scores, more, value, place, *taken):
+        scores = _following(scores, value, place)
         pruned = partial(_pruned, scores, taken, boxes, iou_threshold)
         scores = ops.cond(number > 1, pruned, lambda: scores)  # few need a third round
         return (number + 1, scores, *_round(scores, taken, boxes, iou_threshold))
@@ -74,31 +73,29 @@ def non_max_suppression(
 
 
 def _round(scores, taken, boxes, iou_threshold):
-    """Settle the best candidates: whether more are wanted, their places, what is taken by now."""
+    """Settle the best candidates: whether more are wanted, the last one, what is taken by now."""
     values, places = _candidates(scores)
-    classes = scores.shape[2]
-    corners = _rows(boxes, places // classes)
-    one, two = (corners, places % classes), (taken[0], taken[2] % classes)
-    over = ops.cast(_left_out(*one, *one, iou_threshold), "float32")
-    over = ops.triu(over, 1)  # [j, i]: j comes first and leaves i out
-    earlier = ops.logical_and(_left_out(*one, *two, iou_threshold), taken[1][:, None] > ABSENT)
-    valid = ops.logical_and(values > ABSENT, ops.logical_not(ops.any(earlier, 2)))
+    k, classes = taken[1].shape[1], scores.shape[2]
+    found = _rows(boxes, places // classes), values, places
+    joined = [ops.concatenate(pair, 1) for pair in zip(taken, found)]  # still in order
+    corners, confidence, kinds = joined[0], joined[1], joined[2] % classes
+    over = _overlap(corners, corners, iou_threshold)
+    over = ops.logical_and(over, kinds[:, :, None] == kinds[:, None])
+    over = ops.triu(ops.cast(over, "float32"), 1)  # [j, i]: j comes first and leaves i out
 
     def settled(keep, changed):
         blocked = ops.matmul(ops.cast(keep, "float32")[:, None], over)[:, 0] > 0
-        after = ops.logical_and(valid, ops.logical_not(blocked))
+        after = ops.logical_and(confidence > ABSENT, ops.logical_not(blocked))
         return after, ops.any(after != keep)
 
     # after i + 1 steps the first i candidates do not change any more
-    keep, _ = ops.while_loop(lambda keep, changed: changed, settled, (valid, True))
-    k = taken[1].shape[1]
-    flags = ops.concatenate([taken[1] > ABSENT, keep], 1)
-    index = _first(flags, k)
-    joined = [ops.concatenate(pair, 1) for pair in zip(taken, (corners, values, places))]
-    found, confidence, origins = (_rows(x, index) for x in joined)
-    confidence = ops.where(_rows(flags, index), confidence, ABSENT)
+    start = confidence > ABSENT, True
+    keep, _ = ops.while_loop(lambda keep, changed: changed, settled, start)
+    index = _first(keep, k)
+    corners, confidence, origins = (_rows(x, index) for x in joined)
+    confidence = ops.where(_rows(keep, index), confidence, ABSENT)
     more = ops.logical_and(values[:, -1] > ABSENT, confidence[:, -1] == ABSENT)
-    return more, places, found, confidence, origins
+    return more, values[:, -1:], places[:, -1:], corners, confidence, origins
 
 
 def _candidates(scores):
@@ -114,14 +111,12 @@ def _candidates(scores):
     return values, _rows(rows, index // classes) * classes + index % classes
 
 
-def _replaced(scores, places):
-    """Scores without those at places (batch, k)."""
-    batch, k = ops.shape(places)
-    rows = ops.broadcast_to(ops.arange(batch)[:, None], (batch, k))
-    index = ops.stack([rows, places], -1)
-    flat = ops.reshape(scores, (batch, -1))
-    flat = ops.scatter_update(flat, index, ops.full((batch, k), ABSENT))
-    return ops.reshape(flat, ops.shape(scores))
+def _following(scores, value, place):
+    """Scores without the candidates up to that of this score and place, in their order."""
+    value, place = value[..., None], place[..., None]
+    places = ops.reshape(ops.arange(scores.shape[1] * scores.shape[2]), (1, *scores.shape[1:]))
+    equal = ops.logical_and(scores == value, places <= place)
+    return ops.where(ops.logical_or(scores > value, equal), ABSENT, scores)
 
 
 def _pruned(scores, taken, boxes, iou_threshold):
@@ -153,14 +148,7 @@ def _first(flags, k):
 
 def _rows(x, index):
     """x[b, index[b]] for x (batch, n, ...) and index (batch, k)."""
-    rank = len(x.shape)
-    return ops.take_along_axis(x, index[..., None] if rank == 3 else index, 1)
-
-
-def _left_out(boxes, kinds, others, other_kinds, iou_threshold):
-    """Whether boxes (batch, m, 4) overlap others of their kind: (batch, m, n)"""
-    over = _overlap(boxes, others, iou_threshold)
-    return ops.logical_and(over, kinds[:, :, None] == other_kinds[:, None])
+    return ops.take_along_axis(x, index[..., None] if len(x.shape) == 3 else index, 1)
 
 
 def _overlap(one, two, iou_threshold):

@@ -96,7 +96,7 @@ def test_saved_and_opened_and_of_any_size(tmp_path):
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="no features of level P9; it has P1, P2"):
         segmenter(deep="P9")
-    with pytest.raises(ValueError, match="1 labels for 3 classes"):
+    with pytest.raises(ValueError, match="1 labels were given for 3 classes"):
         segmenter(labels=("one",))
     images, masks = scenes()
     masks[1, 0, 0] = 7

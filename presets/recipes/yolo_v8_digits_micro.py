@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 import khub
 from khub import callbacks, cv, optimizers
@@ -64,11 +63,11 @@ def canvas(photos, random):
 def drawn(x, digit, place, random):
     """Put a digit onto x and return its box; its colour is far from what lies below it."""
     left, top, side = place
-    ink = np.asarray(Image.fromarray(digit).resize((side, side), 2), "float32") / 255
+    ink = np.asarray(cv.read_image(digit).resize((side, side), 2), "float32")[..., :1] / 255
     below = x[top : top + side, left : left + side]
     light = below.mean()
     low, high = (0, max(light - 90, 20)) if light > 128 else (min(light + 90, 235), 255)
-    ink = ink[..., None] * random.uniform(0.8, 1)
+    ink *= random.uniform(0.8, 1)
     below += ink * (random.uniform(low, high, 3) - below)
     rows, columns = np.nonzero(ink[..., 0] > 0.25)
     box = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1

@@ -233,15 +233,14 @@ def test_backbones_of_applications(tmp_path):
     )
     model = cv.YOLOV8Detector(body, 2, neck=(16, 16, 24, 1))
     x = np.random.default_rng(0).random((1, 64, 64, 3), "float32")
-    found = model.predict(x, verbose=0)
+    assert model.predict(x, verbose=0)["boxes"].shape == (1, 100, 4)
     model.save_to_preset(tmp_path / "saved")
     config = json.loads((tmp_path / "saved" / "config.json").read_text())
     assert config["model_type"] == "yolo_v8" and config["khub"]["backbone_family"] == "resnet"
     again = cv.ObjectDetector.from_preset(tmp_path / "saved")
     assert type(again.backbone) is type(body)
-    again.preprocessor = None
-    for name, value in again.predict(x, verbose=0).items():
-        np.testing.assert_allclose(value, found[name], atol=1e-4)
+    for a, b in zip(model.get_weights(), again.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
     config["khub"]["backbone_family"] = "nobody"
     (tmp_path / "saved" / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="has the unknown backbone_family 'nobody'"):

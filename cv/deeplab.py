@@ -11,6 +11,7 @@ from .parts import batch_norm, channel_axis, channels_last, conv, unit, width_of
 from .segmentation import ImageSegmenter
 
 RATE, OF = 6, 16  # of the first dilated convolution, where features have this stride (section 4)
+LARGER = partial(layers.UpSampling2D, interpolation="bilinear")
 LOW_WIDTH = 48  # of the early features beside the late ones (table 1)
 
 
@@ -55,24 +56,14 @@ class DeepLabV3Plus(ImageSegmenter):
             )
         strides = [2 ** int(name[1:]) for name in (self.low, self.deep)]
         x = pyramid(levels[self.deep], self.width, max(1, RATE * OF // strides[1]))
-        x = larger(x, strides[1] // strides[0])
+        x = LARGER(strides[1] // strides[0])(x)
         low = unit(levels[self.low], LOW_WIDTH, 1, 1, ("low.conv", "low.bn"), "relu")
         x = layers.Concatenate(channel_axis())([x, low])
         for i in (1, 2):
             x = separable(x, self.width, f"decoder.{i}")
         x = conv(x, self.num_classes, bias=True, name="logits")
-        return channels_last(larger(x, strides[0]))
+        return channels_last(LARGER(strides[0])(x))
 
 
-def larger(x, factor):
-    return layers.UpSampling2D(factor, interpolation="bilinear")(x)
-
-
-register(
-    Family(
-        name="deeplab_v3_plus",
-        model_types=("khub_deeplab_v3_plus",),
-        backbone=AnyBackbone,
-        tasks={"ImageSegmenter": DeepLabV3Plus},
-    )
-)
+TASKS = {"ImageSegmenter": DeepLabV3Plus}
+register(Family("deeplab_v3_plus", ("khub_deeplab_v3_plus",), AnyBackbone, tasks=TASKS))

@@ -13,7 +13,7 @@ from khub.training.callbacks import Callback
 from khub.training.data import pack_x_y_sample_weight, unpack_x_y_sample_weight
 from khub.utils.bounding_boxes import check_format, convert_format
 
-from ..presets.family import of_class, of_config
+from ..presets.family import of_config
 from .backbone import ImageBackbone, dtype_policy
 from .box_metrics import MeanAveragePrecision
 from .detection_data import DetectionPreprocessor, object_rows
@@ -274,19 +274,8 @@ class ObjectDetector(ImageTask):
         return np.where(absent, -1, ops.convert_to_numpy(boxes)).astype("float32")
 
     # --- weights and presets ---------------------------------------------------------------------
-    @property
-    def weight_map(self):
-        return (("", "network"),)
-
-    @classmethod
-    def head_from_reference(cls, config):
-        return {}
-
     @classmethod
     def from_preset(cls, handle, *args, **overrides):
         """As of every model of the hub; num_classes=None and the like: as they were saved."""
         given = {name: value for name, value in overrides.items() if value is not None}
         return super().from_preset(handle, *args, **given)
-
-    def reference_config(self):
-        return {"model_type": of_class(type(self)).model_types[0]}

@@ -9,7 +9,7 @@ from khub.fields import PositiveInt, Rate
 from khub.training.data import pack_x_y_sample_weight
 from khub.utils.bounding_boxes import check_format, from_corners, to_corners
 
-from ..presets.images import FILTERS, ImagePreprocessor, read_image
+from ..presets.images import FILTERS, ImagePreprocessor, images_of, read_image
 
 GREY = (114, 114, 114)  # what lies around an image
 LEAST_PART, LEAST_SIDE = 0.1, 2  # of a box that augmentation leaves: of its area, in pixels
@@ -142,10 +142,9 @@ class DetectionPreprocessor(ImagePreprocessor):
             raise ValueError(f"{where}: classes must be whole numbers from 0, got {classes}.")
         found = corners(boxes, form, *size)
         cut = np.clip(found, 0, [*size[::-1]] * 2)
-        outside = f"lies outside of height {size[0]:.0f}, width {size[1]:.0f}"
-        rules = {"is not finite": ~np.isfinite(boxes).all(-1)}
-        for text, sides in (("has no area", found), (outside, cut)):
-            rules[text] = (sides[:, 2:] <= sides[:, :2]).any(-1)
+        no_area, outside = ((box[:, 2:] <= box[:, :2]).any(-1) for box in (found, cut))
+        rules = {"is not finite": ~np.isfinite(boxes).all(-1), "has no area": no_area}
+        rules[f"lies outside of height {size[0]:.0f}, width {size[1]:.0f}"] = outside
         for text, broken in rules.items():
             if broken.any():
                 k = broken.argmax()
@@ -157,10 +156,8 @@ class DetectionPreprocessor(ImagePreprocessor):
         steps = math.ceil(max(map(len, boxes)) / self.max_boxes)
         shape = len(boxes), max(1, steps) * self.max_boxes
         rows = {name: np.full(shape, -1, "float32") for name in more[0]}
-        rows |= {
-            "boxes": np.full((*shape, 4), -1, "float32"),
-            "classes": np.full(shape, -1, "int32"),
-        }
+        rows["classes"] = np.full(shape, -1, "int32")
+        rows["boxes"] = np.full((*shape, 4), -1, "float32")
         for i, own in enumerate(boxes):
             for name, values in {"boxes": own, **more[i]}.items():
                 rows[name][i, : len(own)] = values
@@ -239,18 +236,6 @@ class DetectionPreprocessor(ImagePreprocessor):
         shades = np.arange(256) * gains[:, None]
         table = np.concatenate([shades[0] % 256, np.clip(shades[1:], 0, 255).ravel()])
         return image.convert("HSV").point(table.astype(int).tolist()).convert("RGB")
-
-
-def images_of(x):
-    """The images of a batch, one by one."""
-    if isinstance(x, (str, os.PathLike)) or hasattr(x, "getexif"):
-        return [x]
-    x = x.detach().cpu() if hasattr(x, "detach") else x
-    x = x if isinstance(x, (list, tuple)) else np.asarray(x)
-    x = x[None] if isinstance(x, np.ndarray) and x.dtype != object and x.ndim == 3 else x
-    if len(x) == 0:
-        raise ValueError("There are no images: x is empty.")
-    return x
 
 
 def corners(boxes, form, height, width):

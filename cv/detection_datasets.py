@@ -30,6 +30,7 @@ def read_coco(annotations_json, image_folder, bad_rows="error"):
     content, problems = parse_json(path.read_bytes(), str(path)), []
     paths = {key: folder / name for key, name in _pairs(path, content, "images", "file_name")}
     problems += [f"image {k}: {p} does not exist" for k, p in paths.items() if not p.is_file()]
+    problems += ["ids of images are not unique"] * (len(paths) < len(content["images"]))
     kinds = dict(sorted(_pairs(path, content, "categories", "name")))
     places, rows = {kind: i for i, kind in enumerate(kinds)}, {key: [] for key in paths}
     for number, (key, row) in enumerate(_pairs(path, content, "annotations")):
@@ -38,7 +39,7 @@ def read_coco(annotations_json, image_folder, bad_rows="error"):
                 if row.get(name) not in known:
                     raise ValueError(f"there is no {name} {row.get(name)!r}")
             x, y, width, height = _checked(row.get("bbox"))
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             problems.append(f"annotation {number} (id {key}): {error}")
             continue
         found = [x, y, x + width, y + height], places[row["category_id"]], row.get("iscrowd", 0)
@@ -56,9 +57,8 @@ def read_yolo(source, split="train", bad_rows="error"):
     Raises ValueError where there are no images, and for bad rows.
     """
     source = Path(source).expanduser()
-    root, described = (
-        (source.parent, source) if source.is_file() else (source, source / "data.yaml")
-    )
+    root = source.parent if source.is_file() else source
+    described = source if source.is_file() else source / "data.yaml"
     content = _yaml(described) if described.is_file() else {}
     usual = [root / "images" / split, root / split / "images", root / split, root]
     if given := content.get(split):

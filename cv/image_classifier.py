@@ -11,7 +11,7 @@ from khub.fields import PositiveInt, Rate
 from khub.models.functional import Functional
 
 from ..presets import Family, Presettable, register
-from ..presets.family import of_config
+from ..presets.family import of_class, of_config
 from ..presets.images import ImagePreprocessor, image_files
 from ..presets.weights import LAYOUTS, load_file
 from .backbone import ImageBackbone, dtype_policy
@@ -115,6 +115,17 @@ class ImageTask(Presettable, models.Model):
     @property
     def layouts(self):
         return getattr(self.backbone, "layouts", LAYOUTS)
+
+    @property
+    def weight_map(self):
+        return (("", "network"),)
+
+    @classmethod
+    def head_from_reference(cls, config):
+        return {}
+
+    def reference_config(self):
+        return {"model_type": of_class(type(self)).model_types[0]}
 
 
 class ImageClassifier(ImageTask):

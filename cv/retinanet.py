@@ -132,11 +132,5 @@ def focal_loss(logits, wanted):
     return ops.sum(weight * ops.sigmoid(missed) ** GAMMA * ops.softplus(missed), -1)
 
 
-register(
-    Family(
-        name="retinanet",
-        model_types=("retinanet",),
-        backbone=AnyBackbone,
-        tasks={"ObjectDetector": RetinaNetDetector},
-    )
-)
+TASKS = {"ObjectDetector": RetinaNetDetector}
+register(Family("retinanet", ("khub_retinanet",), AnyBackbone, tasks=TASKS))

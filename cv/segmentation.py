@@ -12,10 +12,9 @@ from khub.models.functional import Functional
 from khub.optimizers import AdamW
 from khub.training.data import pack_x_y_sample_weight, unpack_x_y_sample_weight
 
-from ..presets.family import of_class
-from ..presets.images import FILTERS, ImagePreprocessor, read_image
+from ..presets.images import FILTERS, ImagePreprocessor, images_of, read_image
 from .backbone import ImageBackbone, dtype_policy
-from .detection_data import images_of, object_rows
+from .detection_data import object_rows
 from .image_classifier import ImageTask
 
 LEAST_PART = 0.5  # of height and width, of what augmentation cuts out
@@ -154,15 +153,3 @@ class ImageSegmenter(ImageTask):
         masks = [read_mask(mask, mask.shape[::-1]) for mask in found]
         sizes = [read_image(image).size for image in images[: len(masks)]]
         return [np.asarray(mask.resize(size, 0)) for mask, size in zip(masks, sizes)]
-
-    # --- presets ---------------------------------------------------------------------------------
-    @property
-    def weight_map(self):
-        return (("", "network"),)
-
-    @classmethod
-    def head_from_reference(cls, config):
-        return {}
-
-    def reference_config(self):
-        return {"model_type": of_class(type(self)).model_types[0]}

@@ -42,11 +42,10 @@ def non_max_suppression(
     scores = ops.where(scores > confidence_threshold, scores, ABSENT)
     if class_agnostic:
         scores = ops.max(scores, -1, keepdims=True)
-    k = max_detections
     taken = (
-        ops.zeros((batch, k, 4)),
-        ops.full((batch, k), ABSENT),
-        ops.zeros((batch, k), "int32"),  # place of the candidate: box * classes + class
+        ops.zeros((batch, max_detections, 4)),
+        ops.full((batch, max_detections), ABSENT),
+        ops.zeros((batch, max_detections), "int32"),  # places: box * classes + class
     )
 
     def unfinished(number, scores, more, *rest):
@@ -89,8 +88,7 @@ def _round(scores, taken, boxes, iou_threshold):
         return after, ops.any(after != keep)
 
     # after i + 1 steps the first i candidates do not change any more
-    start = confidence > ABSENT, True
-    keep, _ = ops.while_loop(lambda keep, changed: changed, settled, start)
+    keep, _ = ops.while_loop(lambda keep, go: go, settled, (confidence > ABSENT, True))
     index = _first(keep, k)
     corners, confidence, origins = (_rows(x, index) for x in joined)
     confidence = ops.where(_rows(keep, index), confidence, ABSENT)
@@ -153,9 +151,8 @@ def _rows(x, index):
 
 def _overlap(one, two, iou_threshold):
     """Whether boxes (batch, m, 4) and (batch, n, 4) share more than the threshold: (batch, m, n)"""
-    sides = [ops.split(x, 4, 2) for x in (one, two)]
-    left, top, right, bottom = sides[0]
-    x1, y1, x2, y2 = (ops.swapaxes(side, 1, 2) for side in sides[1])
+    left, top, right, bottom = ops.split(one, 4, 2)
+    x1, y1, x2, y2 = ops.split(ops.swapaxes(two, 1, 2), 4, 1)
     wide = ops.minimum(right, x2) - ops.maximum(left, x1)
     high = ops.minimum(bottom, y2) - ops.maximum(top, y1)
     shared = ops.relu(wide) * ops.relu(high)

@@ -87,6 +87,23 @@ def _pixels(source):
     return np.broadcast_to(x, (*x.shape[:2], 3))
 
 
+def _single(x):
+    if isinstance(x, np.ndarray):
+        return x.dtype != object and x.ndim == 3
+    return isinstance(x, (str, os.PathLike)) or hasattr(x, "getexif")
+
+
+def images_of(x):
+    """Return a batch of images whatever it is, or one of them, as something to go through."""
+    if _single(x):
+        return [x]
+    x = x.detach().cpu() if hasattr(x, "detach") else x
+    x = x if isinstance(x, (list, tuple)) else np.asarray(x)
+    if len(x) == 0:
+        raise ValueError("There are no images: x is empty.")
+    return x
+
+
 def image_files(folder):
     """Return (paths, classes as integers, names) of a folder with a folder of images a class.
 
@@ -164,19 +181,12 @@ class ImagePreprocessor(Presettable, Configurable):
         )
 
     def _batch(self, x, fit):
-        if isinstance(x, (str, os.PathLike)) or hasattr(x, "getexif"):
+        if _single(x):
             return self._batch([x], fit)[0]
-        if isinstance(x, np.ndarray) and x.dtype != object and x.ndim == 3:
-            return self._batch(x[None], fit)[0]
-        if hasattr(x, "detach"):
-            x = x.detach().cpu()
-        if not isinstance(x, (list, tuple)):
-            x = np.asarray(x)
+        x = images_of(x)
         whole = isinstance(x, np.ndarray) and x.dtype != object
         if whole and fit == self.fitted and x.shape[1:] == (*self.image_size, 3):
             return self.scaled(x)
-        if len(x) == 0:
-            raise ValueError("There are no images: x is empty.")
         return self.scaled(np.stack([np.asarray(fit(read_image(image))) for image in x]))
 
     def scaled(self, x):

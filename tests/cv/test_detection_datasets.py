@@ -93,6 +93,11 @@ def test_coco_files_that_are_none(tmp_path):
     path.write_text("[1,")
     with pytest.raises(ValueError, match="not valid JSON"):
         read_coco(path, folder)
+    same = [{"id": 1, "file_name": name} for name in ("a.png", "c.png")]
+    with pytest.raises(ValueError, match="ids of images are not unique"):
+        read_coco(*coco(tmp_path, [], images=same))
+    with pytest.raises(ValueError, match="annotation 0"):
+        read_coco(*coco(tmp_path, [row([1])]))
     many = [row(bbox=[0, 0, 0, 1])] * 25
     with pytest.raises(ValueError, match="25 bad rows(.|\n)*15 more"):
         read_coco(*coco(tmp_path, many))
@@ -143,7 +148,7 @@ def test_yolo_turned_images_have_the_size_that_is_shown(tmp_path):
 
 
 BAD_YOLO = {
-    "a.txt, line 2: could not convert string to float: 'cat': 'cat 0.5 0.5 0.1 0.1'": "cat 0.5 0.5 0.1 0.1",
+    "line 2: could not convert string to float: 'cat': 'cat 0.5 0 1 1'": "cat 0.5 0 1 1",
     "expected class x y width height, got 4 numbers": "0 0.5 0.5 0.1",
     "expected class x y width height, got 7 numbers": "0 0.5 0.5 0.1 0.1 0.1 0.1",
     "the class must be a whole number below 2, as many": "2 0.5 0.5 0.1 0.1",

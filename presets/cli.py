@@ -175,7 +175,7 @@ def _run(arguments, _):
 
 
 def _demo(_, rest):
-    """Fine-tune a small BERT on reviews, here and now."""
+    """Show small models at work: --task text-classification, text-to-image or detection."""
     from .demo import main as demo
 
     return demo(rest)

@@ -1,4 +1,8 @@
-"""`khub demo`: fine-tune a small pretrained BERT on real reviews, reopen it on another backend."""
+"""`khub demo`: small models that ship with khub at work, offline.
+
+--task text-classification fine-tunes a BERT on real reviews and reopens it on another backend,
+--task text-to-image draws digits that are asked for, --task detection finds digits in a picture.
+"""
 
 import argparse
 import importlib.util
@@ -10,6 +14,13 @@ import time
 from pathlib import Path
 
 PRESET = "bert_micro_en_uncased"
+DRAWS, DETECTS = "stable_diffusion_digits_micro", "yolo_v8_digits_micro"
+PROMPTS = [
+    "a handwritten three",
+    "the number 7",
+    "two digits: one and seven",
+    "a handwritten eight",
+]
 LENGTH, BATCH, EPOCHS, RATE = 48, 32, 3, 1e-3
 SENTENCES = [
     "The food was cold, and the waiter did not even say sorry.",
@@ -86,20 +97,14 @@ def reopen(folder, backend):
         return np.load(target)
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(prog="khub demo", description=__doc__.split("\n")[0])
-    parser.add_argument("--backend", choices=[b for b in PACKAGES if b != "numpy"])
-    parser.add_argument("--output", type=Path, help="keep the fine-tuned model in this folder")
-    options = parser.parse_args(argv)
-    if options.backend:
-        os.environ["KHUB_BACKEND"] = options.backend
-
+def classify(options):
+    """Fine-tune a classifier of sentences, save it, and open it on another backend."""
     import khub
 
-    if options.backend and khub.backend.name != options.backend:
-        parser.error(f"khub runs on {khub.backend.name} already; start a new process.")
     if khub.backend.name == "numpy":
-        parser.error("NumPy computes no gradients; install khub[jax], khub[torch] or tensorflow.")
+        raise ValueError(
+            "NumPy computes no gradients; install khub[jax], khub[torch] or khub[tensorflow]."
+        )
     start = time.time()
     print(f"khub on {khub.backend.name}: is a sentence of a review positive or negative?")
     print("2,400 sentences to learn from, 600 to test (Kotzias et al., KDD 2015; CC BY 4.0).")
@@ -129,6 +134,83 @@ def main(argv=None):
     print("the same predictions." if same else "NOT the same predictions.")
     print(f"Done in {time.time() - start:.0f} seconds.")
     return 0 if same and difference < 1e-3 else 1
+
+
+def draw(options):
+    """Draw what sentences say, and write a picture of each."""
+    import khub
+    from khub import cv
+
+    start = time.time()
+    pipeline = cv.StableDiffusion.from_preset(DRAWS)
+    print(f"khub on {khub.backend.name}: {DRAWS} draws digits of 32 x 32 pixels.")
+    images = pipeline.text_to_image(PROMPTS, num_steps=25, seed=list(range(len(PROMPTS))))
+    folder = _folder(options)
+    for number, (prompt, image) in enumerate(zip(PROMPTS, images), 1):
+        _write(image, folder / f"drawn_{number}.png", prompt, larger=8)
+    print(f"Done in {time.time() - start:.0f} seconds.")
+    return 0
+
+
+def detect(options):
+    """Find the digits in a picture that the detector was not trained on, and draw their boxes."""
+    import khub
+    from khub import cv
+
+    from .catalog import EMBEDDED
+
+    start = time.time()
+    path = EMBEDDED / DETECTS / "example.png"
+    detector = cv.YOLOV8Detector.from_preset(DETECTS)
+    found = detector.predict([path], verbose=0)
+    count = int(found["num_detections"][0])
+    print(f"khub on {khub.backend.name}: {DETECTS} finds {count} digits in {path.name}.")
+    found = {name: values[0] for name, values in found.items()}
+    for number in range(count):
+        box = ", ".join(f"{x:.0f}" for x in found["boxes"][number])
+        label = detector.labels[found["classes"][number]]
+        print(f"  {label} ({found['confidence'][number]:.0%}) at {box}")
+    picture = cv.draw_boxes(path, found, labels=detector.labels)
+    _write(picture, _folder(options) / "detected.png", "the picture with its boxes", larger=4)
+    print(f"Done in {time.time() - start:.0f} seconds.")
+    return 0 if count else 1
+
+
+def _folder(options):
+    folder = options.output or Path("khub_demo")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _write(image, path, what, larger):
+    """Write an array or a PIL image as a PNG, `larger` times as large."""
+    from PIL import Image
+
+    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    size = image.width * larger, image.height * larger
+    image.resize(size, Image.Resampling.NEAREST).save(path)
+    print(f"  {path}: {what}")
+
+
+TASKS = {"text-classification": classify, "text-to-image": draw, "detection": detect}
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog="khub demo", description=__doc__.split("\n")[0])
+    parser.add_argument("--task", choices=TASKS, default="text-classification")
+    parser.add_argument("--backend", choices=PACKAGES)
+    parser.add_argument(
+        "--output", type=Path, help="folder for the fine-tuned model, or for the pictures"
+    )
+    options = parser.parse_args(argv)
+    if options.backend:
+        os.environ["KHUB_BACKEND"] = options.backend
+
+    import khub
+
+    if options.backend and khub.backend.name != options.backend:
+        parser.error(f"khub runs on {khub.backend.name} already; start a new process.")
+    return TASKS[options.task](options)
 
 
 if __name__ == "__main__":

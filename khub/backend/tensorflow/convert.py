@@ -91,16 +91,21 @@ def convert_to_tensor(x, dtype=None):
     return tf.constant(x if dtype is None else x.astype(dtypes.numpy_dtype(dtype), copy=False))
 
 
-@lru_cache(4096)
+def _kept(make):
+    """Tensors are made once for eager work; a graph has its own, which its optimizer can fold."""
+    eager = lru_cache(4096)(make)
+    # hash: a TypeError where a tensor is among the values, in a graph as well
+    return lambda *values: (eager if hash(values) and tf.executing_eagerly() else make)(*values)
+
+
+@_kept
 def number(value, dtype):
-    with tf.init_scope():  # an eager tensor, that every graph can take in as a constant
-        return tf.constant(np.asarray(value).astype(dtypes.numpy_dtype(dtype)))
+    return tf.constant(np.asarray(value).astype(dtypes.numpy_dtype(dtype)))
 
 
-@lru_cache(4096)
+@_kept
 def constant(values):
-    with tf.init_scope():
-        return tf.constant(values, tf.int32)
+    return tf.constant(values, tf.int32)
 
 
 FLAT = constant((-1,))  # the shape of a vector as long as needed

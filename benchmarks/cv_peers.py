@@ -186,8 +186,8 @@ def yolo(net, image):
     return found
 
 
-def torch_yolo():
-    """YOLOv8n as a module of PyTorch: images (batch, 3, height, width) -> as `yolo`"""
+def torch_yolo(image):
+    """YOLOv8n as a module of PyTorch for images (batch, 3, height, width)."""
     import torch
     from torch import nn
 
@@ -233,4 +233,6 @@ def torch_yolo():
         def together(self, found):
             return torch.cat(found, 2)
 
-    return Network()
+    network = Network()
+    network(image)
+    return network.eval()

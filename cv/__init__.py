@@ -1,8 +1,11 @@
-"""Computer vision: image classification, detection, segmentation."""
+"""Computer vision: classification, detection, segmentation, images drawn from words."""
 
 from ..presets.images import ImagePreprocessor, image_files, read_image
+from .autoencoder import Autoencoder, TinyAutoencoder
 from .backbone import ImageBackbone
 from .box_metrics import MeanAveragePrecision
+from .clip import CLIPTextEncoder
+from .controlnet import ControlNet
 from .deeplab import DeepLabV3Plus
 from .detection import ObjectDetector
 from .detection_data import DetectionPreprocessor, letterbox
@@ -10,12 +13,18 @@ from .detection_datasets import read_coco, read_yolo
 from .draw import draw_boxes, draw_mask
 from .image_classifier import ImageClassifier, Predictions
 from .retinanet import RetinaNetDetector
+from .schedulers import Scheduler
 from .segmentation import ImageSegmenter, SegmentationPreprocessor
+from .stable_diffusion import StableDiffusion
 from .suppression import non_max_suppression
+from .unet import UNet
 from .weight_average import WeightAverage
 from .yolo_v8 import YOLOV8Backbone, YOLOV8Detector
 
 __all__ = [
+    "Autoencoder",
+    "CLIPTextEncoder",
+    "ControlNet",
     "DeepLabV3Plus",
     "DetectionPreprocessor",
     "ImageBackbone",
@@ -26,7 +35,11 @@ __all__ = [
     "ObjectDetector",
     "Predictions",
     "RetinaNetDetector",
+    "Scheduler",
     "SegmentationPreprocessor",
+    "StableDiffusion",
+    "TinyAutoencoder",
+    "UNet",
     "WeightAverage",
     "YOLOV8Backbone",
     "YOLOV8Detector",

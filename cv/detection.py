@@ -14,9 +14,10 @@ from khub.training.data import pack_x_y_sample_weight, unpack_x_y_sample_weight
 from khub.utils.bounding_boxes import check_format, convert_format
 
 from ..presets.family import of_config
+from ..presets.images import object_rows
 from .backbone import ImageBackbone, dtype_policy
 from .box_metrics import MeanAveragePrecision
-from .detection_data import DetectionPreprocessor, object_rows
+from .detection_data import DetectionPreprocessor
 from .image_classifier import ImageTask
 from .suppression import non_max_suppression
 from .weight_average import WeightAverage

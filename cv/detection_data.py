@@ -41,16 +41,6 @@ def _scaled(image, size):
     return image if whole else image.resize(inner, FILTERS["bilinear"], part), scale
 
 
-def object_rows(items):
-    """Return a list as a 1-D array of objects, whose rows the trainer takes; others as they are."""
-    if not isinstance(items, (list, tuple)):
-        return items
-    rows = np.empty(len(items), object)
-    for i, item in enumerate(items):  # all at once NumPy would look into them
-        rows[i] = str(item) if isinstance(item, os.PathLike) else item
-    return rows
-
-
 class DetectionPreprocessor(ImagePreprocessor):
     """Letterboxes images, moves their boxes along, pads these with -1 to `max_boxes` an image.
 

@@ -12,10 +12,9 @@ from khub.models.functional import Functional
 
 from ..presets import Family, Presettable, register
 from ..presets.family import of_class, of_config
-from ..presets.images import ImagePreprocessor, image_files
+from ..presets.images import ImagePreprocessor, image_files, object_rows
 from ..presets.weights import LAYOUTS, load_file
 from .backbone import ImageBackbone, dtype_policy
-from .detection_data import object_rows
 from .imagenet import class_names
 
 

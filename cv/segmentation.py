@@ -12,9 +12,8 @@ from khub.models.functional import Functional
 from khub.optimizers import AdamW
 from khub.training.data import pack_x_y_sample_weight, unpack_x_y_sample_weight
 
-from ..presets.images import FILTERS, ImagePreprocessor, images_of, read_image
+from ..presets.images import FILTERS, ImagePreprocessor, images_of, object_rows, read_image
 from .backbone import ImageBackbone, dtype_policy
-from .detection_data import object_rows
 from .image_classifier import ImageTask
 
 LEAST_PART = 0.5  # of height and width, of what augmentation cuts out

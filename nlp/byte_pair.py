@@ -112,6 +112,9 @@ class CLIPTokenizer(BytePairTokenizer):
         words = cut.Split(lib.Regex(special + (split or self.words)), "removed", invert=True)
         backend.pre_tokenizer = cut.Sequence([words, cut.ByteLevel(add_prefix_space)])
 
+    def reference_config(self):
+        return {**super().reference_config(), "model_max_length": 77}
+
 
 class WhisperTokenizer(BytePairTokenizer):
     """Whisper's byte-level BPE; its tasks and languages are added tokens. arXiv:2212.04356."""

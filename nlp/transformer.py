@@ -25,6 +25,7 @@ ACTIVATIONS = {  # the references' hidden_act
     "gelu": partial(ops.gelu, approximate=False),
     "gelu_new": partial(ops.gelu, approximate=True),
     "gelu_pytorch_tanh": partial(ops.gelu, approximate=True),
+    "quick_gelu": lambda x: x * ops.sigmoid(1.702 * x),
     "relu": ops.relu,
     "silu": ops.silu,
     "swish": ops.silu,

@@ -44,7 +44,11 @@ def _parser():
     listing.add_argument("--task", help="a generic name: TextClassifier, MaskedLM, ...")
     listing.add_argument("--family")
     command(_info)
-    command(_download).add_argument("--revision", help="branch, tag or commit")
+    downloading = command(_download)
+    downloading.add_argument("--revision", help="branch, tag or commit")
+    downloading.add_argument(
+        "--accept-license", action="store_true", help="accept a licence that restricts the use"
+    )
     checking = command(_verify)
     checking.add_argument("--backend", help="jax, torch, tensorflow or numpy")
     checking.add_argument("--json", action="store_true", help="print the report as JSON")
@@ -105,7 +109,8 @@ def _download(arguments, _):
     """Fetch a preset and print its folder."""
     from .download import download
 
-    print(download(arguments.preset, revision=arguments.revision))
+    accepted = arguments.accept_license
+    print(download(arguments.preset, arguments.revision, accept_license=accepted))
 
 
 def _verify(arguments, _):

@@ -10,13 +10,17 @@ import zlib
 from contextlib import contextmanager
 from pathlib import Path
 
-from .catalog import info
+from .catalog import entries, info
 from .family import of_config
 from .handles import parse
-from .tensors import TORCH_WEIGHTS
+from .licences import refusal
+from .tensors import NAMES, TORCH_NAMES, parse_json
 
+CONFIG, PIPELINE = "config.json", "model_index.json"
 SMALL_FILES = [  # everything of a preset but its weights
-    "config.json",
+    CONFIG,
+    PIPELINE,
+    "scheduler_config.json",
     "generation_config.json",
     "preprocessor_config.json",
     "processor_config.json",
@@ -38,7 +42,13 @@ SMALL_FILES = [  # everything of a preset but its weights
     "1_Pooling/config.json",
     "reference_outputs.safetensors",
 ]
-WEIGHT_FILES = ["model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"]
+WEIGHT_FILES = [name for names in NAMES for name in names if "fp16" not in name]
+# in place of those, where a repository has none of them
+OTHER_WEIGHT_FILES = [
+    [name for names in NAMES for name in names if "fp16" in name],
+    [name for name in TORCH_NAMES if "fp16" not in name],
+    [name for name in TORCH_NAMES if "fp16" in name],
+]
 ARCHIVE_LIMIT = 50_000_000_000  # bytes, unpacked
 ARCHIVE_RATIO = 100  # unpacked over packed, above the first 100 MB; weights hardly shrink
 
@@ -47,16 +57,20 @@ class DownloadError(OSError):
     """A preset could not be fetched; the message says why and what to do."""
 
 
-def download(handle, revision=None, progress=True, weights=True):
+def download(handle, revision=None, progress=True, weights=True, accept_license=False):
     """Return the folder with the preset's files, fetching what is not on this machine yet.
 
     revision: branch, tag or commit of a Hub repository   weights: False fetches all but those
+    accept_license: needed for weights of the catalogue whose licence restricts their use
     Embedded presets and folders never open a socket. HF_ENDPOINT, HF_HUB_CACHE, HF_HUB_OFFLINE and
     the Hub's tokens count. Raises DownloadError; ValueError for a malformed or unknown handle.
     """
     place = parse(handle)
     if revision and place.kind != "hub":
         raise ValueError(f"{handle} has no revisions: it is no repository on the Hub.")
+    in_catalogue = isinstance(handle, str) and handle in entries()
+    if weights and in_catalogue and (reason := refusal(info(handle), accept_license)):
+        raise DownloadError(reason)
     if place.kind == "hub":
         return _from_hub(place.location, revision or place.revision, progress, weights)
     if place.kind == "archive":
@@ -65,9 +79,17 @@ def download(handle, revision=None, progress=True, weights=True):
         config = info(place.location).config
         return of_config(config, place.location).published(config, True).parent
     folder = Path(place.location)
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder} is no preset: it has no config.json.")
+    if description(folder) is None:
+        raise FileNotFoundError(f"{folder} is no preset: it has no {CONFIG} and no {PIPELINE}.")
     return folder
+
+
+def description(folder):
+    """Return the path of what says what a preset is, None where there is none.
+
+    A pipeline of several models has a model_index.json, everything else a config.json.
+    """
+    return next((p for p in (folder / PIPELINE, folder / CONFIG) if p.is_file()), None)
 
 
 def is_offline():
@@ -109,9 +131,16 @@ def _from_hub(repository, revision, progress, weights):
 
     try:
         with _progress_bars(progress):
-            folder = snapshot(SMALL_FILES + (WEIGHT_FILES if weights else []))
-            if weights and not any(Path(folder).glob("*.safetensors")):
-                folder = snapshot([*SMALL_FILES, TORCH_WEIGHTS])  # an old repository
+            folder = Path(snapshot(SMALL_FILES + (WEIGHT_FILES if weights else [])))
+            parts = [""]
+            if (index := folder / PIPELINE).is_file():
+                parts = _parts(index)
+                files = SMALL_FILES + (WEIGHT_FILES if weights else [])
+                snapshot([PIPELINE, *(part + file for part in parts for file in files)])
+            for files in OTHER_WEIGHT_FILES if weights else ():  # an old repository
+                parts = [part for part in parts if _lacks_weights(folder / part)]
+                if parts:
+                    snapshot([part + file for part in parts for file in files])
     except errors.GatedRepoError as error:
         raise DownloadError(
             f"{what} is gated: accept its terms on its page, then `hf auth login` or set HF_TOKEN."
@@ -131,11 +160,24 @@ def _from_hub(repository, revision, progress, weights):
         raise DownloadError(f"{what} {reason}. ({_first_line(error)})") from error
     except (*errors.HfHubHTTPError.__bases__, OSError) as error:  # the HTTP client's own errors too
         raise DownloadError(f"{what} could not be downloaded: {_first_line(error)}") from error
-    folder = Path(folder)
-    if not (folder / "config.json").is_file():
-        raise DownloadError(f"{what} is no preset: it has no config.json.")
+    if description(folder) is None:
+        raise DownloadError(f"{what} is no preset: it has no {CONFIG} and no {PIPELINE}.")
     _check_digests(folder, what)
     return folder
+
+
+def _parts(index):
+    """Return the sub-folders ("unet/", ...) of a pipeline that khub reads."""
+    content = parse_json(index.read_bytes(), str(index))
+    known = of_config(content, index).backbone.folders
+    return [f"{name}/" for name in known if isinstance(content.get(name), list)]
+
+
+def _lacks_weights(folder):
+    """Whether a folder is of a model and has no weights yet."""
+    return (folder / CONFIG).is_file() and not any(
+        any(folder.glob(name)) for name in [*WEIGHT_FILES, *sum(OTHER_WEIGHT_FILES, [])]
+    )
 
 
 def _first_line(error):
@@ -147,7 +189,7 @@ def _check_digests(folder, what):
 
     A file that passed has its modification time noted in `~/.khub/checked`, and is not read again.
     """
-    for path in (*folder.glob("*.safetensors"), *folder.glob(TORCH_WEIGHTS)):
+    for path in (*folder.rglob("*.safetensors"), *folder.rglob("*pytorch_model*.bin")):
         blob = path.resolve()
         if not re.fullmatch(r"[0-9a-f]{64}", blob.name):
             continue
@@ -230,8 +272,8 @@ def _from_archive(address, digest):
         if found != digest:
             raise DownloadError(f"{address} has sha256 {found}; its handle asks for {digest}.")
         _unpack(packed, unpacked, address)
-        if not (unpacked / "config.json").is_file():
-            raise DownloadError(f"{address} is no preset: it has no config.json at its top.")
+        if description(unpacked) is None:
+            raise DownloadError(f"{address} is no preset: it has no {CONFIG} at its top.")
         try:
             unpacked.rename(target)
         except OSError:

@@ -6,13 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 _FAMILIES = {}  # name -> Family
+# what a config.json may say what model it is by -> the field of `Family` that has the values
+KEYS = {"_class_name": "model_types", "model_type": "model_types", "architecture": "variants"}
 
 
 @dataclass(frozen=True)
 class Family:
     """The classes of one architecture family.
 
-    model_types: values of "model_type" in a reference config.json that are this family
+    model_types: values of "model_type" in a reference config.json that are this family, or of
+    "_class_name", where diffusers says what it is
     tasks: generic task name -> class   architectures: generic name -> the reference's class name,
     or several   variants: names of timm's that are this family   published: (config.json, whether
     with the head) -> the file of weights that are published without a config.json
@@ -50,26 +53,29 @@ def families():
     return _FAMILIES
 
 
+def key_of(config):
+    """Return which of `KEYS` says what model a config.json is of, None when there is none."""
+    return next((key for key in KEYS if isinstance(config.get(key), str)), None)
+
+
 def of_config(config, where):
-    """Return the family that a config.json is of, by its `model_type` or timm's `architecture`.
+    """Return the family that a config.json is of, by one of `KEYS`.
 
     where: the file, for the error   Raises ValueError when no family reads it.
     """
-    model_type, architecture = config.get("model_type"), config.get("architecture")
-    if isinstance(model_type, str):
-        key, name = "model_type", model_type
-        known = {t: family for family in families().values() for t in family.model_types}
-    elif isinstance(architecture, str):
-        key, name = "architecture", architecture.partition(".")[0]
-        known = {a: family for family in families().values() for a in family.variants}
-    else:
+    key = key_of(config)
+    if key is None:
         raise ValueError(
-            f"{where} has neither model_type nor timm's architecture, which say what model it is."
+            f"{where} has neither model_type nor timm's architecture nor diffusers' _class_name, "
+            "which say what model it is."
         )
+    name = config[key].partition(".")[0] if key == "architecture" else config[key]
+    known = {n: family for family in families().values() for n in getattr(family, KEYS[key])}
     if name in known:
         return known[name]
     # of architectures there are hundreds
-    names = sorted(known) if key == "model_type" else difflib.get_close_matches(name, known, 8, 0.3)
+    many = key == "architecture"
+    names = difflib.get_close_matches(name, known, 8, 0.3) if many else sorted(known)
     raise ValueError(
         f"{where} has {key} {name!r}, which no family of this version reads; expected one of "
         f"{', '.join(names)}."

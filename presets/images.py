@@ -57,6 +57,35 @@ def read_image(source):
     return Image.fromarray(_pixels(source))
 
 
+def read_images(sources):
+    """Return RGB PIL images of one source or several, a list or an array of four axes.
+
+    sources: as `read_image` has them   Raises ValueError for arrays of 0..1, as well.
+    """
+    several = isinstance(sources, (list, tuple)) or getattr(sources, "ndim", 0) == 4
+    sources = sources if several else [sources]
+    for source in sources:
+        if getattr(getattr(source, "dtype", None), "kind", "") == "f" and np.size(source):
+            low, high = float(np.min(source)), float(np.max(source))
+            if not (low >= 0 and 1 < high <= 255 or low == high == 0):
+                raise ValueError(
+                    f"An image's array must have numbers of 0 to 255, got {low:g} to {high:g}."
+                )
+    if not len(sources):
+        raise ValueError("There is no image.")
+    return [read_image(source) for source in sources]
+
+
+def object_rows(items):
+    """Return a list as a 1-D array of objects, which the trainer takes; anything else as it is."""
+    if not isinstance(items, (list, tuple)):
+        return items
+    found = np.empty(len(items), object)
+    for i, item in enumerate(items):  # all at once NumPy would look into them
+        found[i] = str(item) if isinstance(item, os.PathLike) else item
+    return found
+
+
 def _rgb(image, what):
     """Convert any mode of Pillow; 16 bits become 8."""
     if 0 in image.size:

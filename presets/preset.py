@@ -12,12 +12,11 @@ from pathlib import Path
 
 from . import keras_h5, weights
 from .catalog import info
-from .download import SMALL_FILES, WEIGHT_FILES, download
-from .family import Family, families, of_class, of_config
+from .download import CONFIG, SMALL_FILES, WEIGHT_FILES, description, download
+from .family import Family, families, key_of, of_class, of_config
 from .handles import parse
 from .tensors import FULL, Checkpoint, no_room, parse_json, write_checkpoint, write_json
 
-CONFIG = "config.json"
 GENERATION = "generation_config.json"
 CONFIG_LIMIT = 10_000_000  # bytes
 COUNT_LIMIT = 10_000  # of layers, heads, ...: a hostile config.json makes nobody build for ever
@@ -88,13 +87,13 @@ class Preset:
         return self.family.backbone
 
 
-def open_preset(handle, load_weights=True):
+def open_preset(handle, load_weights=True, accept_license=False):
     """Fetch a handle and return its `Preset`. Raises ValueError when no family reads it."""
     if (place := parse(handle)).kind == "published":
         config = info(place.location).config
         return Preset(Path(place.location), config, of_config(config, place.location), True)
-    folder = download(handle, weights=load_weights)
-    path = folder / CONFIG
+    folder = download(handle, weights=load_weights, accept_license=accept_license)
+    path = description(folder)
     if path.stat().st_size > CONFIG_LIMIT:
         raise ValueError(
             f"{path} has {path.stat().st_size:,} bytes; at most {CONFIG_LIMIT:,} is sane."
@@ -102,12 +101,13 @@ def open_preset(handle, load_weights=True):
     config = parse_json(path.read_bytes(), str(path))
     if (path := folder / GENERATION).is_file():
         config["generation_config"] = parse_json(path.read_bytes(), str(path))
-    return Preset(folder, config, of_config(config, folder / CONFIG))
+    return Preset(folder, config, of_config(config, description(folder)))
 
 
 def load(handle, **options):
     """Open a preset as the class it was saved as; options are `from_preset`'s."""
-    cls = open_preset(handle, options.get("load_weights", True)).default_class()
+    opening = {n: options[n] for n in ("load_weights", "accept_license") if n in options}
+    cls = open_preset(handle, **opening).default_class()
     return cls.from_preset(handle, **options)
 
 
@@ -119,8 +119,10 @@ def choose_class(cls, preset):
     family, own = preset.family, of_class(cls)
     if own is family or hasattr(cls, "preset_config") and own is None:
         return cls
-    key = "model_type" if "model_type" in preset.config else "architecture"
-    where = f"{preset.folder / CONFIG} has {key} {preset.config[key]!r}"
+    key = key_of(preset.config)
+    where = (
+        f"{description(preset.folder) or preset.folder / CONFIG} has {key} {preset.config[key]!r}"
+    )
     if own is not None:
         task = _task_name(own, cls)
         right = family.tasks.get(task, family.backbone if task is None else None)
@@ -160,7 +162,14 @@ class Presettable:
 
     @classmethod
     def from_preset(
-        cls, handle, load_weights=True, dtype=None, strict=True, quantize=None, **overrides
+        cls,
+        handle,
+        load_weights=True,
+        dtype=None,
+        strict=True,
+        quantize=None,
+        accept_license=False,
+        **overrides,
     ):
         """Return an instance made from a preset; a generic class returns the family's own.
 
@@ -168,11 +177,12 @@ class Presettable:
         dtype: of the weights and the computation; None keeps bfloat16, else is the default
         strict: every tensor must fit; False logs those that do not
         quantize: "int8" or "int4", how kernels of Dense layers are kept, one by one as they come
+        accept_license: see `download`
         overrides: constructor arguments of the task, its backbone or its preprocessor
         """
         from khub.layers import Layer
 
-        preset = open_preset(handle, load_weights and issubclass(cls, Layer))
+        preset = open_preset(handle, load_weights and issubclass(cls, Layer), accept_license)
         target = choose_class(cls, preset)
         if not issubclass(target, Layer):
             return _host_side(target, preset, overrides)
@@ -332,11 +342,10 @@ def _save_model(model, folder, dtype):
         own["backbone"] = backbone
     if of_class(type(base)) is not family:
         own["backbone_family"] = of_class(type(base)).name
-    config = {
-        **model.reference_config(),
-        "dtype": floats.pop() if len(floats) == 1 else "float32",
-        "khub": own,
-    }
+    config = {"dtype": floats.pop() if len(floats) == 1 else "float32", "khub": own}
+    if "_class_name" in (reference := model.reference_config()):
+        config = {}  # diffusers warns of what it does not know
+    config = {**reference, **config}
     if task and (head := _head_beyond(model, saved, config)):
         own["head"] = head
     if preprocessor is not None:
@@ -349,7 +358,7 @@ def _save_model(model, folder, dtype):
         write_json(scratch / CONFIG, config)
         if task and hasattr(model, "generation_config"):
             write_json(scratch / GENERATION, model.generation_config())
-        write_checkpoint(scratch, found)
+        write_checkpoint(scratch, found, name=getattr(model, "weights_name", "model"))
         if preprocessor is not None:
             preprocessor.save(scratch)
 
@@ -441,7 +450,7 @@ def staged(folder, needed):
 
 
 def _replaceable(folder):
-    return (folder / CONFIG).is_file() or not any(folder.iterdir())
+    return description(folder) is not None or not any(folder.iterdir())
 
 
 def _keep_others(folder, scratch):

@@ -25,7 +25,19 @@ SHARD_LIMIT = 5_000_000_000  # bytes
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 TORCH_WEIGHTS = "pytorch_model.bin"
-TORCH_SUFFIXES = (".bin", ".pt", ".pth")
+TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+# How a folder's weights may be named, those that are read first first: as transformers does and as
+# diffusers does; ".fp16": the half-precision copy of a repository that has both.
+NAMES = [
+    (f"{stem}{kind}.safetensors", f"{stem}{kind}-*-of-*.safetensors", f"{stem}.safetensors.{index}")
+    for kind, index in (("", "index.json"), (".fp16", "index.fp16.json"))
+    for stem in ("model", "diffusion_pytorch_model")
+]
+TORCH_NAMES = [
+    f"{stem}{kind}.bin"
+    for kind in ("", ".fp16")
+    for stem in ("pytorch_model", "diffusion_pytorch_model")
+]
 
 DTYPES = {
     "F64": np.float64,
@@ -211,23 +223,26 @@ class TensorFile:
 
 
 class Checkpoint:
-    """The tensors of a file, or of a folder with `model.safetensors` or shards and their index.
+    """The tensors of a file, or of a folder with a file of `NAMES` or shards and their index.
 
-    A file may be PyTorch's too; a folder without safetensors may have `pytorch_model.bin`.
+    A file may be PyTorch's too; a folder without safetensors may have one of `TORCH_NAMES`.
 
-    `names` is a set, `tensor(name)` a `Tensor`, `bytes` the size of all of them.
+    `names` is a set, `tensor(name)` a `Tensor`, `bytes` the size of all of them, `metadata` what a
+    safetensors file says of itself.
     """
 
     def __init__(self, path):
         path = Path(path)
         if path.is_dir():
-            there = [name for name in (WEIGHTS, INDEX, TORCH_WEIGHTS) if (path / name).exists()]
+            names = [name for whole, _, index in NAMES for name in (whole, index)]
+            there = [name for name in [*names, *TORCH_NAMES] if (path / name).exists()]
             path = path / (there[0] if there else INDEX)
-        self.path = path
+        self.path, self.metadata = path, {}
         if path.name.endswith(".json"):
             self._files = self._read_index(path)
         else:
             self._files = dict.fromkeys(file := _open(path), file)
+            self.metadata = file.metadata
         self.names = self._files.keys()
         self.bytes = sum(self.tensor(name).nbytes for name in self.names)
 
@@ -258,6 +273,19 @@ class Checkpoint:
         """Return the names of the floating-point dtypes in it."""
         dtypes = {self.tensor(name).dtype for name in self.names}
         return {dtype.name for dtype in dtypes if is_float(dtype)}
+
+
+class Renamed:
+    """Some tensors under other names, as a checkpoint.  tensors: name -> `Tensor`"""
+
+    def __init__(self, path, tensors):
+        self.path, self.names, self._tensors = path, tensors.keys(), tensors
+
+    def tensor(self, name):
+        """Return the named `Tensor`. Raises WeightsError when there is none."""
+        if name not in self._tensors:
+            raise WeightsError(f"{self.path} has no {name}, whatever it is called there.")
+        return self._tensors[name]
 
 
 def _open(path):
@@ -350,26 +378,26 @@ def no_room(error, folder, needed):
     return OSError(error.errno, f"{folder} has no room{size}; what was there is unchanged")
 
 
-def write_checkpoint(folder, tensors, metadata=None, shard_limit=SHARD_LIMIT):
-    """Write `model.safetensors`, or shards of at most `shard_limit` bytes and their index."""
+def write_checkpoint(folder, tensors, metadata=None, shard_limit=SHARD_LIMIT, name="model"):
+    """Write `name`.safetensors, or shards of at most `shard_limit` bytes and their index."""
     folder = Path(folder)
     tensors = {name: as_tensor(value) for name, value in tensors.items()}
     shards, room = [{}], shard_limit
-    for name, tensor in tensors.items():
+    for key, tensor in tensors.items():
         if shards[-1] and tensor.nbytes > room:
             shards.append({})
             room = shard_limit
-        shards[-1][name] = tensor
+        shards[-1][key] = tensor
         room -= tensor.nbytes
     if len(shards) == 1:
-        return write_file(folder / WEIGHTS, tensors, metadata)
+        return write_file(folder / f"{name}.safetensors", tensors, metadata)
     total = sum(tensor.nbytes for tensor in tensors.values())
     index = {"metadata": {"total_size": total}, "weight_map": {}}
     for number, shard in enumerate(shards, 1):
-        name = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        write_file(folder / name, shard, metadata)
-        index["weight_map"].update(dict.fromkeys(shard, name))
-    write_json(folder / INDEX, index)
+        file = f"{name}-{number:05}-of-{len(shards):05}.safetensors"
+        write_file(folder / file, shard, metadata)
+        index["weight_map"].update(dict.fromkeys(shard, file))
+    write_json(folder / f"{name}.safetensors.index.json", index)
 
 
 def write_text(path, text):

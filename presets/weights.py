@@ -397,13 +397,27 @@ def _assign(wanted, checkpoint, fresh, after):
         for name, slot in wanted.items()
         if name in checkpoint.names and name not in fresh
     }
+    waiting = []
     # the largest first: what a backend copies on the way is then gone before memory is full
     for _, (slot, tensor) in sorted(fitting.items(), key=lambda item: -item[1][1].nbytes):
         if tensor.shape != slot.shape:
             continue  # reported; only reached when not strict
-        slot.variable.assign_later(partial(_in_layout, tensor, slot))
+        waiting.append(slot.variable)
+        slot.variable.assign_later(partial(_read_with_others, waiting, tensor, slot))
         if after is not None:
             after(slot.path)
+
+
+def _read_with_others(waiting, tensor, slot):
+    """Return a file's tensor for its variable; the first use of one of them reads them all.
+
+    They then lie beside each other in memory, not between what a first call needs for a moment.
+    """
+    others = [variable for variable in waiting if variable is not slot.variable]
+    waiting.clear()
+    for variable in others:
+        variable.materialize()
+    return _in_layout(tensor, slot)
 
 
 def _in_layout(tensor, slot):

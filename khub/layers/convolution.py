@@ -109,8 +109,7 @@ class _ConvTranspose(_Convolution):
 
     def setup(self):
         super().setup()
-        extra = self.output_padding
-        if extra is not None:
+        if (extra := self.output_padding) is not None:
             self.output_padding = windows.per_axis(extra, self._space, "output_padding")
 
     def _add_kernels(self, channels):

@@ -91,11 +91,8 @@ class BatchNormalization(Layer):
     def setup(self):
         if self.renorm:
             self.renorm_clipping = dict(self.renorm_clipping or {})
-        unknown = sorted(set(self.renorm_clipping or ()) - {"rmin", "rmax", "dmax"})
-        if unknown:
-            raise ValueError(
-                f"renorm_clipping takes the keys 'rmin', 'rmax' and 'dmax', got {unknown}."
-            )
+        if unknown := sorted(set(self.renorm_clipping or ()) - {"rmin", "rmax", "dmax"}):
+            raise ValueError(f"renorm_clipping takes 'rmin', 'rmax' and 'dmax', got {unknown}.")
 
     def build(self, input_shape):
         size = input_shape[self.axis]
@@ -194,21 +191,10 @@ class GroupNormalization(Layer):
         size = input_shape[self.axis]
         self._count = size if self.groups == -1 else self.groups
         if size % self._count:
-            raise ValueError(
-                f"GroupNormalization: {size} channels do not divide into {self._count} groups."
-            )
+            raise ValueError(f"{size} channels do not divide into {self._count} groups.")
         self.gamma = self.add_weight((size,), name="gamma") if self.scale else None
         self.beta = self.add_weight((size,), name="beta") if self.center else None
 
     def call(self, inputs):
-        shape = list(ops.shape(inputs))
-        axis = self.axis % len(shape)
-        parts = [*shape[:axis], self._count, shape[axis] // self._count, *shape[axis + 1 :]]
-        grouped = ops.reshape(inputs, parts)
-        reduced = [a for a in range(1, len(parts)) if a != axis]
-        mean, variance = ops.moments(grouped, reduced, keepdims=True)
-        y = ops.reshape((grouped - mean) * ops.rsqrt(ops.add(variance, self.epsilon)), shape)
-        wide = [1] * len(shape)
-        wide[axis] = shape[axis]
-        y = y if self.gamma is None else y * ops.reshape(self.gamma, wide)
-        return y if self.beta is None else y + ops.reshape(self.beta, wide)
+        weights = self.gamma, self.beta
+        return ops.group_normalization(inputs, self._count, *weights, self.axis, self.epsilon)

@@ -293,8 +293,7 @@ def moments(x, axes, keepdims=False, synchronized=False):
     y = cast(x, "float32") if name in ("float16", "bfloat16") else x
     average = math.mean(y, axis=axes, keepdims=True)
     variance = math.mean(math.square(y - average), axis=axes, keepdims=keepdims)
-    if not keepdims:
-        average = squeeze(average, axes)
+    average = average if keepdims else squeeze(average, axes)
     return cast(average, name), cast(variance, name)
 
 
@@ -321,6 +320,21 @@ def layer_normalization(x, gamma=None, beta=None, axis=-1, epsilon=None, **kwarg
     y = cast(centred * math.rsqrt(variance + epsilon), name)
     y = y if gamma is None else y * cast(gamma, name)
     return y if beta is None else y + cast(beta, name)
+
+
+@op(operands=("x", "gamma", "beta"))
+def group_normalization(x, groups, gamma=None, beta=None, axis=-1, epsilon=1e-3):
+    """`layer_normalization` of each group of channels, over `axis`, of an example. 1803.08494"""
+    sizes, name, axis = list(shape(x)), dtypes.standardize(x.dtype), axis % len(x.shape)
+    wider = "float32" if name in ("float16", "bfloat16") else name
+    parts = [*sizes[:axis], groups, sizes[axis] // groups, *sizes[axis + 1 :]]
+    y, over = reshape(cast(x, wider), parts), [a for a in range(1, len(parts)) if a != axis]
+    mean, variance = moments(y, over, keepdims=True)
+    wide = [*parts[axis : axis + 2], *[1] * (len(sizes) - axis - 1)]
+    factor = math.rsqrt(variance + epsilon)
+    factor = factor if gamma is None else factor * reshape(cast(gamma, wider), wide)
+    shift = 0 if beta is None else reshape(cast(beta, wider), wide)
+    return cast(reshape(y * factor + (shift - mean * factor), sizes), name)
 
 
 @op(operands=("x", "scale"))

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 from mnist import WORDS, read_digits
-from PIL import Image
 
 import khub
 from khub import callbacks, cv, layers, losses, nlp, ops, optimizers
@@ -32,10 +31,16 @@ NUMERALS = 0.25  # share of the texts that say 3 in place of three
 NO_TEXT = 0.1  # share of the texts that are left out, for guidance; Ho and Salimans, 2207.12598
 PEAK_RATES = {"vae": 2e-3, "unet": 1.5e-3}
 TEXT = dict(num_layers=2, num_heads=4, hidden_dim=96, intermediate_dim=256)
-VAE = dict(block_out_channels=(16, 32, 48), layers_per_block=1, norm_num_groups=8)
+VAE = dict(
+    block_out_channels=(16, 24, 32),
+    down_block_types=("DownEncoderBlock2D",) * 3,
+    up_block_types=("UpDecoderBlock2D",) * 3,
+    layers_per_block=1,
+    norm_num_groups=8,
+)
 UNET = dict(
     sample_size=SIZE // 4,
-    block_out_channels=(64, 128),
+    block_out_channels=(48, 96),
     down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
     up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
     layers_per_block=1,
@@ -78,6 +83,8 @@ def caption(random, *labels):
 
 def picture(random, *digits):
     """One digit anywhere, or two side by side.  -> float32 (SIZE, SIZE, 3), -1 to 1"""
+    from PIL import Image
+
     canvas = Image.new("L", (SIZE, SIZE))
     for place, digit in enumerate(digits):
         image = Image.fromarray(digit)
@@ -198,7 +205,7 @@ def make_classifier(images, labels):
     -> (network, its accuracy on the last 500 of them)
     """
     random = np.random.Generator(np.random.Philox(key=SEED + 3))
-    rows = np.tile(np.arange(len(images) - 500), 4)
+    rows = np.tile(np.arange(len(images) - 500), 6)
     x = np.stack([picture(random, images[i]) for i in rows])
     x_held = np.stack([picture(random, image) for image in images[-500:]])
     widths = [layers.Conv2D(32 * 2**i, 3, 2, "same", activation="relu") for i in range(3)]
@@ -227,6 +234,14 @@ def judge(pipeline, classifier, count=200):
     return float(np.mean(found == asked)), drawn
 
 
+def show(drawn, target):
+    """Write images as a sheet, ten in a row."""
+    from PIL import Image
+
+    sheet = drawn.reshape(-1, 10, SIZE, SIZE, 3).swapaxes(1, 2)
+    Image.fromarray(sheet.reshape(-1, 10 * SIZE, 3)).save(target)
+
+
 def plot(rows, target):
     import matplotlib
 
@@ -253,7 +268,7 @@ def main():
     options = parser.parse_args()
 
     digits, labels = read_digits(options.data)
-    learned, rest = slice(0, 7000), slice(7000, None)  # the classifier has images of its own
+    learned, rest = slice(0, 6000), slice(6000, None)  # the classifier has images of its own
     images, texts = examples(digits[learned], labels[learned], options.examples)
     tokenizer, rows = make_tokenizer(), []
     khub.utils.set_random_seed(SEED)
@@ -289,8 +304,7 @@ def main():
     right, drawn = judge(pipeline, classifier)
     print(f"The classifier tells {accuracy:.1%} of 500 other digits right.")
     print(f"It takes {right:.1%} of 200 drawn digits for what was asked.")
-    sheet = drawn[:100].reshape(10, 10, SIZE, SIZE, 3).swapaxes(1, 2)
-    Image.fromarray(sheet.reshape(10 * SIZE, 10 * SIZE, 3)).save(HERE / f"{NAME}_drawn.png")
+    show(drawn[:100], HERE / f"{NAME}_drawn.png")
     with open(HERE / f"{NAME}.csv", "w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerows([["part", "step", "seconds", "loss"], *rows])

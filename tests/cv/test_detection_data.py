@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from khub.cv.detection_data import DetectionPreprocessor, letterbox, object_rows
+from khub.cv.detection_data import DetectionPreprocessor, letterbox
+from khub.presets.images import object_rows
 from khub.utils import bounding_boxes
 
 pytestmark = pytest.mark.once

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from khub.cv.detection_data import DetectionPreprocessor, object_rows
+from khub.cv.detection_data import DetectionPreprocessor
 from khub.cv.detection_datasets import read_coco, read_yolo
+from khub.presets.images import object_rows
 
 pytestmark = pytest.mark.once
 

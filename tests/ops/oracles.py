@@ -194,6 +194,15 @@ def layer_norm(x, gamma=None, beta=None, axis=-1, epsilon=1e-7):
     return y * (1 if gamma is None else gamma) + (0 if beta is None else beta)
 
 
+def group_norm(x, groups, gamma=1.0, beta=0.0, axis=-1, epsilon=1e-3):
+    y = np.moveaxis(x, axis, -1)
+    parts = y.reshape(*y.shape[:-1], groups, -1)
+    over = tuple(a for a in range(1, parts.ndim) if a != parts.ndim - 2)
+    parts = parts - parts.mean(over, keepdims=True)
+    parts = parts / np.sqrt((parts * parts).mean(over, keepdims=True) + epsilon)
+    return np.moveaxis(parts.reshape(y.shape) * gamma + beta, -1, axis)
+
+
 def rms_norm(x, scale=1, axis=-1, epsilon=1e-7):
     return x / np.sqrt((x * x).mean(axis, keepdims=True) + epsilon) * scale
 

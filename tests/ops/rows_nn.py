@@ -130,6 +130,11 @@ SAMPLES |= {
         S(oracle.layer_norm, X, axis=1, epsilon=1e-3, near=3e-6),
         S(oracle.layer_norm, ROWS * 100 + 1e4, epsilon=1e-3, near=3e-4),
     ],
+    "group_normalization": [
+        S(oracle.group_norm, normal(2, 3, 4, 6), 2, near=3e-6),
+        S(oracle.group_norm, normal(2, 6, 4), 3, normal(6), normal(6), axis=1, near=3e-6),
+        S(oracle.group_norm, ROWS * 10 + 100, 1, beta=ROWS[0], axis=-1, epsilon=0.1, near=1e-4),
+    ],
     "rms_normalization": [
         S(oracle.rms_norm, ROWS, epsilon=1e-3, near=2e-6),
         S(oracle.rms_norm, ROWS, SHARES[0], near=2e-6),

@@ -138,6 +138,14 @@ def layer_normalization(x, gamma=None, beta=None, axis=-1, epsilon=None, **kwarg
     return y if beta is None else y + beta
 
 
+def group_normalization(x, groups, gamma=None, beta=None, axis=-1, epsilon=1e-3):
+    # torch has no gradient of an offset alone, and crashes where these views need none themselves
+    gamma = torch.ones_like(beta) if gamma is None and beta is not None else gamma
+    gamma, beta, y = _as(gamma, x.dtype), _as(beta, x.dtype), x.movedim(axis, 1)
+    y = y if x.requires_grad or not torch.is_grad_enabled() else y.contiguous()
+    return functional.group_norm(y, groups, gamma, beta, epsilon).movedim(1, axis)
+
+
 def rms_normalization(x, scale=None, axis=-1, epsilon=None):
     epsilon = config.epsilon() if epsilon is None else epsilon
     scale = _as(scale, x.dtype)

@@ -143,7 +143,7 @@ def plot(rows, target):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=6000)
     data = HERE.parents[2] / "shared" / "data"
     parser.add_argument("--data", type=Path, default=data)
     parser.add_argument("--output", type=Path, default=OUTPUT)

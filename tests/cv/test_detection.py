@@ -12,8 +12,8 @@ from khub import applications, cv
 from khub.cv.detection_data import DetectionPreprocessor
 
 STEPS, TRAINS = 250, khub.backend.name != "numpy"
-# a second training step takes XLA half a minute
-COMPILES_LONG = [pytest.mark.slow] if khub.backend.name == "jax" else []
+# a second training step takes their compilers half a minute
+COMPILES_LONG = [pytest.mark.slow] if khub.backend.name in ("jax", "tensorflow") else []
 needs_gradients = pytest.mark.skipif(not TRAINS, reason="NumPy has no gradients")
 
 
@@ -105,7 +105,7 @@ def test_prepared_images_need_no_preprocessor(model):
     found = model.evaluate(x, {"boxes": boxes, "classes": y["classes"]}, verbose=0)
     for name in ("loss", "mAP50"):  # areas, and so mAP_small, are of the prepared images
         assert found[name] == pytest.approx(want[name], rel=1e-4)
-    if khub.backend.name != "jax":  # which would compile a training step once more
+    if not COMPILES_LONG:
         own = {"boxes": boxes, "classes": y["classes"]}
         options = dict(validation_data=(x, own), epochs=1, batch_size=8, average=0.999, verbose=0)
         model.optimizer.learning_rate = 0.0
@@ -156,8 +156,8 @@ def test_only_images_without_objects(model):
 @pytest.mark.parametrize("policy", [pytest.param("mixed_bfloat16", marks=COMPILES_LONG)])
 def test_mixed_precision(policy):
     model, (images, labels) = small(dtype=policy), rectangles(8)
-    history = model.fit(images, labels, epochs=3, augment=False, verbose=0).history
-    assert np.isfinite(history["loss"]).all() and history["loss"][2] < history["loss"][0]
+    history = model.fit(images, labels, epochs=20, augment=False, verbose=0).history
+    assert np.isfinite(history["loss"]).all() and history["loss"][-1] < 0.8 * history["loss"][0]
     kernel = model.backbone.get_layer("model.0.conv").kernel
     assert kernel.dtype == "float32" and model.network.output["boxes"].dtype == "bfloat16"
     found = model.predict(images, verbose=0)

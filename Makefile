@@ -32,6 +32,7 @@ bench: $(VENV)/test.stamp  ## compare speed with native loops and with Keras
 	$(RUN) -m benchmarks.applications --all
 	$(RUN) -m benchmarks.nlp
 	$(RUN) -m benchmarks.generation --all
+	$(RUN) -m benchmarks.cv --all
 
 lint: $(VENV)/test.stamp  ## ruff only
 	$(RUN) -m ruff check .

@@ -20,6 +20,7 @@ from statistics import median, quantiles
 import numpy as np
 
 from . import cv_peers as peers
+from . import yolo_v8
 from .compare import NOISE, RESULTS, describe
 from .cv_peers import CONTEXT, TEXT
 from .layers import main, run
@@ -75,9 +76,6 @@ def inputs(cell):
 
     if cell == "text_encode":
         return [random.integers(0, TEXT["words"], (2, TEXT["tokens"])).astype("int32")]
-    if cell.startswith("yolo"):
-        size = int(cell.partition("_")[2])
-        return [random.random((1, size, size, 3), "float32")]
     size = LATENTS[cell]
     if cell == "vae_decode":
         return [normal(1, size, size, 4)]
@@ -89,9 +87,6 @@ def khub_network(cell, folder):
     """A function of the arrays of `inputs`."""
     from khub import cv
 
-    if cell.startswith("yolo"):
-        model = cv.YOLOV8Detector(cv.YOLOV8Backbone.variant("yolo_v8_n"), peers.CLASSES)
-        return lambda x: tuple(model(x, training=False).values())
     if cell == "text_encode":
         model = cv.CLIPTextEncoder.from_preset(folder)
         return lambda ids: model(ids)["sequence_output"]
@@ -112,9 +107,7 @@ def torch_network(cell, cls, folder):
 
     if cell == "vae_decode":
         return lambda x: model.decode(first(x)).sample.permute(0, 2, 3, 1)
-    return lambda x, t, c: model(x.permute(0, 3, 1, 2).contiguous(), t, c).sample.permute(
-        0, 2, 3, 1
-    )
+    return lambda x, t, c: model(first(x), t, c).sample.permute(0, 2, 3, 1)
 
 
 def on_torch(cell, folder):
@@ -126,22 +119,14 @@ def on_torch(cell, folder):
     classes = parts(folder)
     sides = {"khub": khub.jit(khub_network(cell, folder / cell))}
     given = [torch.from_numpy(x) for x in inputs(cell)]
-    if cell.startswith("yolo"):  # by hand, in both memory layouts
-        x = given[0].permute(0, 3, 1, 2)
-        for name in ("contiguous_format", "channels_last"):
-            layout = {"memory_format": getattr(torch, name)}
-            sides[name] = peers.torch_yolo(x).to(**layout), x.contiguous(**layout)
-        sides |= {n: (lambda _, m=m, x=x: m(x)) for n, (m, x) in list(sides.items())[1:]}
-    else:
-        sides["diffusers"] = torch_network(cell, classes[cell], folder / cell)
+    sides["diffusers"] = torch_network(cell, classes[cell], folder / cell)
 
     def inference(function):
         with torch.inference_mode():
             return function(*given)
 
-    if not cell.startswith("yolo"):  # whose weights are random on each side
-        ours, theirs = (inference(function).numpy() for function in sides.values())
-        np.testing.assert_allclose(ours, theirs, atol=1e-3)
+    ours, theirs = (inference(function).numpy() for function in sides.values())
+    np.testing.assert_allclose(ours, theirs, atol=1e-3)
     return {side: (lambda f=f: inference(f)) for side, f in sides.items()}
 
 
@@ -152,8 +137,7 @@ def on_graphs(cell, folder, backend):
     import khub
     from khub import ops
 
-    if not cell.startswith("yolo"):
-        parts(folder)
+    parts(folder)
     ours = khub.jit(khub_network(cell, folder / cell))
     given = [ops.convert_to_tensor(x) for x in inputs(cell)]
     draw, size = peers.Keras(keras), given[0].shape[1]
@@ -162,7 +146,7 @@ def on_graphs(cell, folder, backend):
         "unet_step": lambda: draw.unet(2, size),
         "vae_decode": lambda: draw.decoder(size),
     }
-    model = made.get(cell, lambda: draw.yolo(size))()
+    model = made[cell]()
     taken = given if len(given) > 1 else given[0]
     if backend == "tensorflow":
         import tensorflow as tf
@@ -256,6 +240,8 @@ def measure(options):
             with tempfile.TemporaryDirectory() as folder:
                 if cell == "nms":
                     sides = suppression()
+                elif cell.startswith("yolo"):
+                    sides = yolo_v8.contenders(int(cell.partition("_")[2]), options.backend)
                 elif options.backend == "torch":
                     sides = on_torch(cell, Path(folder))
                 else:

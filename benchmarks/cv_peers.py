@@ -1,5 +1,4 @@
-"""What khub's detectors and Stable Diffusion run beside: the same networks of Keras' layers, and
-YOLOv8n of PyTorch's modules; written from the published architectures, their weights random."""
+"""Stable Diffusion's networks of Keras' layers, written from the paper: arXiv:2112.10752."""
 
 import numpy as np
 
@@ -8,8 +7,6 @@ HEADS, GROUPS = 8, 16
 TEXT = dict(width=192, layers=12, heads=3, tokens=77, words=49408)
 DECODER = (128, 128, 64, 32)  # the autoencoder's, a quarter as wide
 DECODER_GROUPS = 8
-YOLO = (16, 32, 64, 128, 256)  # YOLOv8n
-CLASSES, BINS = 80, 16
 
 
 class Keras:
@@ -121,118 +118,3 @@ class Keras:
             y = self.layers.Dense(4 * width)(self.layer_norm(x))
             x = x + self.layers.Dense(width)(y * self.ops.sigmoid(1.702 * y))
         return self.k.Model(tokens, self.layer_norm(x))
-
-    def yolo(self, size):
-        """images -> [sides of boxes, classes] at every point"""
-        image = self.k.Input(batch_shape=(1, size, size, 3))
-        return self.k.Model(image, yolo(self, image))
-
-    # what `yolo` draws with
-    def unit(self, x, width, kernel=1, stride=1):
-        pad = kernel // 2
-        if stride > 1:
-            x = self.layers.ZeroPadding2D(pad)(x)
-        padding = "valid" if stride > 1 else "same"
-        x = self.layers.Conv2D(width, kernel, stride, padding=padding, use_bias=False)(x)
-        x = self.layers.BatchNormalization(epsilon=1e-3, momentum=0.97)(x)
-        return self.layers.Activation("silu")(x)
-
-    def halves(self, x):
-        return self.ops.split(x, 2, -1)
-
-    def joined(self, ways):
-        return self.ops.concatenate(ways, -1)
-
-    def pooled(self, x):
-        return self.layers.MaxPooling2D(5, 1, "same")(x)
-
-    def raised(self, x):
-        return self.layers.UpSampling2D(2)(x)
-
-    def points(self, x, width):
-        x = self.conv(x, width, 1)
-        return self.ops.reshape(x, (1, -1, width))
-
-    def together(self, found):
-        return self.ops.concatenate(found, 1)
-
-
-def yolo(net, image):
-    """YOLOv8n, drawn with the functions of `net`."""
-
-    def c2f(x, width, count, adds):
-        ways = list(net.halves(net.unit(x, width)))
-        for _ in range(count):
-            y = net.unit(net.unit(ways[-1], width // 2, 3), width // 2, 3)
-            ways.append(ways[-1] + y if adds else y)
-        return net.unit(net.joined(ways), width)
-
-    x, levels = net.unit(image, YOLO[0], 3, 2), []
-    for width, count in zip(YOLO[1:], (1, 2, 2, 1)):
-        x = c2f(net.unit(x, width, 3, 2), width, count, True)
-        levels.append(x)
-    ways = [net.unit(x, YOLO[4] // 2)]
-    for _ in range(3):
-        ways.append(net.pooled(ways[-1]))
-    low = net.unit(net.joined(ways), YOLO[4])
-    middle = c2f(net.joined([net.raised(low), levels[2]]), YOLO[3], 1, False)
-    small = c2f(net.joined([net.raised(middle), levels[1]]), YOLO[2], 1, False)
-    medium = c2f(net.joined([net.unit(small, YOLO[2], 3, 2), middle]), YOLO[3], 1, False)
-    large = c2f(net.joined([net.unit(medium, YOLO[3], 3, 2), low]), YOLO[4], 1, False)
-    found = []
-    for width, outputs in ((64, 4 * BINS), (CLASSES, CLASSES)):
-        heads = (net.unit(net.unit(x, width, 3), width, 3) for x in (small, medium, large))
-        found.append(net.together([net.points(head, outputs) for head in heads]))
-    return found
-
-
-def torch_yolo(image):
-    """YOLOv8n as a module of PyTorch for images (batch, 3, height, width)."""
-    import torch
-    from torch import nn
-
-    class Network(nn.Module):
-        """Layers are made at the first call, in the order they are asked for, and kept."""
-
-        def __init__(self):
-            super().__init__()
-            self.parts, self.place = nn.ModuleList(), None
-
-        def part(self, make):
-            if self.place == len(self.parts):
-                self.parts.append(make().eval())
-            self.place += 1
-            return self.parts[self.place - 1]
-
-        def forward(self, image):
-            self.place = 0
-            return yolo(self, image)
-
-        def unit(self, x, width, kernel=1, stride=1):
-            def make():
-                conv = nn.Conv2d(x.shape[1], width, kernel, stride, kernel // 2, bias=False)
-                return nn.Sequential(conv, nn.BatchNorm2d(width, 1e-3, 0.03), nn.SiLU(inplace=True))
-
-            return self.part(make)(x)
-
-        def halves(self, x):
-            return x.chunk(2, 1)
-
-        def joined(self, ways):
-            return torch.cat(ways, 1)
-
-        def pooled(self, x):
-            return self.part(lambda: nn.MaxPool2d(5, 1, 2))(x)
-
-        def raised(self, x):
-            return self.part(lambda: nn.Upsample(scale_factor=2))(x)
-
-        def points(self, x, width):
-            return self.part(lambda: nn.Conv2d(x.shape[1], width, 1))(x).flatten(2)
-
-        def together(self, found):
-            return torch.cat(found, 2)
-
-    network = Network()
-    network(image)
-    return network.eval()

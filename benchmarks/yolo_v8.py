@@ -1,27 +1,13 @@
-"""YOLOv8n, the forward pass of one image: khub beside PyTorch written by hand, and beside Keras.
+"""YOLOv8n written by hand for PyTorch, and of Keras' layers: what benchmarks/cv.py compares with.
 
-python -m benchmarks.yolo_v8 --backend torch [--cells forward_320,forward_640] [--turns 9]
-python -m benchmarks.yolo_v8 --all
-
-One process a backend, one thread; the contenders take turns, the figures are medians of the
-per-turn ratios. Nobody folds the normalizations into the convolutions. On torch the native model
-takes the faster of both memory layouts.
+Nobody folds the normalizations into the convolutions.
 """
 
-import json
-import os
-import sys
-from statistics import median, quantiles
-
 import numpy as np
-
-from .compare import NOISE, RESULTS, describe
-from .layers import main, run
 
 CLASSES, BINS = 80, 16
 WIDTHS, BLOCKS = (16, 32, 64, 128, 256), (1, 2, 2, 1)
 NECK = (64, 128, 256)
-CELLS = ["forward_320", "forward_640"]
 
 
 # --- PyTorch, by hand ----------------------------------------------------------------------------
@@ -179,8 +165,8 @@ def khub_network(size):
     return cv.YOLOV8Detector(backbone, CLASSES)
 
 
-def contenders(cell, backend):
-    size = int(cell.removeprefix("forward_"))
+def contenders(size, backend):
+    """Side -> function that runs the network on an image; on torch both memory layouts."""
     x = np.random.default_rng(0).random((1, size, size, 3), np.float32)
     ours = khub_network(size)
     if backend != "torch":
@@ -214,39 +200,3 @@ def contenders(cell, backend):
         "plain": lambda: inference(model, plain),
         "channels_last": lambda: inference(channels_last, given.permute(0, 3, 1, 2)),
     }
-
-
-def judge(seconds):
-    """Medians of the per-turn ratios to the faster of the others."""
-    other = min(seconds.keys() - {"khub"}, key=lambda side: median(seconds[side]))
-    ratios = [a / b for a, b in zip(seconds["khub"], seconds[other], strict=True)]
-    return {
-        "median_seconds": {side: median(times) for side, times in seconds.items()},
-        "compared_with": other,
-        "ratio": median(ratios),
-        "quartiles": quantiles(ratios, n=4)[::2],
-        "limit": NOISE,
-        "reaches_target": median(ratios) <= NOISE,
-        "seconds": seconds,
-    }
-
-
-def measure(options):
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, [max(os.sched_getaffinity(0))])
-    chosen = options.cells.split(",") if options.cells else CELLS
-    path, good = RESULTS / f"yolo_v8_{options.backend}.json", True
-    table = json.loads(path.read_text()) if path.exists() else {}
-    for cell in chosen:
-        result = judge(run(contenders(cell, options.backend), 2, options.turns))
-        table[cell] = describe(options.backend) | result
-        times = ", ".join(f"{s} {t * 1e3:.1f} ms" for s, t in result["median_seconds"].items())
-        mark = "pass" if result["reaches_target"] else "FAIL"
-        print(f"{options.backend} {cell}: {times}; ratio {result['ratio']:.2f} {mark}", flush=True)
-        good &= result["reaches_target"]
-        path.write_text(json.dumps(table, indent=1) + "\n")
-    return 0 if good else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main("benchmarks.yolo_v8", __doc__.splitlines()[0], CELLS, 9, measure))

@@ -131,7 +131,7 @@ def _convert(arguments, _):
 
 
 def _predict(arguments, _):
-    """Run a preset on texts or images."""
+    """Run a preset on texts or images; a model that draws writes drawn_1.png, ... here."""
     from .preset import load, open_preset
 
     preset = open_preset(arguments.preset)
@@ -159,6 +159,10 @@ def _answers(model, texts):
     elif hasattr(model, "embed"):
         for vector in model.embed(texts):
             yield " ".join(f"{x:.5f}" for x in vector)
+    elif hasattr(model, "text_to_image"):
+        yield from _drawn(model, texts)
+    elif hasattr(model, "max_detections"):
+        yield from _detected(model, model.predict(texts, verbose=0))
     elif hasattr(model, "feature_pyramid"):  # an image classifier
         for best in model.predict(texts, verbose=0):
             yield ", ".join(f"{label} {score:.3f}" for label, score in best)
@@ -170,6 +174,27 @@ def _answers(model, texts):
         for row in scores:
             best = np.argsort(-row)[:5]
             yield ", ".join(f"{labels[i]} {row[i]:.3f}" for i in best)
+
+
+def _drawn(model, texts):
+    """Draw each text, and yield the name of the file that it is in."""
+    from PIL import Image
+
+    for number, image in enumerate(model.text_to_image(texts, seed=0), 1):
+        name = f"drawn_{number}.png"
+        Image.fromarray(image).save(name)
+        yield name
+
+
+def _detected(model, found):
+    """Yield what was found in each image: "seven 0.93 at 10 20 30 40; ..."."""
+    for row, count in enumerate(found["num_detections"]):
+        boxes, classes, scores = (found[n][row] for n in ("boxes", "classes", "confidence"))
+        yield "; ".join(
+            f"{model.labels[classes[i]] if model.labels else classes[i]} {scores[i]:.2f} at "
+            f"{' '.join(f'{x:.0f}' for x in boxes[i])}"
+            for i in range(count)
+        )
 
 
 def _run(arguments, _):

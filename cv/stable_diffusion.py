@@ -4,6 +4,7 @@ Rombach et al. 2022, arXiv:2112.10752; Podell et al. 2023 (XL), arXiv:2307.01952
 (ControlNet), arXiv:2302.05543.
 """
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -127,25 +128,22 @@ class StableDiffusion(Adapters, Pipeline, models.Model):
     def forget_functions(self):
         """Make all that was compiled anew at its next call: layers have changed."""
         super().forget_functions()
-        self.__dict__["_functions"] = None
+        self.__dict__["_functions"] = {}
 
-    def _compiled_part(self, name):
-        """The `Loop`, or a compiled function: "encode", "decode", or a text encoder by its name."""
-        if self._functions is None:
-            tile = {} if self.decode_tile is None else {"tile": self.decode_tile}
-            self._functions = {
-                "loop": Loop(self.unet, self._controls),
-                "text_encoder": khub.jit(self.text_encoder),
-                "text_encoder_2": self.is_xl and khub.jit(self.text_encoder_2),
-                "encode": khub.jit(self.vae.encode),
-                "decode": khub.jit(lambda x: self.vae.decode(x, **tile)),
-            }
-        return self._functions[name]
+    def _function(self, name, shape):
+        """The `Loop`, or the compiled "encode", "decode" or a text encoder, for one shape alone."""
+        key = name, self.decode_tile, *shape  # TensorFlow makes sizes unknown where there are many
+        if name == "loop":
+            return self._functions.setdefault(key, Loop(self.unet, self._controls))
+        owner = self.vae if name in ("encode", "decode") else self
+        tile = {} if self.decode_tile is None or name != "decode" else {"tile": self.decode_tile}
+        run = partial(getattr(owner, name), **tile)
+        return self._functions.setdefault(key, khub.jit(run))
 
     def _run(self, name, x):
         """What one of the compiled functions gives for an array, as arrays."""
         with active.inference(), CallContext(training=False):
-            found = self.open()._compiled_part(name)(ops.convert_to_tensor(x))
+            found = self.open()._function(name, np.shape(x))(ops.convert_to_tensor(x))
             return tree.map_structure(ops.convert_to_numpy, found)
 
     # --- texts -----------------------------------------------------------------------------------
@@ -302,7 +300,7 @@ class StableDiffusion(Adapters, Pipeline, models.Model):
                 callback(number, x)
 
         one_by_one = active.EAGER or callback is not None
-        loop, noise = self._compiled_part("loop"), noise[1:] if steps else None
+        loop, noise = self._function("loop", (len(plan), *shape)), noise[1:] if steps else None
         x = ops.convert_to_numpy(loop.run(x, plan, noise, given, watch if one_by_one else None))
         if not one_by_one:
             watch(len(plan) - 1, x)

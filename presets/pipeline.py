@@ -95,6 +95,8 @@ def _read(preset, name, reader, options):
 
 def _write(part, folder, dtype):
     """Write a part and return what model_index.json says of it: [library, class]."""
+    if isinstance(part, (list, tuple)):
+        raise ValueError(f"A folder has room for one {folder.name}, not {len(part)}: save each.")
     if not hasattr(part, "weight_map"):
         folder.mkdir()
         part.save(folder)

@@ -83,8 +83,10 @@ def verify(handle, backend=None):
     start = time.perf_counter()
     preset = open_preset(handle)
     model = load(handle)
-    checkpoint = Checkpoint(preset.folder)
-    dtype = next(iter(checkpoint.float_dtypes())) if len(checkpoint.float_dtypes()) == 1 else None
+    folders = [preset.folder, *preset.folder.iterdir()]  # a pipeline has one for each model
+    parts = [Checkpoint(folder) for folder in folders if (folder / "config.json").is_file()]
+    dtypes = {dtype for part in parts for dtype in part.float_dtypes()}
+    dtype = dtypes.pop() if len(dtypes) == 1 else None
     errors = {}
     if (preset.folder / REFERENCE).is_file():
         kept = Checkpoint(preset.folder / REFERENCE)
@@ -97,7 +99,7 @@ def verify(handle, backend=None):
         handle=str(handle),
         cls=type(model).__name__,
         backend=running,
-        tensors=len(checkpoint.names),
+        tensors=sum(len(part.names) for part in parts),
         tolerance=TOLERANCES.get(dtype, 1e-4),
         seconds=time.perf_counter() - start,
         errors=errors,

@@ -14,6 +14,7 @@ from khub.presets.download import DownloadError
 
 SIDE = 8  # pixels, of 4 latents
 QUIET = dict(num_steps=3, verbose=0)
+LEARNS = pytest.mark.skipif(khub.backend.name == "numpy", reason="NumPy has no gradients")
 
 
 def tiny(**parts):
@@ -153,6 +154,7 @@ def fitted(epochs):
     return model, history, lambda: model.evaluate(images, captions, **options)
 
 
+@LEARNS
 def test_fit():
     frozen = tiny()
     model, losses, _ = fitted(12)
@@ -162,7 +164,8 @@ def test_fit():
         assert all(np.array_equal(a, b) for a, b in pairs)
 
 
-@pytest.mark.once
+@pytest.mark.slow
+@LEARNS
 def test_training_is_reproducible():
     (_, first, evaluate), (_, second, _) = fitted(2), fitted(2)
     assert np.allclose(first, second, rtol=1e-4) and first[0] != first[1]

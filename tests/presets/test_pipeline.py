@@ -96,6 +96,10 @@ def test_a_pipeline_comes_back(saved, toy):
         assert same(again.first, toy) and again.scheduler.steps == 7
         assert type(again.second).__name__ == "DrawnBackbone"
         assert again.index == {"_class_name": "ToyPipeline", "safe": [None, None]}
+    assert presets.verify(saved).tensors == 24 and presets.verify(saved).ok
+    again.first = [toy, toy]
+    with pytest.raises(ValueError, match="room for one first, not 2"):
+        again.save_to_preset(saved)
     assert ToyPipeline.from_preset(saved, scheduler=Clock(9)).scheduler.steps == 9
 
 

@@ -143,7 +143,8 @@ def choose_class(cls, preset):
 
 
 def _task_name(family, cls):
-    return next((name for name, c in family.tasks.items() if issubclass(cls, c)), None)
+    heads = {name: c for name, c in family.tasks.items() if c is not family.backbone}
+    return next((name for name, c in heads.items() if issubclass(cls, c)), None)
 
 
 def _arguments(cls):

@@ -8,11 +8,11 @@ photographs (CC BY); 2,000 of the 10,000 digits are never learned from. All is d
 
 import argparse
 import csv
-import gzip
 import time
 from pathlib import Path
 
 import numpy as np
+from mnist import WORDS, read_digits
 
 import khub
 from khub import callbacks, cv, optimizers
@@ -22,22 +22,11 @@ from khub.presets import record_reference
 NAME = "yolo_v8_digits_micro"
 HERE = Path(__file__).resolve().parent
 OUTPUT = HERE.parent / "embedded" / NAME
-WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SEED, SIZE, BATCH, ROUND = 2026, 160, 16, 50  # ROUND: steps between rows of the loss curve
 HELD_OUT, TESTED = 2000, 300  # digits that are never learned from, canvases they are tested on
 SIDES, MOST = (16, 72), 5  # pixels of a digit's square, digits on a canvas
 PEAK_RATE, WARMUP = 3e-3, 200
 WIDTHS, NECK, BINS = (16, 24, 48, 64, 96), (48, 64, 96, 1), 8
-
-
-def digits(folder):
-    """uint8 (10,000, 28, 28) and their classes."""
-    files = sorted(folder.glob("t10k-*.gz"))
-    images, labels = (gzip.decompress(file.read_bytes()) for file in files)
-    return (
-        np.frombuffer(images, "uint8", offset=16).reshape(-1, 28, 28),
-        np.frombuffer(labels, "uint8", offset=8).astype("int32"),
-    )
 
 
 def photographs(folder):
@@ -150,7 +139,7 @@ def main():
     parser.add_argument("--curve", type=Path, default=HERE / NAME, help="of the CSV and the PNG")
     options = parser.parse_args()
 
-    images, labels = digits(options.data / "mnist")
+    images, labels = read_digits(options.data / "mnist")
     photos = photographs(options.data / "images" / "cc-by")
     khub.utils.set_random_seed(SEED)
     backbone = cv.YOLOV8Backbone(WIDTHS, (1, 1, 1, 1))
@@ -175,6 +164,8 @@ def main():
     print(f"{model.count_params():,} parameters; on digits never learned from:")
     print({name: round(value, 4) for name, value in model.evaluate(*held, verbose=0).items()})
     model.save_to_preset(options.output)
+    most = max(range(TESTED), key=lambda i: len(held[1]["classes"][i]))
+    cv.read_image(held[0][most]).save(options.output / "example.png")
     record_reference(model, options.output, {"image": host(list(held[0][:1]))})
     with open(f"{options.curve}.csv", "w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")

@@ -26,7 +26,7 @@ def refusal(preset, accepted=False):
     if not accepted and not (_is_interactive() and _says_yes(terms)):
         return (
             f"{terms}: read it there and, if you accept it, pass accept_license=True, or once type "
-            f"khub download --accept-license {preset.name}"
+            f"khub download --accept-license {preset.name}."
         )
     note.parent.mkdir(parents=True, exist_ok=True)
     note.write_text(preset.licence)

@@ -161,7 +161,7 @@ def detect(options):
 
     start = time.time()
     path = EMBEDDED / DETECTS / "example.png"
-    detector = cv.YOLOV8Detector.from_preset(DETECTS)
+    detector = cv.YOLOV8Detector.from_preset(DETECTS, confidence_threshold=0.5)
     found = detector.predict([path], verbose=0)
     count = int(found["num_detections"][0])
     print(f"khub on {khub.backend.name}: {DETECTS} finds {count} digits in {path.name}.")

@@ -1,4 +1,4 @@
-"""The presets of images that ship with khub: what they draw and find, and the demo that shows it."""
+"""The presets of images that ship with khub: what they draw and find, and the demo of them."""
 
 import numpy as np
 import pytest

@@ -171,7 +171,8 @@ def suppression():
     random = np.random.default_rng(0)
     centres, sizes = random.random((2, 1, NMS_BOXES, 2)) * [[[[640]]], [[[200]]]]
     boxes = np.concatenate([centres - sizes / 2, centres + sizes / 2], -1).astype("float32")
-    scores = random.beta(0.3, 8, (1, NMS_BOXES, yolo_v8.CLASSES)).astype("float32")  # most are small
+    shape = 1, NMS_BOXES, yolo_v8.CLASSES
+    scores = random.beta(0.3, 8, shape).astype("float32")  # most are small
     given = [ops.convert_to_tensor(x) for x in (boxes, scores)]
     found = khub.jit(lambda b, s: non_max_suppression(b, s)["boxes"])
     return {"khub": lambda: found(*given)}

@@ -412,9 +412,11 @@ def _read_with_others(waiting, tensor, slot):
     """Return a file's tensor for its variable; the first use of one of them reads them all.
 
     They then lie beside each other in memory, not between what a first call needs for a moment.
+    The largest is read alone: its copy comes last here, when the others would be there already.
     """
-    others = [variable for variable in waiting if variable is not slot.variable]
-    waiting.clear()
+    largest = bool(waiting) and waiting[0] is slot.variable
+    others = [] if largest else [v for v in waiting if v is not slot.variable]
+    waiting[:] = waiting[1:] if largest else []
     for variable in others:
         variable.materialize()
     return _in_layout(tensor, slot)

@@ -65,12 +65,7 @@ class ObjectDetector(ImageTask):
         self.bounding_box_format = check_format("bounding_box_format", form)
         if host is not None:
             host.bounding_box_format = self.bounding_box_format
-        if self.labels is not None:
-            self.labels = tuple(self.labels)
-            if len(self.labels) != self.num_classes:
-                raise ValueError(
-                    f"{len(self.labels)} labels were given for {self.num_classes} classes."
-                )
+        self._check_labels()
         for name in self.LOSSES:
             setattr(self, name, metrics.Mean(name=name))
         # apart from what is tracked: the metric is none of training

@@ -1,22 +1,33 @@
 """What a layer writes into files and reads from them, and names that Keras keeps on every layer."""
 
 import functools
+import inspect
 
 from khub import tree
 from khub.saving import registry
 
 _PARTS = ("optimizer", "loss", "loss_weights", "metrics", "weighted_metrics")  # of `compile`
-_TREES = "trainable non_trainable optimizer metrics".split()
+_TREES = ("trainable", "non_trainable", "optimizer", "metrics")
 
 
 class LayerFiles:
     """The part of a Layer that is about files."""
 
-    # attributes whose layers are in no file, or there by another way
-    _not_in_files = frozenset(
-        "_added _arguments _build_shapes _first_call _graph _losses _losses_of _metrics _nodes "
-        "_policy _state_variables _training_state preprocessor".split()  # noqa: SIM905
-    )
+    def get_build_config(self):
+        """Return what `build_from_config` needs to build the layer again."""
+        shapes = self._build_shapes
+        if not shapes:
+            return None
+        one = len(shapes) == 1
+        return {"input_shape": next(iter(shapes.values()))} if one else {"shapes_dict": shapes}
+
+    def build_from_config(self, config):
+        """Build the layer as it was built when `get_build_config` was called."""
+        config = tree.lists_to_tuples(config)
+        if "shapes_dict" in config:
+            self.build(**config["shapes_dict"])
+        elif config.get("input_shape") is not None:
+            self.build(config["input_shape"])
 
     def _all_state(self):
         """The Variables a file holds: not those of random generators and of running states."""
@@ -71,18 +82,9 @@ class ModelFiles:
 
     def compile_from_config(self, config):
         """Compile as `get_compile_config` says."""
-        kinds = {"optimizer": "optimizers", "loss": "losses"}
-
-        def made(value, kind):
-            if isinstance(value, dict) and "class_name" not in value:
-                return {key: made(item, kind) for key, item in value.items()}
-            if isinstance(value, list):
-                return [made(item, kind) for item in value]
-            return value if isinstance(value, str) else registry.deserialize(value, kind=kind)
-
-        parts = {n: made(config.get(n), kinds.get(n, "metrics")) for n in _PARTS}
-        options = ("run_eagerly", "steps_per_execution", "jit_compile")
-        self.compile(**parts, **{name: config[name] for name in options if name in config})
+        known = inspect.signature(self.compile).parameters
+        given = {n: registry.revive(v) for n, v in config.items() if n in {*known} - {"optimizer"}}
+        self.compile(registry.get("optimizers", config["optimizer"]), **given)
         if self.built:
             self.optimizer.build(self.trainable_variables)
 

@@ -42,7 +42,8 @@ def places(root):
             parts, counts = [], {}
             for value in item.values() if isinstance(item, dict) else item:
                 nested = isinstance(value, _CONTAINERS)
-                name = "container" if nested else snake_case(type(value).__name__)
+                kind = getattr(value, "_file_class", type(value).__name__)
+                name = "container" if nested else snake_case(kind)
                 number = counts[name] = counts.get(name, -1) + 1
                 parts.append((f"{name}_{number}" if number else name, value))
         else:

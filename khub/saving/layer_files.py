@@ -3,6 +3,8 @@
 import functools
 import inspect
 
+import numpy as np
+
 from khub import tree
 from khub.saving import registry
 
@@ -24,10 +26,29 @@ class LayerFiles:
     def build_from_config(self, config):
         """Build the layer as it was built when `get_build_config` was called."""
         config = tree.lists_to_tuples(config)
-        if "shapes_dict" in config:
-            self.build(**config["shapes_dict"])
-        elif config.get("input_shape") is not None:
-            self.build(config["input_shape"])
+        shapes = config.get("shapes_dict") or {"input_shape": config.get("input_shape")}
+        if type(self).build.__qualname__ == "Layer.build":  # the call builds what is inside
+            self.compute_output_shape(*shapes.values())
+        else:
+            self.build(**shapes)
+
+    def get_weights(self):
+        """Return the weights as a list of NumPy arrays."""
+        return [v.numpy() for v in self.weights]
+
+    def set_weights(self, weights):
+        """Assign arrays in the order of `weights`.  Raises ValueError when they do not fit."""
+        own = self.weights
+        if len(own) != len(weights):
+            raise ValueError(f"{self.name} has {len(own)} weights, got {len(weights)} arrays.")
+        for variable, value in zip(own, weights, strict=True):
+            if tuple(np.shape(value)) != variable.shape:
+                raise ValueError(
+                    f"{variable.path} has shape {variable.shape}, got an array of "
+                    f"{np.shape(value)}."
+                )
+        for variable, value in zip(own, weights, strict=True):
+            variable.assign(value)
 
     def _all_state(self):
         """The Variables a file holds: not those of random generators and of running states."""

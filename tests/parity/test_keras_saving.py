@@ -367,3 +367,50 @@ def randomize_model(model):
     model.set_weights(
         [v if k.startswith("float") else w for v, k, w in zip(values, kinds, model.get_weights())]
     )
+
+
+# --- compiled models -----------------------------------------------------------------------------
+def multi(k):
+    given = {".*kernel": k.optimizers.SGD(0.1, momentum=0.9)}
+    return k.optimizers.MultiOptimizer(k.optimizers.OptimizerMap(k.optimizers.Adam(0.01), given))
+
+
+OPTIMIZERS = {
+    "adam": lambda k: k.optimizers.Adam(k.optimizers.schedules.ExponentialDecay(0.1, 5, 0.5)),
+    "amsgrad": lambda k: k.optimizers.Adam(amsgrad=True, clipnorm=1.0, weight_decay=0.01),
+    "average": lambda k: k.optimizers.SGD(0.1, momentum=0.9, use_ema=True),
+    "accumulating": lambda k: k.optimizers.RMSprop(gradient_accumulation_steps=2),
+    "scaled": lambda k: k.optimizers.LossScaleOptimizer(k.optimizers.AdamW(0.01)),
+    "multi": multi,
+    "nadam": lambda k: k.optimizers.Nadam(0.01),
+    "muon": lambda k: k.optimizers.Muon(0.01),
+    "lion": lambda k: k.optimizers.Lion(0.01),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.skipif(khub.backend.name == "numpy", reason="NumPy has no gradients")
+def test_compiled_models(name, tmp_path):
+    x, y = FLOATS[:8, [0, 1, 2, 0]], FLOATS[:8, :2]
+    made = {}
+    for k in (khub, keras):
+        model = mlp(k)
+        measured = ["mae", k.metrics.MeanSquaredError("m")]
+        model.compile(OPTIMIZERS[name](k), k.losses.MeanSquaredError("sum"), metrics=measured)
+        for _ in range(3):
+            model.train_on_batch(x, y)
+        made[k] = model
+    for k, other in ((khub, keras), (keras, khub)):
+        path = tmp_path / f"{k.__name__}.keras"
+        made[k].save(path)
+        read, twin = other.saving.load_model(path), k.saving.load_model(path)
+        for found in (read, twin):
+            states = [found.optimizer.variables, made[k].optimizer.variables]
+            assert len(states[0]) == len(states[1])
+            for a, b in zip(*states, strict=True):
+                np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+        made[k].reset_metrics()
+        results = [m.train_on_batch(x, y, return_dict=True) for m in (made[k], read, twin)]
+        for found in results[1:]:
+            assert found == pytest.approx(results[0], rel=1e-4)
+            assert found.keys() == results[0].keys()

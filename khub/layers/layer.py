@@ -164,6 +164,7 @@ class Layer(LayerFiles, Configurable, active.Base):
     # --- Variables and sub-layers ----------------------------------------------------------------
     def add_weight(
         self,
+        *args,
         shape=None,
         initializer=None,
         dtype=None,
@@ -182,6 +183,7 @@ class Layer(LayerFiles, Configurable, active.Base):
         "recurrent_kernel" are `recurrent_initializer` ...; the last resort is glorot_uniform (zeros
         for integers).
         """
+        shape, initializer, dtype, *_ = *args, *(shape, initializer, dtype)[len(args) :]
         dtype = dtypes.standardize(dtype or self.dtype)
         part = name and name.removesuffix("_kernel")
         if initializer is None:

@@ -122,15 +122,27 @@ def _made(path, text, compiled):
         raise ValueError(f"{path}: its config describes no model: {error!r}") from error
 
 
+@contextmanager
+def arrays(path):
+    """Give (root, path -> key -> array) of an archive or a .weights.h5, which is its own root."""
+    path = Path(path)
+    if path.suffix == ".h5":
+        with h5.opened(path, path) as file:
+            yield path, h5.groups(file)
+        return
+    with opened(path) as root:
+        weights = root / WEIGHTS
+        if not weights.is_file():
+            raise ValueError(f"{path} has no {WEIGHTS}: it is no .keras archive.")
+        source = weights if path.is_dir() else io.BytesIO(weights.read_bytes())
+        with h5.opened(source, weights) as file:
+            yield root, h5.groups(file)
+
+
 def load_state(model, path, skip_mismatch=False, objects_to_skip=()):
     """Assign the weights in an archive to a model, and give its layers their assets."""
-    with opened(path) as root:
-        if not (root / WEIGHTS).is_file():
-            raise ValueError(f"{path} has no {WEIGHTS}: it is no .keras archive.")
-        source = root / WEIGHTS
-        file = source if path.is_dir() else io.BytesIO(source.read_bytes())
-        with h5.opened(file, source) as opened_file:
-            assign(model, h5.groups(opened_file), source, skip_mismatch, objects_to_skip)
+    with arrays(path) as (root, found):
+        assign(model, found, path, skip_mismatch, objects_to_skip)
         for place, item in places(model).items():
             assets = root.joinpath(ASSETS, place)
             if hasattr(item, "load_assets") and assets.is_dir():

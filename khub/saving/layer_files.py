@@ -6,6 +6,7 @@ import inspect
 import numpy as np
 
 from khub import tree
+from khub.backend.scope import Scope
 from khub.saving import registry
 
 _PARTS = ("optimizer", "loss", "loss_weights", "metrics", "weighted_metrics")  # of `compile`
@@ -56,6 +57,61 @@ class LayerFiles:
         own = self._own_variables().values()
         return [v for v in own if "seed_generator" not in v.name and id(v) not in states]
 
+    # --- what Keras has on every layer -----------------------------------------------------------
+    @property
+    def input_dtype(self):
+        """The dtype that float inputs are cast to."""
+        return self.compute_dtype
+
+    @property
+    def quantization_mode(self):
+        """How the weights are held in fewer bits, None where they are not."""
+        return self.dtype_policy.quantization_mode
+
+    def add_variable(
+        self,
+        shape,
+        initializer,
+        dtype=None,
+        trainable=True,
+        autocast=True,
+        regularizer=None,
+        constraint=None,
+        name=None,
+    ):
+        """Make a Variable of this layer as `add_weight` does."""
+        rest = dict(regularizer=regularizer, constraint=constraint, name=name)
+        return self.add_weight(shape, initializer, dtype, trainable, autocast=autocast, **rest)
+
+    def add_metric(self, *args, **kwargs):
+        """There is none: metrics are given to `compile`, or kept as attributes and updated."""
+        raise NotImplementedError("Give metrics to compile(metrics=[...]), or update own ones.")
+
+    def symbolic_call(self, *args, **kwargs):
+        """Return the symbolic outputs for symbolic inputs, computing nothing."""
+        return self.compute_output_spec(*args, **kwargs)
+
+    def rematerialized_call(self, layer_call, *args, **kwargs):
+        """Return a function like `layer_call` whose inner results are computed anew backwards."""
+        from khub import ops
+
+        return ops.checkpoint(layer_call)
+
+    def quantize(self, mode=None, type_check=True, config=None):
+        """Hold the weights in fewer bits; see `khub.models.quantization`."""
+        from khub.models import quantization
+
+        quantization.quantize(self, mode)
+
+    def quantized_build(self, input_shape, mode):
+        """There is none: a built layer is quantized by `quantize(mode)`."""
+        raise NotImplementedError(f"{self.name}: build it, then call quantize({mode!r}).")
+
+    def quantized_call(self, *args, **kwargs):
+        """There is none: the call of a quantized layer is its call."""
+        raise NotImplementedError(f"{self.name}: call the layer itself, quantized or not.")
+
+    # --- files -----------------------------------------------------------------------------------
     def save_own_variables(self, store):
         """Write the layer's own Variables into a mapping, under "0", "1", ..."""
         for i, variable in enumerate(self._all_state()):
@@ -90,6 +146,35 @@ class ModelFiles:
         from khub.saving.weights import load_weights
 
         load_weights(self, filepath, skip_mismatch, **kwargs)
+
+    @property
+    def jit_compile(self):
+        """Whether steps are compiled: True, False or "auto"."""
+        return self._compiled.options["jit_compile"] if self.compiled else None
+
+    def get_quantization_layer_structure(self, mode=None):
+        """Return the order of layers for methods that go from one to the next; None: unknown."""
+
+    def stateless_compute_loss(
+        self,
+        trainable_variables,
+        non_trainable_variables,
+        metrics_variables,
+        x=None,
+        y=None,
+        y_pred=None,
+        sample_weight=None,
+        training=True,
+    ):
+        """Return (loss, new values of the three lists of Variables) without changing any."""
+        groups = self.trainable_variables, self.non_trainable_variables, self.metrics_variables
+        values = trainable_variables, non_trainable_variables, metrics_variables
+        pairs = [
+            pair for group in zip(groups, values, strict=True) for pair in zip(*group, strict=True)
+        ]
+        with Scope(pairs) as scope:
+            loss = self.compute_loss(x, y, y_pred, sample_weight, training)
+        return loss, tuple([scope.values[v] for v in group] for group in groups)
 
     def get_compile_config(self):
         """Return what `compile` got as plain data, None before it was called."""

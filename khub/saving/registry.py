@@ -59,12 +59,13 @@ class CustomObjectScope:
         self.custom_objects = custom_objects or {}
 
     def __enter__(self):
-        self._before = dict(_CUSTOM)
+        self._before = {n: _CUSTOM[n] for n in self.custom_objects if n in _CUSTOM}
         _CUSTOM.update(self.custom_objects)
         return self
 
     def __exit__(self, *_):
-        _CUSTOM.clear()
+        for name in self.custom_objects:
+            _CUSTOM.pop(name, None)
         _CUSTOM.update(self._before)
 
 
@@ -152,7 +153,7 @@ def _module(cls):
     return getattr(cls, "_module", None) or (f"keras.{kind}" if kind else None)
 
 
-def deserialize(config, custom_objects=None, kind=None):
+def deserialize(config, custom_objects=None, kind=None, safe_mode=True, **kwargs):
     """Build the object that `serialize` described; only registered classes are instantiated.
 
     Raises ValueError for a class that is neither built in, registered nor in `custom_objects`.

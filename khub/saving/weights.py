@@ -193,7 +193,9 @@ def _shards(path):
         yield path.with_name(name)
 
 
-def load_weights(model, filepath, skip_mismatch=False, by_name=False, objects_to_skip=None):
+def load_weights(
+    model, filepath, skip_mismatch=False, by_name=False, objects_to_skip=None, **kwargs
+):
     """Assign the weights in a file that `save_weights`, Keras or safetensors wrote.
 
     filepath: .weights.h5, .weights.json, .safetensors, .keras or a legacy .h5

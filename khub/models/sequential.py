@@ -161,9 +161,10 @@ class Sequential(Model):
         """Build a model from `get_config()`'s result."""
         if not isinstance(config.get("layers"), list):
             return cls(**config)
-        configs = [c | {"build_config": None} for c in config["layers"]]  # their calls build them
+        shape = config.get("build_input_shape")  # then it builds them
+        configs = [c | {"build_config": None} if shape else c for c in config["layers"]]
         layers = [registry.deserialize(c, custom_objects, "layers") for c in configs]
         model = cls(layers, config.get("trainable", True), config.get("name"))
-        if model._input is None and config.get("build_input_shape"):
-            model.build(config["build_input_shape"])
+        if model._input is None and shape:
+            model.build(shape)
         return model

@@ -153,7 +153,7 @@ def _module(cls):
     return getattr(cls, "_module", None) or (f"keras.{kind}" if kind else None)
 
 
-def deserialize(config, custom_objects=None, kind=None, safe_mode=True, **kwargs):
+def deserialize(config, custom_objects=None, kind=None):
     """Build the object that `serialize` described; only registered classes are instantiated.
 
     Raises ValueError for a class that is neither built in, registered nor in `custom_objects`.

@@ -310,6 +310,19 @@ def circle(
     return ops.softplus(positive + negative)
 
 
+@_function()
+def ctc(y_true, y_pred):
+    """Connectionist temporal classification.  Graves et al. 2006
+
+    y_true: int (batch, length), 0 is no label; y_pred: logits (batch, steps, classes), class 0 is
+    the blank  ->  (batch,)
+    """
+    y_true, y_pred = ops.cast(y_true, "int32"), ops.convert_to_tensor(y_pred)
+    lengths = ops.sum(ops.cast(ops.not_equal(y_true, 0), "int32"), axis=-1)
+    steps = ops.zeros_like(lengths) + ops.shape(y_pred)[1]
+    return ops.ctc_loss(y_true, y_pred, lengths, steps, mask_index=0)
+
+
 # --- objects -------------------------------------------------------------------------------------
 _REDUCTIONS = ("sum_over_batch_size", "mean", "sum", "mean_with_sample_weight", "none", None)
 
@@ -400,13 +413,14 @@ class LossFunctionWrapper(Loss):
 class _Built(Loss):
     """A loss made of a function of this module; the fields a class adds are its options."""
 
-    _function: ClassVar = mean_squared_error
+    _function: ClassVar = None
     reduction: Reduction = "sum_over_batch_size"
     name: str | None = None
     dtype: Dtype = None
 
-    def __init_subclass__(cls, **kwargs):
-        if cls.__module__ == __name__:
+    def __init_subclass__(cls, of=None, **kwargs):
+        if of is not None:
+            cls._function = of
             cls.name = cls.__dict__.get("name", registry.snake_case(cls.__name__))
             cls.__doc__ = f"Loss object: {cls._function.__doc__}"
         super().__init_subclass__(**kwargs)
@@ -423,54 +437,43 @@ class _Built(Loss):
         return self._call(y_true, y_pred, **self._options)
 
 
-class MeanSquaredError(_Built):
-    _function: ClassVar = mean_squared_error
+class MeanSquaredError(_Built, of=mean_squared_error): ...
 
 
-class MeanAbsoluteError(_Built):
-    _function: ClassVar = mean_absolute_error
+class MeanAbsoluteError(_Built, of=mean_absolute_error): ...
 
 
-class MeanAbsolutePercentageError(_Built):
-    _function: ClassVar = mean_absolute_percentage_error
+class MeanAbsolutePercentageError(_Built, of=mean_absolute_percentage_error): ...
 
 
-class MeanSquaredLogarithmicError(_Built):
-    _function: ClassVar = mean_squared_logarithmic_error
+class MeanSquaredLogarithmicError(_Built, of=mean_squared_logarithmic_error): ...
 
 
-class Huber(_Built):
-    _function: ClassVar = huber
+class Huber(_Built, of=huber):
     delta: float = 1.0
     name = "huber_loss"
 
 
-class LogCosh(_Built):
-    _function: ClassVar = log_cosh
+class LogCosh(_Built, of=log_cosh): ...
 
 
-class CosineSimilarity(_Built):
-    _function: ClassVar = cosine_similarity
+class CosineSimilarity(_Built, of=cosine_similarity):
     axis: int = -1
 
 
-class KLDivergence(_Built):
-    _function: ClassVar = kl_divergence
+class KLDivergence(_Built, of=kl_divergence): ...
 
 
-class Poisson(_Built):
-    _function: ClassVar = poisson
+class Poisson(_Built, of=poisson): ...
 
 
-class BinaryCrossentropy(_Built):
-    _function: ClassVar = binary_crossentropy
+class BinaryCrossentropy(_Built, of=binary_crossentropy):
     from_logits: bool = False
     label_smoothing: float = 0.0
     axis: int = -1
 
 
-class BinaryFocalCrossentropy(_Built):
-    _function: ClassVar = binary_focal_crossentropy
+class BinaryFocalCrossentropy(_Built, of=binary_focal_crossentropy):
     apply_class_balancing: bool = False
     alpha: float = 0.25
     gamma: float = 2.0
@@ -479,15 +482,13 @@ class BinaryFocalCrossentropy(_Built):
     axis: int = -1
 
 
-class CategoricalCrossentropy(_Built):
-    _function: ClassVar = categorical_crossentropy
+class CategoricalCrossentropy(_Built, of=categorical_crossentropy):
     from_logits: bool = False
     label_smoothing: float = 0.0
     axis: int = -1
 
 
-class CategoricalFocalCrossentropy(_Built):
-    _function: ClassVar = categorical_focal_crossentropy
+class CategoricalFocalCrossentropy(_Built, of=categorical_focal_crossentropy):
     alpha: float = 0.25
     gamma: float = 2.0
     from_logits: bool = False
@@ -495,8 +496,7 @@ class CategoricalFocalCrossentropy(_Built):
     axis: int = -1
 
 
-class SparseCategoricalCrossentropy(_Built):
-    _function: ClassVar = sparse_categorical_crossentropy
+class SparseCategoricalCrossentropy(_Built, of=sparse_categorical_crossentropy):
     _casts_labels: ClassVar = False
     from_logits: bool = False
     ignore_class: int | None = None
@@ -509,8 +509,7 @@ class SparseCategoricalCrossentropy(_Built):
         return kept(ops.convert_to_tensor(y_true), y_pred, self.ignore_class, self.axis)
 
 
-class CategoricalGeneralizedCrossEntropy(_Built):
-    _function: ClassVar = categorical_generalized_cross_entropy
+class CategoricalGeneralizedCrossEntropy(_Built, of=categorical_generalized_cross_entropy):
     _casts_labels: ClassVar = False
     q: float = 0.5
 
@@ -521,27 +520,26 @@ class CategoricalGeneralizedCrossEntropy(_Built):
             raise ValueError(f"q must lie between 0 and 1, got {self.q}.")
 
 
-class Hinge(_Built):
-    _function: ClassVar = hinge
+class Hinge(_Built, of=hinge): ...
 
 
-class SquaredHinge(_Built):
-    _function: ClassVar = squared_hinge
+class SquaredHinge(_Built, of=squared_hinge): ...
 
 
-class CategoricalHinge(_Built):
-    _function: ClassVar = categorical_hinge
+class CategoricalHinge(_Built, of=categorical_hinge): ...
 
 
-class Dice(_Built):
-    _function: ClassVar = dice
+class CTC(_Built, of=ctc):
+    _casts_labels: ClassVar = False
+
+
+class Dice(_Built, of=dice):
     reduction: Reduction = "sum_over_batch_size"
     name: str = "dice"
     axis: int | tuple | None = None
 
 
-class Tversky(_Built):
-    _function: ClassVar = tversky
+class Tversky(_Built, of=tversky):
     alpha: float = 0.5
     beta: float = 0.5
     reduction: Reduction = "sum_over_batch_size"
@@ -549,8 +547,7 @@ class Tversky(_Built):
     axis: int | tuple | None = None
 
 
-class Circle(_Built):
-    _function: ClassVar = circle
+class Circle(_Built, of=circle):
     _casts_labels: ClassVar = False
     gamma: float = 80.0
     margin: float = 0.4

@@ -330,8 +330,8 @@ class AUC(_Counts):
         precision_gain = ops.where(none, 1.0, 1.0 - scale * divide_no_nan(wrong, right))
         return ops.maximum(recall_gain, 0.0), precision_gain
 
-    def _interpolated_precision(self):
-        """The parts of the area under the PR curve.  Davis & Goadrich 2006"""
+    def interpolate_pr_auc(self):
+        """Return the area under the curve of precision over recall.  Davis & Goadrich 2006"""
         right, missed = self.true_positives.value, self.false_negatives.value
         found = right + self.false_positives.value
         slope = divide_no_nan(right[:-1] - right[1:], ops.maximum(found[:-1] - found[1:], 0.0))
@@ -339,20 +339,18 @@ class AUC(_Counts):
         both = ops.logical_and(found[:-1] > 0, found[1:] > 0)
         ratio = ops.where(both, divide_no_nan(found[:-1], found[1:]), 1.0)
         area = slope * (right[:-1] - right[1:] + intercept * ops.log(ratio))
-        return divide_no_nan(area, ops.maximum(right[1:] + missed[1:], 0.0))
+        return self._area(divide_no_nan(area, ops.maximum(right[1:] + missed[1:], 0.0)))
 
     def result(self):
         """Return the area."""
         if self.curve == "PR" and self.summation_method == "interpolation":
-            parts = self._interpolated_precision()
-        else:
-            x, y = self._curve()
-            heights = {
-                "interpolation": lambda a, b: (a + b) / 2.0,
-                "minoring": ops.minimum,
-                "majoring": ops.maximum,
-            }[self.summation_method](y[:-1], y[1:])
-            parts = (x[:-1] - x[1:]) * heights
+            return self.interpolate_pr_auc()
+        (x, y), a, b = self._curve(), slice(None, -1), slice(1, None)
+        low, high = ops.minimum(y[a], y[b]), ops.maximum(y[a], y[b])
+        heights = {"interpolation": (low + high) / 2.0, "minoring": low, "majoring": high}
+        return self._area((x[a] - x[b]) * heights[self.summation_method])
+
+    def _area(self, parts):
         if not self.multi_label:
             return ops.sum(parts)
         areas = ops.sum(parts, axis=0)
@@ -571,6 +569,11 @@ class _Overlap(Metric):
         return ops.sum(overlap) / (ops.sum(occurs) + config.epsilon())
 
 
+def _without(*names):
+    """The fields of `IoU` but these."""
+    return tuple(field for field in IoU._fields if field[0] not in names)
+
+
 class IoU(_Overlap):
     __doc__ = _Overlap.__doc__
 
@@ -584,16 +587,10 @@ class IoU(_Overlap):
     axis: int = -1
 
 
-class MeanIoU(_Overlap):
+class MeanIoU(IoU):
     """`IoU`, the mean over all classes."""
 
-    num_classes: int
-    name: str | None = None
-    dtype: IntegerDtype = None
-    ignore_class: int | None = None
-    sparse_y_true: bool = True
-    sparse_y_pred: bool = True
-    axis: int = -1
+    _fields = _without("target_class_ids")
 
 
 class BinaryIoU(_Overlap):
@@ -611,26 +608,15 @@ class BinaryIoU(_Overlap):
         super().update_state(y_true, found, sample_weight)
 
 
-class OneHotIoU(_Overlap):
+class OneHotIoU(IoU):
     """`IoU` of one-hot labels and scores."""
 
-    sparse_y_true: ClassVar[bool] = False
-    num_classes: int
-    target_class_ids: object
-    name: str | None = None
-    dtype: IntegerDtype = None
-    ignore_class: int | None = None
-    sparse_y_pred: bool = False
-    axis: int = -1
+    _fields = _without("sparse_y_true")
+    sparse_y_true = sparse_y_pred = False
 
 
-class OneHotMeanIoU(_Overlap):
+class OneHotMeanIoU(IoU):
     """`MeanIoU` of one-hot labels and scores."""
 
-    sparse_y_true: ClassVar[bool] = False
-    num_classes: int
-    name: str | None = None
-    dtype: IntegerDtype = None
-    ignore_class: int | None = None
-    sparse_y_pred: bool = False
-    axis: int = -1
+    _fields = _without("target_class_ids", "sparse_y_true")
+    sparse_y_true = sparse_y_pred = False

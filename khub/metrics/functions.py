@@ -111,91 +111,71 @@ def concordance_correlation(y_true, y_pred, axis=-1):
 
 
 # --- metrics: the fields of a class are its function's options -----------------------------------
-class Accuracy(_FunctionMean):
-    _function: ClassVar = accuracy
+class _Score(_FunctionMean):
     _direction: ClassVar = "up"
 
 
-class BinaryAccuracy(_FunctionMean):
-    _function: ClassVar = binary_accuracy
-    _direction: ClassVar = "up"
+class _Error(_FunctionMean):
+    _direction: ClassVar = "down"
+
+
+class Accuracy(_Score, of=accuracy): ...
+
+
+class BinaryAccuracy(_Score, of=binary_accuracy):
     name: str = "binary_accuracy"
     dtype: Dtype = None
     threshold: float = 0.5
 
 
-class CategoricalAccuracy(_FunctionMean):
-    _function: ClassVar = categorical_accuracy
-    _direction: ClassVar = "up"
+class CategoricalAccuracy(_Score, of=categorical_accuracy): ...
 
 
-class SparseCategoricalAccuracy(_FunctionMean):
-    _function: ClassVar = sparse_categorical_accuracy
-    _direction: ClassVar = "up"
+class SparseCategoricalAccuracy(_Score, of=sparse_categorical_accuracy): ...
 
 
-class TopKCategoricalAccuracy(_FunctionMean):
-    _function: ClassVar = top_k_categorical_accuracy
-    _direction: ClassVar = "up"
+class TopKCategoricalAccuracy(_Score, of=top_k_categorical_accuracy):
     k: int = 5
 
 
-class SparseTopKCategoricalAccuracy(_FunctionMean):
-    _function: ClassVar = sparse_top_k_categorical_accuracy
-    _direction: ClassVar = "up"
+class SparseTopKCategoricalAccuracy(_Score, of=sparse_top_k_categorical_accuracy):
     k: int = 5
     name: str = "sparse_top_k_categorical_accuracy"
     dtype: Dtype = None
     from_sorted_ids: bool = False
 
 
-class CosineSimilarity(_FunctionMean):
-    _function: ClassVar = cosine_similarity
-    _direction: ClassVar = "up"
+class CosineSimilarity(_Score, of=cosine_similarity):
     name: str = "cosine_similarity"
     dtype: Dtype = None
     axis: int = -1
 
 
-class PearsonCorrelation(_FunctionMean):
-    _function: ClassVar = pearson_correlation
-    _direction: ClassVar = "up"
+class PearsonCorrelation(_Score, of=pearson_correlation):
     name: str = "pearson_correlation"
     dtype: Dtype = None
     axis: int = -1
 
 
-class ConcordanceCorrelation(_FunctionMean):
-    _function: ClassVar = concordance_correlation
-    _direction: ClassVar = "up"
+class ConcordanceCorrelation(_Score, of=concordance_correlation):
     name: str = "concordance_correlation"
     dtype: Dtype = None
     axis: int = -1
 
 
-class MeanSquaredError(_FunctionMean):
-    _function: ClassVar = mean_squared_error
-    _direction: ClassVar = "down"
+class MeanSquaredError(_Error, of=mean_squared_error): ...
 
 
-class MeanAbsoluteError(_FunctionMean):
-    _function: ClassVar = mean_absolute_error
-    _direction: ClassVar = "down"
+class MeanAbsoluteError(_Error, of=mean_absolute_error): ...
 
 
-class MeanAbsolutePercentageError(_FunctionMean):
-    _function: ClassVar = mean_absolute_percentage_error
-    _direction: ClassVar = "down"
+class MeanAbsolutePercentageError(_Error, of=mean_absolute_percentage_error): ...
 
 
-class MeanSquaredLogarithmicError(_FunctionMean):
-    _function: ClassVar = mean_squared_logarithmic_error
-    _direction: ClassVar = "down"
+class MeanSquaredLogarithmicError(_Error, of=mean_squared_logarithmic_error): ...
 
 
-class LogCoshError(_FunctionMean):
-    _function: ClassVar = log_cosh
-    _direction: ClassVar = "down"
+class LogCoshError(_Error, of=log_cosh):
     name = "logcosh"
 
 
@@ -215,43 +195,29 @@ class RootMeanSquaredError(Mean):
         return ops.sqrt(super().result())
 
 
-class Hinge(_FunctionMean):
-    _function: ClassVar = hinge
-    _direction: ClassVar = "down"
+class Hinge(_Error, of=hinge): ...
 
 
-class SquaredHinge(_FunctionMean):
-    _function: ClassVar = squared_hinge
-    _direction: ClassVar = "down"
+class SquaredHinge(_Error, of=squared_hinge): ...
 
 
-class CategoricalHinge(_FunctionMean):
-    _function: ClassVar = categorical_hinge
-    _direction: ClassVar = "down"
+class CategoricalHinge(_Error, of=categorical_hinge): ...
 
 
-class KLDivergence(_FunctionMean):
-    _function: ClassVar = kl_divergence
-    _direction: ClassVar = "down"
+class KLDivergence(_Error, of=kl_divergence): ...
 
 
-class Poisson(_FunctionMean):
-    _function: ClassVar = poisson
-    _direction: ClassVar = "down"
+class Poisson(_Error, of=poisson): ...
 
 
-class BinaryCrossentropy(_FunctionMean):
-    _function: ClassVar = binary_crossentropy
-    _direction: ClassVar = "down"
+class BinaryCrossentropy(_Error, of=binary_crossentropy):
     name: str = "binary_crossentropy"
     dtype: Dtype = None
     from_logits: bool = False
     label_smoothing: float = 0
 
 
-class CategoricalCrossentropy(_FunctionMean):
-    _function: ClassVar = categorical_crossentropy
-    _direction: ClassVar = "down"
+class CategoricalCrossentropy(_Error, of=categorical_crossentropy):
     name: str = "categorical_crossentropy"
     dtype: Dtype = None
     from_logits: bool = False
@@ -259,9 +225,7 @@ class CategoricalCrossentropy(_FunctionMean):
     axis: int = -1
 
 
-class SparseCategoricalCrossentropy(_FunctionMean):
-    _function: ClassVar = sparse_categorical_crossentropy
-    _direction: ClassVar = "down"
+class SparseCategoricalCrossentropy(_Error, of=sparse_categorical_crossentropy):
     name: str = "sparse_categorical_crossentropy"
     dtype: Dtype = None
     from_logits: bool = False

@@ -190,12 +190,13 @@ class Mean(Metric):
 class _FunctionMean(Mean):
     """The mean of `function(y_true, y_pred)`; the fields a class adds are its options."""
 
-    _function: ClassVar = losses.mean_squared_error
+    _function: ClassVar = None
     name: str | None = None
     dtype: Dtype = None
 
-    def __init_subclass__(cls, **kwargs):
-        if cls.__module__.startswith("khub.metrics") and not cls.__name__.startswith("_"):
+    def __init_subclass__(cls, of=None, **kwargs):
+        if of is not None:
+            cls._function = of
             cls.name = cls.__dict__.get("name", registry.snake_case(cls.__name__))
             cls.__doc__ = cls.__doc__ or f"Mean over samples: {cls._function.__doc__}"
         super().__init_subclass__(**kwargs)

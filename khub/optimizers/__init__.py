@@ -1,6 +1,6 @@
 """Optimizers and learning-rate schedules."""
 
-from khub.optimizers import schedules
+from khub.optimizers import legacy, schedules
 from khub.optimizers.loss_scale import LossScaleOptimizer
 from khub.optimizers.multi import MultiOptimizer, OptimizerMap
 from khub.optimizers.optimizer import Optimizer
@@ -70,6 +70,7 @@ __all__ = [
     "ScheduleFreeAdamW",
     "deserialize",
     "get",
+    "legacy",
     "schedules",
     "serialize",
 ]

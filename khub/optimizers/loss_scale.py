@@ -51,12 +51,8 @@ class LossScaleOptimizer(Optimizer):
         """The scale's state, then the wrapped optimizer's."""
         return [*self._state, *self.inner_optimizer.variables]
 
-    def build(self, variables):
-        if not self.built:
-            self._trainable = list(variables)
-            self._index = {id(v): i for i, v in enumerate(self._trainable)}
-            self.inner_optimizer.build(variables)
-            self.built = True
+    def make_state(self, variables):
+        self.inner_optimizer.build(variables)
 
     def scale_loss(self, loss):
         return loss * ops.cast(self.scale.value, ops.dtype(loss))

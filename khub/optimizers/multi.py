@@ -3,7 +3,7 @@
 import re
 
 from khub import fields
-from khub.optimizers.optimizer import Optimizer
+from khub.optimizers.optimizer import Optimizer, revive
 from khub.saving import registry
 
 
@@ -16,7 +16,7 @@ class OptimizerMap(fields.Configurable):
 
     _kind = "optimizers"
 
-    default_optimizer: Optimizer
+    default_optimizer: Optimizer = None
     optimizer_map: dict = None
 
     def setup(self):
@@ -30,6 +30,12 @@ class OptimizerMap(fields.Configurable):
             raise ValueError(
                 f"Expected regular expression -> optimizer, got {pattern!r} -> {optimizer!r}."
             )
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        """Build a map from `get_config()`'s result."""
+        parts = {p: revive(o, custom_objects) for p, o in (config["optimizer_map"] or {}).items()}
+        return cls(revive(config["default_optimizer"], custom_objects), parts)
 
     def __setitem__(self, pattern, optimizer):
         self._check(pattern, optimizer)
@@ -67,6 +73,7 @@ class MultiOptimizer(Optimizer):
     """
 
     _fields = ()  # none of the base class
+    optimizers = ()
 
     optimizer_map: OptimizerMap
     loss_scale_factor: float = None
@@ -89,11 +96,7 @@ class MultiOptimizer(Optimizer):
         """The iteration, then each optimizer's state."""
         return [*self._state, *(v for o in self.optimizers for v in o.variables)]
 
-    def build(self, variables):
-        if self.built:
-            return
-        self._trainable = list(variables)
-        self._index = {id(v): i for i, v in enumerate(self._trainable)}
+    def make_state(self, variables):
         self._owner = {id(v): self.optimizer_map(v) for v in self._trainable}
         used = {id(o): o for o in self._owner.values()}
         given = self.optimizer_map
@@ -105,7 +108,6 @@ class MultiOptimizer(Optimizer):
             if optimizer.loss_scale_factor is not None:
                 raise ValueError("Give loss_scale_factor to the MultiOptimizer, not to its parts.")
             optimizer.build([v for v in self._trainable if self._owner[id(v)] is optimizer])
-        self.built = True
 
     def apply(self, grads, trainable_variables=None):
         pairs = self._pairs(grads, trainable_variables)

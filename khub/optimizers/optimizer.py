@@ -98,7 +98,7 @@ class Optimizer(_Known):
         whole += (self.loss_scale_factor, self.gradient_accumulation_steps)
         # whether a gradient may stay sparse; all else needs dense ones, to give the same numbers
         self.takes_rows = built_in and self.by_rows and not any(whole)
-        self._follows_rule = type(self).update_step is Optimizer.update_step
+        self._follows_rule = hasattr(type(self).update_step, "by_rule")
 
     def _begin(self):
         """Find a name and make the state that every optimizer has."""
@@ -115,7 +115,7 @@ class Optimizer(_Known):
     @classmethod
     def from_config(cls, config, custom_objects=None):
         """Build an optimizer from `get_config()`'s result."""
-        return cls(**{k: _object(v, custom_objects) for k, v in config.items()})
+        return cls(**{k: revive(v, custom_objects) for k, v in config.items()})
 
     # --- state -----------------------------------------------------------------------------------
     @property
@@ -168,12 +168,19 @@ class Optimizer(_Known):
         ]
         return [row[0] for row in rows] if isinstance(name, str) else list(zip(*rows))
 
-    def build(self, variables):
-        """Make the state for these Variables."""
-        if self.built:
-            return
-        self._trainable = list(variables)
-        self._index = {id(v): i for i, v in enumerate(self._trainable)}
+    def build(self, variables=None, **named):
+        """Make the state for these Variables, which some call `var_list`."""
+        variables = named.pop("var_list", variables)
+        if named or variables is None:
+            raise TypeError(f"{self.name}.build() takes a list of Variables, got {named or None}.")
+        if not self.built:
+            self._trainable = list(variables)
+            self._index = {id(v): i for i, v in enumerate(self._trainable)}
+            self.make_state(self._trainable)
+            self.built = True
+
+    def make_state(self, variables):
+        """Make what is kept for these Variables."""
         if self.use_ema:
             self._averages = self.add_optimizer_variables(variables, "average")
         if self.gradient_accumulation_steps:
@@ -185,7 +192,6 @@ class Optimizer(_Known):
                     made[id(variable), name] = self.add_slot(variable, name)
         rows = [[made[id(v), name] for name in self.slots] for v in self._trainable]
         self._slots = [[slot for slot in row if slot is not None] for row in rows]
-        self.built = True
 
     def add_slot(self, variable, name):
         """Make a rule's tensor for a Variable, None where it needs none."""
@@ -331,6 +337,8 @@ class Optimizer(_Known):
         """Update one Variable by the rule; a subclass may update it in its own way instead."""
         self._follow_rule(gradient, variable, learning_rate, None)
 
+    update_step.by_rule = True
+
     def _follow_rows(self, gradient, variable, rate):
         """Update the rows of a Variable and of its slots that a sparse gradient holds."""
         rows, gradient = native_sparse.sparse_rows(gradient)
@@ -446,7 +454,7 @@ _learning_rate = property(_get_rate, _set_rate)
 Optimizer.learning_rate = _learning_rate  # after the class, whose field of this name has no default
 
 
-def _object(value, custom_objects):
+def revive(value, custom_objects):
     """Build what a configuration describes."""
     if isinstance(value, dict) and "class_name" in value:
         return registry.deserialize(value, custom_objects)

@@ -95,10 +95,9 @@ class Nadam(_Moments):
 
     learning_rate: object = 0.001
 
-    def build(self, variables):
-        if not self.built:
-            super().build(variables)
-            self._product = self.add_variable((), 1.0, "float32", name="u_product")
+    def make_state(self, variables):
+        super().make_state(variables)
+        self._product = self.add_variable((), 1.0, "float32", name="u_product")
 
     def mu(self, step):
         """Return the momentum of a step (0.96 ** (step / 250) in the paper)."""
@@ -200,15 +199,7 @@ class Muon(Optimizer):
     adam_weight_decay: float = 0.004
     epsilon: float = 1e-7
     weight_decay: float = 0.004
-    clipnorm: float = None
-    clipvalue: float = None
-    global_clipnorm: float = None
-    use_ema: bool = False
-    ema_momentum: float = 0.99
-    ema_overwrite_frequency: int = None
-    loss_scale_factor: float = None
-    gradient_accumulation_steps: int = None
-    name: str = None
+    shared: list(Optimizer._fields[2:])
     exclude_layers: list = None
     exclude_embeddings: bool = True
     muon_a: float = 3.4445
@@ -243,10 +234,16 @@ class Muon(Optimizer):
         if v is not None:
             return self.adam(gradient, value, rate * self.adam_lr_ratio, m, v)
         m = self.momentum * m + gradient
-        update = self.orthogonal(gradient + self.momentum * m if self.nesterov else m)
-        rows, columns = value.shape
-        scale = 1.0 if self.rms_rate is None else self.rms_rate * max(rows, columns) ** 0.5
-        return value - rate * scale * update, m
+        step = gradient + self.momentum * m if self.nesterov else m
+        return value - rate * self.lr_adjust(self.zeropower_via_newtonschulz5(step)), m
+
+    def lr_adjust(self, x):
+        """Scale an update whose singular values are 1 to the root mean square `rms_rate`."""
+        return x if self.rms_rate is None else x * (self.rms_rate * max(x.shape) ** 0.5)
+
+    def transpose_last_axis(self, X):  # noqa: N803  (Keras' name)
+        """Swap the last two axes."""
+        return ops.swapaxes(X, -1, -2)
 
     def adam(self, gradient, value, rate, m, v):
         """Return value, m and v after Adam's step."""
@@ -256,16 +253,16 @@ class Muon(Optimizer):
         rest_1, rest_2 = (1 - ops.power(b, step) for b in (self.adam_beta_1, self.adam_beta_2))
         return value - rate * ops.sqrt(rest_2) / rest_1 * m / (ops.sqrt(v) + self.epsilon), m, v
 
-    def orthogonal(self, x):
-        """Bring the singular values of a matrix near 1 by Newton-Schulz steps.  (m, n) -> same"""
+    def zeropower_via_newtonschulz5(self, x, steps=None):
+        """Bring a matrix's singular values near 1 by Newton-Schulz `steps`.  (m, n) -> same"""
         tall = x.shape[0] > x.shape[1]
-        x = ops.transpose(x) if tall else x
+        x = self.transpose_last_axis(x) if tall else x
         x = x / (ops.sqrt(ops.sum(ops.square(x))) + 1e-7)  # `epsilon` is Adam's
-        for _ in range(self.ns_steps):
-            a = ops.matmul(x, ops.transpose(x))
+        for _ in range(self.ns_steps if steps is None else steps):
+            a = ops.matmul(x, self.transpose_last_axis(x))
             b = self.muon_b * a + self.muon_c * ops.matmul(a, a)
             x = self.muon_a * x + ops.matmul(b, x)
-        return ops.transpose(x) if tall else x
+        return self.transpose_last_axis(x) if tall else x
 
 
 class RMSprop(Optimizer):
@@ -328,6 +325,12 @@ class Adadelta(Optimizer):
     learning_rate: object = 0.001
     rho: float = 0.95
     epsilon: float = 1e-7
+
+    def update_step(self, grad, variable, learning_rate):
+        """Update one Variable by the rule."""
+        super().update_step(grad, variable, learning_rate)
+
+    update_step.by_rule = True
 
     def rule(self, gradient, value, rate, gradients, steps):
         gradients = self.rho * gradients + (1 - self.rho) * ops.square(gradient)

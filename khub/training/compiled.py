@@ -4,6 +4,7 @@ from khub import losses as losses_module
 from khub import metrics as metrics_module
 from khub import ops, tree
 from khub.saving import registry
+from khub.training import targets
 
 
 def as_loss(loss):
@@ -59,6 +60,12 @@ def _by_output(given, names, count, what):
     return [given] * count
 
 
+def _makers(model):
+    """Return the layers that give the outputs of a model that is drawn, else nothing."""
+    outputs = getattr(model, "outputs", None) or []
+    return [getattr(getattr(output, "node", None), "function", None) for output in outputs]
+
+
 class Compiled:
     """Losses, metrics and options of one `compile`."""
 
@@ -69,20 +76,18 @@ class Compiled:
         self.loss_tracker = metrics_module.Mean(name="loss")
         self.output_names = None
         self._losses = self._weights = self._trackers = self._metrics = None
+        self.running = self.resume = None  # what `fit` goes through; what it shall go on from
+        self.batch = self.labels = self._classes = None  # of this moment; all of `fit`'s targets
 
     def _flatten(self, model, y_pred):
         """Return (names, flat outputs)."""
         if isinstance(y_pred, dict):
             return sorted(y_pred), [y_pred[key] for key in sorted(y_pred)]
         flat = tree.flatten(y_pred)
-        if isinstance(y_pred, (list, tuple)):
-            outputs = getattr(model, "outputs", None)
-            nodes = [getattr(getattr(o, "node", None), "function", None) for o in outputs or []]
-            names = [getattr(f, "name", f"output_{i}") for i, f in enumerate(nodes)]
-            return (
-                names if len(names) == len(flat) else [f"output_{i}" for i in range(len(flat))]
-            ), flat
-        return ["output"], flat
+        names = [getattr(f, "name", f"output_{i}") for i, f in enumerate(_makers(model))]
+        if len(names) != len(flat):
+            names = [f"output_{i}" for i in range(len(flat))] if len(flat) > 1 else ["output"]
+        return names, flat
 
     @staticmethod
     def _targets(y, names, count):
@@ -112,6 +117,7 @@ class Compiled:
             self._losses = [as_loss(x) for x in _by_output(self.loss, names, len(flat), "loss")]
             self._weights = _by_output(self.loss_weights, names, len(flat), "loss_weights")
             self.output_names = names
+            self._check(model, names, flat, y)
             if len(flat) > 1:
                 self._trackers = [
                     metrics_module.Mean(name=f"{n}_loss") if x is not None else None
@@ -137,6 +143,27 @@ class Compiled:
             value = value if factor is None else value * factor
             total = value if total is None else total + value
         return total
+
+    def _check(self, model, names, flat, y):
+        """Raise ValueError for targets that do not fit the losses: at the first trace."""
+        makers = _makers(model) if not isinstance(y, dict) else ()
+        makers = makers if len(makers) == len(flat) else [None] * len(flat)
+        wanted = self._targets(y, names, len(flat))
+        for name, loss, target, output, maker in zip(names, self._losses, wanted, flat, makers):
+            if loss is not None:
+                targets.check_shapes(name, loss, target, output, maker)
+        self._classes = [y_pred.shape[-1] if len(y_pred.shape) else None for y_pred in flat]
+        self.check_labels()
+
+    def check_labels(self):
+        """Raise ValueError for labels no loss can take: in all rows, or in this batch."""
+        y, self.labels = self.labels if self.labels is not None else self.batch[1], None
+        if self._classes is None or y is None or self.batch is None:
+            return
+        wanted = self._targets(y, self.output_names, len(self._classes))
+        rows = zip(self.output_names, self._losses, wanted, self._classes, strict=True)
+        for name, loss, target, classes in rows:
+            targets.check_labels(name, loss, target, classes)
 
     def update_metrics(self, model, y, y_pred, sample_weight):
         """Feed the compiled metrics with one batch."""

@@ -16,7 +16,7 @@ from khub.ops.core import jit, value_and_grad
 from khub.ops.symbolic import KerasTensor, output_spec
 from khub.random import next_initial_seed
 from khub.training import data as data_module
-from khub.training.callbacks import Callback, CallbackList, History, Logs, ProgressBar
+from khub.training.callbacks import Callback, CallbackList, History, Logs
 from khub.training.compiled import Compiled
 from khub.training.data import pack_x_y_sample_weight, unpack_x_y_sample_weight
 
@@ -311,28 +311,41 @@ class Trainer:
                     "validation_split needs arrays; pass validation_data beside an iterable."
                 )
             source, validation_data = source.split(validation_split)
-        steps = steps_per_epoch or source.num_batches
-        history = History()
-        callbacks = self._callbacks(callbacks, verbose, history, epochs=epochs, steps=steps)
-        self.history = history
+        params = {"epochs": epochs, "steps": steps_per_epoch or source.num_batches}
+        if validation_data is not None:
+            params["validation_freq"] = validation_freq
+        callbacks = self._callbacks(callbacks, verbose, add_history=True, **params)
+        self.history = callbacks.find(History)
         step = self.make_train_function()
         per_call = self._compiled.options["steps_per_execution"]
         self.stop_training = False
+        self._compiled.running = SimpleNamespace(source=source, callbacks=callbacks)
+        if isinstance(source, data_module.ArraySource) and not self._is_raw(source.x):
+            self._compiled.labels = source.y
         callbacks.call("on_train_begin", {})
-        persistent = None
-        logs = {}
+        endless = steps_per_epoch and not isinstance(source, data_module.ArraySource)
+        batches, done, logs = None, 0, {}
+        resume, self._compiled.resume = self._compiled.resume, None
+        if resume is not None:
+            batches = resume.begin(self, source, step, steps_per_epoch if endless else None)
+            initial_epoch, done = resume.epoch, resume.batch
         for epoch in range(initial_epoch, epochs):
             self.reset_metrics()
             callbacks.call("on_epoch_begin", epoch, {})
-            if persistent is None or not (
-                steps_per_epoch and not isinstance(source, data_module.ArraySource)
-            ):
-                persistent = self._batches(source)
-            logs = self._run_epoch(persistent, step, per_call, steps_per_epoch, callbacks, "train")
+            if done:
+                resume.restore(self)
+            if batches is None:
+                batches = self._batches(source)
+            logs = self._run_epoch(
+                batches, step, per_call, steps_per_epoch, callbacks, "train", done
+            )
+            batches, done = batches if endless else None, 0
             logs = dict(Logs(logs).items())
             if validation_data is not None and (epoch + 1) % validation_freq == 0:
+                held = self._validation(validation_data)
                 results = self.evaluate(
-                    *self._validation(validation_data),
+                    *held[:2],
+                    sample_weight=held[2],
                     batch_size=validation_batch_size or batch_size,
                     steps=validation_steps,
                     verbose=0,
@@ -346,20 +359,24 @@ class Trainer:
         if self.optimizer is not None:
             self.optimizer.finalize_variable_values(self._collected().trained)
         callbacks.call("on_train_end", logs)
-        return history
+        self._compiled.running = self._compiled.batch = None
+        return self.history
 
     @staticmethod
     def _validation(data):
         if isinstance(data, (tuple, list)) and not hasattr(data, "__next__"):
             return unpack_x_y_sample_weight(tuple(data))
-        return (data,)
+        return data, None, None
 
-    def _callbacks(self, given, verbose, *last, **params):
-        if isinstance(given, CallbackList):
-            return given
-        given = [given] if isinstance(given, Callback) else list(given or ())
-        bar = [ProgressBar(verbose)] if verbose else []
-        return CallbackList([*given, *bar, *last], self, verbose=verbose, **params)
+    def _callbacks(self, given, verbose, add_history=False, **params):
+        if not isinstance(given, CallbackList):
+            given = [given] if isinstance(given, Callback) else list(given or ())
+            return CallbackList(given, add_history, bool(verbose), self, verbose=verbose, **params)
+        if add_history and given.find(History) is None:
+            given.append(History())
+        if given.model is not self:
+            given.set_model(self)
+        return given
 
     def _is_raw(self, x):
         """Whether the preprocessor takes `x`: it may say so by `is_raw(x)`, without that texts."""
@@ -384,16 +401,16 @@ class Trainer:
             return data_module.prefetch(source, prepare)
         return iter(source)
 
-    def _run_epoch(self, batches, step, per_call, limit, callbacks, kind):
-        begins, ends = (
-            callbacks.has(f"on_{kind}_batch_begin"),
-            callbacks.has(f"on_{kind}_batch_end"),
-        )
-        logs, done, group, first = {}, 0, [], True
+    def _run_epoch(self, batches, step, per_call, limit, callbacks, kind, done=0):
+        begins, ends = (callbacks.has(f"on_{kind}_batch_{edge}") for edge in ("begin", "end"))
+        logs = self.get_metrics_result() if done else {}
+        group, first, compiled = [], True, self._compiled
         for batch in batches:
+            compiled.batch = batch
             if first:
                 first = False
                 self._prepare_training(batch)
+                compiled.check_labels()
             group.append(batch)
             last = limit is not None and done + len(group) >= limit
             if len(group) < per_call and not last:
@@ -425,9 +442,9 @@ class Trainer:
         self,
         x=None,
         y=None,
-        sample_weight=None,
         batch_size=None,
         verbose="auto",
+        sample_weight=None,
         steps=None,
         callbacks=None,
         return_dict=False,
@@ -488,7 +505,7 @@ class Trainer:
     # --- one batch at a time ---------------------------------------------------------------------
     def _one_batch(self, function, x, y, sample_weight, return_dict):
         source = data_module.ArraySource(x, y, sample_weight, None, False, 0)
-        batch = next(iter(self._batches(_Whole(source))))
+        self._compiled.batch = batch = next(iter(self._batches(_Whole(source))))
         self._prepare_training(batch)
         self.reset_metrics()
         logs = dict(Logs(function([batch])).items())

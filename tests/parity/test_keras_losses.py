@@ -23,6 +23,7 @@ CLASS_LOGITS = CLASSES[0], REAL[1]
 PIXELS = random.randint(0, 5, (3, 4)), random.randn(3, 4, 5).astype("float32")
 TOKENS = np.float32(PIXELS[1][..., 0] > 0)[..., None], PIXELS[1][..., :1]
 SHARES = tuple(x / x.sum(-1, keepdims=True) for x in POSITIVE)
+TEXTS = np.array([[1, 2, 0], [3, 3, 1], [0, 0, 0]]), random.randn(3, 8, 4).astype("float32")
 EMBEDDINGS = np.array([0, 1, 0, 2, 1, 0]), REAL[0] / np.linalg.norm(REAL[0], axis=1, keepdims=True)
 
 SAMPLES = {  # class -> (options, data); the function has the class's name
@@ -68,6 +69,7 @@ SAMPLES = {  # class -> (options, data); the function has the class's name
     "Hinge": [({}, SIGNS), ({}, BINARY_LOGITS), ({}, REAL)],
     "SquaredHinge": [({}, SIGNS), ({}, BINARY_LOGITS)],
     "CategoricalHinge": [({}, ONE_HOT_LOGITS)],
+    "CTC": [({}, TEXTS)],
     "Dice": [({}, BINARY), ({"axis": (1,)}, BINARY)],
     "Tversky": [({}, BINARY), ({"alpha": 0.3, "beta": 0.8, "axis": (0,)}, BINARY)],
     "Circle": [

@@ -24,6 +24,7 @@ from khub.ops.op import value_of
 from khub.ops.symbolic import KerasTensor, any_symbolic, record
 from khub.random import SeedGenerator
 from khub.saving import registry
+from khub.saving.layer_files import LayerFiles
 
 _TENSORS = active.TENSORS
 _FLOATS = frozenset(active.NATIVE[name] for name in dtypes.FLOATS)
@@ -69,7 +70,7 @@ def _scoped_build(build):
     return run
 
 
-class Layer(Configurable, active.Base):
+class Layer(LayerFiles, Configurable, active.Base):
     """Base of all layers: fields or `__init__` configure, `build` makes Variables, `call` computes.
 
     activity_regularizer: penalty on the output; trainable: False freezes the Variables; dtype: a

@@ -389,7 +389,7 @@ class IterableSource(Source):
         """Return the batches from the `first` on, and what gives their state if anything does."""
         data, state, self._restored = self.data, self._restored, None
         if isinstance(data, PyDataset):
-            return _from_workers(data, first, self.num_batches), None
+            return from_workers(data, first, self.num_batches), None
         batches = self._open()
         owner = next((o for o in (batches, data) if hasattr(o, "get_state")), data)
         if state is None:
@@ -426,7 +426,7 @@ class IterableSource(Source):
         return x, y, weight
 
 
-def _from_workers(data, first, count):
+def from_workers(data, first, count):
     """Yield the batches of a `PyDataset` in order, prepared by its workers."""
     numbers = itertools.count(first) if count is None else range(first, count)
     data.on_epoch_begin()
@@ -512,6 +512,12 @@ def source(
     if y is not None:
         raise ValueError(f"A {type(x).__name__} gives (x, y) batches itself: pass no y beside it.")
     return IterableSource(x, steps, class_weight)
+
+
+def capped(steps, source):
+    """Return how many batches are taken, by `config.max_steps_per_epoch()` at most."""
+    limit = config.max_steps_per_epoch()
+    return min(filter(None, (steps, limit, source.num_batches))) if limit else steps
 
 
 def _names(y):

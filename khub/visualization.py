@@ -19,11 +19,6 @@ def _host_images(images, data_format, value_range=(0, 255)):
     return np.repeat(x, 3, -1) if x.shape[-1] == 1 else x[..., :3]
 
 
-def _color(number):
-    """The colour of a class: the golden ratio fills the circle of hues evenly."""
-    return tuple(round(255 * c) for c in colorsys.hsv_to_rgb(number * 0.618034 % 1, 0.85, 1.0))
-
-
 def draw_bounding_boxes(
     images, bounding_boxes, bounding_box_format, class_mapping=None, color=(128, 128, 128),
     line_thickness=2, text_thickness=1, font_scale=1.0, data_format=None,
@@ -35,31 +30,19 @@ def draw_bounding_boxes(
     """
     from PIL import Image, ImageDraw, ImageFont
 
-    x, names = _host_images(images, data_format), class_mapping or {}
-    boxes = bounding_boxes["boxes"]
-    boxes = convert_format(boxes, bounding_box_format, "xyxy", *x.shape[1:3])
-    boxes = ops.convert_to_numpy(boxes).reshape(len(x), -1, 4)
-    found = {
-        k: np.asarray(ops.convert_to_numpy(v)).reshape(len(x), -1)
-        for k, v in bounding_boxes.items()
-        if k != "boxes"
-    }
-    font, result = ImageFont.load_default(12 * font_scale), []
-    for i, pixels in enumerate(x):
-        image = Image.fromarray(pixels)
-        canvas = ImageDraw.Draw(image)
-        for j, label in enumerate(found["labels"][i]):
-            if label < 0:
-                continue
-            text = str(names.get(int(label), int(label)))
-            text += f" {found['confidence'][i, j]:.2f}" if "confidence" in found else ""
-            canvas.rectangle([*boxes[i, j]], None, tuple(color), line_thickness)
-            place = boxes[i, j, :2] + line_thickness
-            canvas.text(
-                tuple(place), text, tuple(color), font, stroke_width=(text_thickness or 1) - 1
-            )
-        result.append(np.asarray(image))
-    return np.stack(result)
+    x, names, color = _host_images(images, data_format), class_mapping or {}, tuple(color)
+    found = convert_format(bounding_boxes, bounding_box_format, "xyxy", *x.shape[1:3])
+    found = {k: np.asarray(ops.convert_to_numpy(v)) for k, v in found.items()}
+    found = {k: v.reshape(len(x), -1, *(4,) * (k == "boxes")) for k, v in found.items()}
+    font, stroke = ImageFont.load_default(12 * font_scale), (text_thickness or 1) - 1
+    images = [Image.fromarray(pixels) for pixels in x]
+    for i, j in np.argwhere(found["labels"] >= 0):
+        canvas, box, label = ImageDraw.Draw(images[i]), found["boxes"][i, j], found["labels"][i, j]
+        score = f" {found['confidence'][i, j]:.2f}" if "confidence" in found else ""
+        canvas.rectangle([*box], None, color, line_thickness)
+        text, place = f"{names.get(int(label), int(label))}{score}", tuple(box[:2] + line_thickness)
+        canvas.text(place, text, color, font, stroke_width=stroke)
+    return np.stack([np.asarray(image) for image in images])
 
 
 def draw_segmentation_masks(
@@ -74,9 +57,12 @@ def draw_segmentation_masks(
     """
     x = _host_images(images, data_format)
     masks = np.asarray(ops.convert_to_numpy(segmentation_masks)).reshape(x.shape[:3]).astype(int)
-    count = num_classes or max(int(masks.max()) + 1, 1)
-    table = np.array([(color_mapping or {}).get(i, _color(i)) for i in range(count)], "float32")
-    share = alpha if blend else 1.0
+    count, share = num_classes or max(int(masks.max()) + 1, 1), alpha if blend else 1.0
+    # the golden ratio fills the circle of hues evenly
+    hues = [colorsys.hsv_to_rgb(i * 0.618034 % 1, 0.85, 1.0) for i in range(count)]
+    table = np.multiply(hues, 255)
+    for number, color in (color_mapping or {}).items():
+        table[number] = color
     painted = x * (1 - share) + table[np.clip(masks, 0, count - 1)] * share
     shown = (masks != ignore_index) & (masks >= 0)
     return np.where(shown[..., None], painted, x).round().astype("uint8")
@@ -89,33 +75,26 @@ def plot_image_gallery(
     """Return a figure of matplotlib with the images side by side, their labels above them.
 
     y_true, y_pred: a label for each; label_map: label -> name; path: a file that it is written to;
-    show: open a window, by default where there is no path
+    show: open a window, by default where there is no path.  Needs khub[plot]
     """
-    try:
-        from matplotlib import pyplot
-    except ImportError as error:
-        raise ImportError("Galleries need matplotlib: pip install 'khub[plot]'.") from error
+    from matplotlib import pyplot
+
     x, names = _host_images(images, data_format, value_range), label_map or {}
     cols = cols or (-(-len(x) // rows) if rows else int(np.ceil(len(x) ** 0.5)))
     rows = rows or -(-len(x) // cols)
     figure, axes = pyplot.subplots(rows, cols, squeeze=False, figsize=(cols * scale, rows * scale))
-    for i, axis in enumerate(axes.flat):
+    labels = {k: y for k, y in {"true": y_true, "predicted": y_pred}.items() if y is not None}
+    for axis in axes.flat:
         axis.axis("off")
-        if i < len(x):
-            axis.imshow(x[i])
-            labels = {"true": y_true, "predicted": y_pred}
-            axis.set_title(
-                "\n".join(
-                    f"{k}: {names.get(int(v[i]), int(v[i]))}"
-                    for k, v in labels.items()
-                    if v is not None
-                )
-            )
+    for i, axis in enumerate(axes.flat[: len(x)]):
+        axis.imshow(x[i])
+        title = [f"{kind}: {names.get(int(y[i]), int(y[i]))}" for kind, y in labels.items()]
+        axis.set_title("\n".join(title))
     if legend_handles is not None:
         figure.legend(handles=legend_handles, loc="lower center")
     if path is not None:
         figure.savefig(path, transparent=transparent, dpi=dpi, bbox_inches="tight")
-    if show if show is not None else path is None:
+    if show or (show is None and path is None):
         pyplot.show()
     return figure
 
@@ -128,10 +107,13 @@ def plot_bounding_box_gallery(
 ):  # fmt: skip
     """Return `plot_image_gallery` of images with the true boxes and the predicted ones on them."""
     x = _host_images(images, data_format, value_range)
-    sides = ((y_true, ground_truth_mapping, true_color), (y_pred, prediction_mapping, pred_color))
-    for boxes, names, color in sides:
+    options = line_thickness, text_thickness, font_scale, "channels_last"
+    true, predicted = (
+        (y_true, ground_truth_mapping, true_color),
+        (y_pred, prediction_mapping, pred_color),
+    )
+    for boxes, names, color in (true, predicted):
         if boxes is not None:
-            options = line_thickness, text_thickness, font_scale, "channels_last"
             names = names or class_mapping
             x = draw_bounding_boxes(x, boxes, bounding_box_format, names, color, *options)
     if legend and legend_handles is None:
@@ -139,8 +121,8 @@ def plot_bounding_box_gallery(
 
         named = {"true": true_color, "predicted": pred_color}
         legend_handles = [Patch(color=np.divide(c, 255), label=n) for n, c in named.items()]
-    options = {"rows": rows, "cols": cols, "legend_handles": legend_handles, **kwargs}
-    return plot_image_gallery(x, data_format="channels_last", **options)
+    kwargs |= {"rows": rows, "cols": cols, "legend_handles": legend_handles}
+    return plot_image_gallery(x, data_format="channels_last", **kwargs)
 
 
 def plot_segmentation_mask_gallery(
@@ -150,8 +132,7 @@ def plot_segmentation_mask_gallery(
     """Return `plot_image_gallery` of each image beside itself with its true, its predicted mask."""
     x = _host_images(images, data_format, value_range)
     options = num_classes, color_mapping, alpha, blend, ignore_index, "channels_last"
-    shown = [x] + [
-        draw_segmentation_masks(x, y, *options) for y in (y_true, y_pred) if y is not None
-    ]
-    shown, cols = np.stack(shown, 1).reshape(-1, *x.shape[1:]), len(shown)
-    return plot_image_gallery(shown, cols=cols, data_format="channels_last", **kwargs)
+    masks = [y for y in (y_true, y_pred) if y is not None]
+    shown = np.stack([x, *(draw_segmentation_masks(x, y, *options) for y in masks)], 1)
+    kwargs = {"cols": shown.shape[1], "data_format": "channels_last", **kwargs}
+    return plot_image_gallery(shown.reshape(-1, *x.shape[1:]), **kwargs)

@@ -148,7 +148,7 @@ def is_raw_texts(x):
     if isinstance(x, tuple):
         return bool(x) and all(map(is_raw_texts, x))
     if isinstance(x, np.ndarray):
-        return x.dtype.kind in "OUS"
+        return x.dtype.kind in "US" or x.dtype.kind == "O" and is_raw_texts([*x.flat[:1]])
     first = x[0] if isinstance(x, list) and x else None
     return isinstance(first, (str, bytes)) or (
         isinstance(first, (tuple, list)) and len(first) == 2 and _all_strings(first)
@@ -207,7 +207,11 @@ class ArraySource(Source):
         self.raw = is_raw_texts(x)
         self.x = x if self.raw else _as_arrays(x, "x")
         self.y, self.sample_weight = _as_arrays(y, "y"), _as_arrays(sample_weight, "sample_weight")
-        parts = {"x": None if self.raw else self.x, "y": self.y, "sample_weight": sample_weight}
+        parts = {
+            "x": None if self.raw else self.x,
+            "y": self.y,
+            "sample_weight": self.sample_weight,
+        }
         sizes = {"x": [len(x[0] if isinstance(x, tuple) else x)]} if self.raw else {}
         for name, part in parts.items():
             found = [_length(leaf) for leaf in tree.flatten(part) if leaf is not None]
@@ -391,15 +395,16 @@ class IterableSource(Source):
         if isinstance(data, PyDataset):
             return from_workers(data, first, self.num_batches), None
         batches = self._open()
-        owner = next((o for o in (batches, data) if hasattr(o, "get_state")), data)
+        if self.columns is not None:  # the state of `datasets` leaves a shuffle's buffer out
+            return itertools.islice(batches, first, None), None
         if state is None:
             batches = itertools.islice(batches, first, None) if first else batches
-        elif hasattr(owner, "set_state"):
-            owner.set_state(state)
+        elif hasattr(batches, "set_state"):
+            batches.set_state(state)
         else:
             data.load_state_dict(state)
             batches = self._open()
-        return batches, getattr(owner, "get_state", getattr(owner, "state_dict", None))
+        return batches, getattr(batches, "get_state", getattr(data, "state_dict", None))
 
     def _checked(self, data, where):
         """Return a batch as host arrays with equally many rows."""

@@ -21,8 +21,8 @@ def normalize(x, axis=-1, order=2):
     """Return `x` divided by its norm of this order along `axis`; zeros stay."""
     if active.is_tensor(x) or any_symbolic((x,)):
         return ops.normalize(x, axis=axis, order=order)
-    norm = np.atleast_1d(np.linalg.norm(x, order, axis))
-    return np.asarray(x) / np.expand_dims(np.where(norm == 0, 1, norm), axis)
+    norm = np.linalg.norm(x, order, axis, keepdims=True)
+    return np.asarray(x) / np.where(norm == 0, 1, norm)
 
 
 def pad_sequences(

@@ -5,28 +5,8 @@ import shutil
 from khub import tree
 
 
-def _graph(model):
-    return getattr(getattr(model, "_graph", None) or model, "_nodes", None)
-
-
-def _label(node, show_shapes, show_dtype, show_layer_names, activations, trainable):
-    layer = node.function
-    kind = type(layer).__name__ if hasattr(layer, "name") else layer.__name__
-    lines = [f"{layer.name} ({kind})" if show_layer_names and hasattr(layer, "name") else kind]
-    outputs, inputs = tree.flatten(node.outputs), node.parents
-    if activations and getattr(layer, "activation", None) is not None:
-        lines.append(f"activation: {layer.activation.__name__}")
-    if show_shapes:
-        lines += [
-            f"{what}: {', '.join(str(x.shape) for x in xs)}"
-            for what, xs in (("in", inputs), ("out", outputs))
-            if xs
-        ]
-    if show_dtype:
-        lines.append(f"dtype: {', '.join(x.dtype for x in outputs)}")
-    if trainable:
-        lines.append("trainable" if getattr(layer, "trainable", True) else "frozen")
-    return "\n".join(lines)
+def _nodes(model):
+    return getattr(getattr(model, "_graph", None) or model, "_nodes", ())
 
 
 def model_to_dot(
@@ -37,55 +17,60 @@ def model_to_dot(
     """Return a Functional or Sequential model as a `pydot.Dot` graph of its layers.
 
     rankdir: "TB" from top to bottom, "LR" from left to right; expand_nested: the layers of models
-    inside, too; subgraph: return a `pydot.Cluster`
+    inside, too; subgraph: return a `pydot.Cluster`.  Needs khub[plot]
     """
-    try:
-        import pydot
-    except ImportError as error:
-        raise ImportError("Drawing a model needs pydot: pip install 'khub[plot]'.") from error
-    nodes = _graph(model)
-    if nodes is None:
+    import pydot
+
+    if not _nodes(model):
         raise ValueError(
             f"{model.name} has no graph of layers: it must be Functional, or Sequential and built."
         )
-    given = show_shapes, show_dtype, show_layer_names
-    about = (*given, show_layer_activations, show_trainable)
+    options = {k: v for k, v in locals().items() if k not in ("model", "pydot", "subgraph")}
+
+    def label(node):
+        layer, outputs = node.function, tree.flatten(node.outputs)
+        kind = type(layer).__name__ if hasattr(layer, "name") else layer.__name__
+        activation = getattr(getattr(layer, "activation", None), "__name__", "none")
+        lines = {
+            f"{getattr(layer, 'name', 'op')} ({kind})" if show_layer_names else kind: True,
+            f"activation: {activation}": show_layer_activations and activation != "none",
+            f"in: {', '.join(str(x.shape) for x in node.parents)}": show_shapes,
+            f"out: {', '.join(str(x.shape) for x in outputs)}": show_shapes,
+            f"dtype: {', '.join(x.dtype for x in outputs)}": show_dtype,
+            "trainable" if getattr(layer, "trainable", True) else "frozen": show_trainable,
+        }
+        return "\n".join(line for line, shown in lines.items() if shown)
+
     graph = pydot.Cluster(model.name, label=model.name) if subgraph else None
     graph = graph or pydot.Dot(rankdir=rankdir, dpi=dpi, splines=splines)
-    ends = {}  # id of what was called -> where its edges begin and end
-    for node in nodes:
-        key, layer = id(node.function), node.function
-        if expand_nested and _graph(layer):
-            inner = model_to_dot(layer, *given, rankdir, True, dpi, True, *about[3:], splines)
-            graph.add_subgraph(inner)
-            names = [str(id(n.function)) for n in _graph(layer)]
-            ends[key] = names[0], names[-1]
+    ends = {id(x): (str(id(x)),) * 2 for x in model.inputs}  # where edges to and from it go
+    for x in model.inputs:
+        graph.add_node(pydot.Node(str(id(x)), label=f"{x.name} {x.shape}", shape="ellipse"))
+    for node in _nodes(model):
+        key = id(node.function)
+        inside = _nodes(node.function) if expand_nested else ()
+        ends[key] = (str(key),) * 2
+        if inside:
+            ends[key] = str(id(node.function.inputs[0])), str(id(inside[-1].function))
+            graph.add_subgraph(model_to_dot(node.function, subgraph=True, **options))
         else:
-            ends[key] = (str(key),) * 2
-            graph.add_node(pydot.Node(str(key), label=_label(node, *about), shape="box"))
+            graph.add_node(pydot.Node(str(key), label=label(node), shape="box"))
         for x in node.parents:
-            if x.node is not None and id(x.node.function) in ends:
-                graph.add_edge(pydot.Edge(ends[id(x.node.function)][1], ends[key][0]))
+            source = id(x) if id(x) in ends else id(x.node.function)
+            graph.add_edge(pydot.Edge(ends[source][1], ends[key][0]))
     return graph
 
 
 def plot_model(
-    model,
-    to_file="model.png",
-    show_shapes=False,
-    show_dtype=False,
-    show_layer_names=False,
+    model, to_file="model.png", show_shapes=False, show_dtype=False, show_layer_names=False,
     **kwargs,
-):
+):  # fmt: skip
     """Write the picture of `model_to_dot` to a file: .png, .svg, .pdf, or .dot (Graphviz' text).
 
     Raises ImportError when Graphviz' program `dot`, which draws all but .dot, is not installed.
     """
     form = str(to_file).rpartition(".")[2]
-    graph = model_to_dot(model, show_shapes, show_dtype, show_layer_names, **kwargs)
     if form != "dot" and shutil.which("dot") is None:
-        raise ImportError(
-            f"{to_file}: Graphviz, whose program `dot` draws it, is not installed (apt install "
-            "graphviz); a file .dot needs none."
-        )
+        raise ImportError(f"{to_file}: install Graphviz, which draws it; a file .dot needs none.")
+    graph = model_to_dot(model, show_shapes, show_dtype, show_layer_names, **kwargs)
     graph.write(str(to_file), format="raw" if form == "dot" else form)

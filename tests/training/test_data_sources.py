@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 import khub
-from khub.training import data
 
 RANDOM = np.random.default_rng(0)
 X = RANDOM.standard_normal((22, 3)).astype("float32")

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from khub import dtypes, ops, tree
+from khub import config, dtypes, ops, tree
 from khub.backend import active
 from khub.backend.scope import sparse_gradients
 from khub.layers.layer import Layer
@@ -311,6 +311,8 @@ class Trainer:
                     "validation_split needs arrays; pass validation_data beside an iterable."
                 )
             source, validation_data = source.split(validation_split)
+        steps_per_epoch = data_module.capped(steps_per_epoch, source)
+        epochs = min(epochs, initial_epoch + (config.max_epochs() or epochs))
         params = {"epochs": epochs, "steps": steps_per_epoch or source.num_batches}
         if validation_data is not None:
             params["validation_freq"] = validation_freq
@@ -369,6 +371,8 @@ class Trainer:
         return data, None, None
 
     def _callbacks(self, given, verbose, add_history=False, **params):
+        if verbose == "auto" and not config.is_interactive_logging_enabled():
+            verbose = 2  # a line at the end, not redrawn
         if not isinstance(given, CallbackList):
             given = [given] if isinstance(given, Callback) else list(given or ())
             return CallbackList(given, add_history, bool(verbose), self, verbose=verbose, **params)
@@ -453,6 +457,7 @@ class Trainer:
         """Return the loss and metrics over the data: a number, a list, or a dict if asked for."""
         self._require_compile("evaluate")
         source = data_module.source(x, y, sample_weight, batch_size, False, 0, steps)
+        steps = data_module.capped(steps, source)
         callbacks = self._callbacks(callbacks, verbose, steps=steps or source.num_batches)
         step = self.make_test_function()
         self.reset_metrics()
@@ -482,6 +487,7 @@ class Trainer:
                 return active.convert_to_numpy(outputs)
             return tree.map_structure(active.convert_to_numpy, outputs)
         source = data_module.source(x, None, None, batch_size, False, 0, steps)
+        steps = data_module.capped(steps, source)
         callbacks = self._callbacks(callbacks, verbose, steps=steps or source.num_batches)
         callbacks.call("on_predict_begin", {})
         parts, wants = [], callbacks.has("on_predict_batch_end")

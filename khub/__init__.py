@@ -32,6 +32,7 @@ with _no_collections():
         models,
         ops,
         optimizers,
+        quantizers,
         random,
         regularizers,
         tree,
@@ -56,13 +57,14 @@ with _no_collections():
     )
     from khub.ops.symbolic import KerasTensor
     from khub.optimizers import Optimizer
+    from khub.quantizers import Quantizer
     from khub.random import SeedGenerator
     from khub.regularizers import Regularizer
     from khub.training import callbacks
 
 __version__ = "0.1.0"
 
-_LAZY = ("applications", "cv", "nlp", "presets", "saving")
+_LAZY = ("applications", "cv", "distillation", "nlp", "presets", "saving", "wrappers")
 
 
 def __getattr__(name):

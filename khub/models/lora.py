@@ -1,23 +1,136 @@
 """LoRA: frozen weights learn through the product of two thin matrices.
 
-Hu et al. 2021, arXiv:2106.09685. The weights may be in few bits, as Dettmers et al. 2023,
-arXiv:2305.14314, have it.
+Hu et al. 2021, arXiv:2106.09685. The weights may be in few bits: Dettmers et al. 2023,
+arXiv:2305.14314.
 """
 
 from khub import ops
 from khub.layers import Dense, EinsumDense, Embedding
-from khub.models import quantization
-from khub.models.quantization import Bits, become, chosen, weight_of
+from khub.models.quantization import Bits, become, chosen, own_call, weight_of
 
 
 class LowRank:
     """A layer whose weight (..., units) has a (..., rank) @ b (rank, units) added to it."""
 
-    def _added_by_lora(self, x):
-        return ops.matmul(x, self.lora_b) * (self.lora_alpha / self.lora_rank)
-
     def merged(self):
         """The weight with what was learned, float32."""
-        a, b = (ops.cast(v.value, "float32") for v in self._lora())
-        weight = ops.cast(getattr(self, weight_of(self)).value, "float32")
-        return weight + ops.matmul(a, b) * (self.lora_alpha / self.lora_rank)
+        weight, a, b = (
+            ops.cast(v.value, "float32")
+            for v in (getattr(self, weight_of(self)), self._lora("a"), self._lora("b"))
+        )
+        return weight + ops.matmul(a, b) * self._lora_scale
+
+    def _lora(self, which):
+        return getattr(self, f"lora_{weight_of(self)}_{which}")
+
+
+class LowRankDense(LowRank):
+    def call(self, inputs):
+        y = ops.linear(inputs, self.kernel, self.bias)
+        low = ops.matmul(ops.matmul(inputs, self.lora_kernel_a), self.lora_kernel_b)
+        y = y + low * self._lora_scale
+        return y if self._linear else self.activation(y)
+
+
+class LowRankEinsum(LowRank):
+    def call(self, inputs):
+        kernel, rank = self._kernel, next(a for a in "zyxwvut" if a not in self.equation)
+        low = f"{self._input},{kernel[:-1]}{rank},{rank}{kernel[-1]}->{self._output}"
+        y = ops.einsum(low, inputs, self.lora_kernel_a, self.lora_kernel_b) * self._lora_scale
+        y = y + ops.einsum(self.equation, inputs, self.kernel)
+        return self.activation(y if self.bias is None else y + self.bias)
+
+
+class LowRankTable(LowRank):
+    def call(self, inputs):
+        rows = ops.take(self.lora_embeddings_a, ops.cast(inputs, "int32"), axis=0)
+        low = ops.matmul(rows, self.lora_embeddings_b) * self._lora_scale
+        return super().call(inputs) + ops.cast(low, self.compute_dtype)
+
+
+LOW_RANK = {
+    Dense.call: LowRankDense,
+    EinsumDense.call: LowRankEinsum,
+    Embedding.call: LowRankTable,
+}
+
+
+def enable_lora(
+    self, rank, lora_alpha=None, a_initializer="he_uniform", b_initializer="zeros"
+):
+    """Freeze the layer's weight and give it two trainable matrices; nothing has changed yet.
+
+    lora_alpha: the product counts lora_alpha / rank, None: 1
+    Raises ValueError when there is LoRA already, TypeError for a layer that cannot have it.
+    """
+    if self.lora_enabled:
+        raise ValueError(f"{self.name} has LoRA already; merge_lora() first.")
+    if not isinstance(rank, int) or rank < 1:
+        raise ValueError(f"rank must be a positive integer, got {rank!r}.")
+    name = weight_of(self)
+    weight = getattr(self, name)
+    weight.trainable = False
+    *inputs, units = weight.value.shape
+    made = ("a", (*inputs, rank), a_initializer), ("b", (rank, units), b_initializer)
+    for which, shape, initializer in made:
+        attribute = f"lora_{name}_{which}"
+        options = dict(dtype=getattr(weight, "float_dtype", weight.dtype), name=attribute)
+        setattr(self, attribute, self.add_weight(shape, initializer, **options))
+    self.lora_rank, self.lora_alpha = rank, rank if lora_alpha is None else lora_alpha
+    self._lora_scale = self.lora_alpha / rank
+    become(self, LOW_RANK[own_call(self)])
+
+
+for _class in (Dense, EinsumDense, Embedding):
+    _class.enable_lora, _class.lora_rank, _class.lora_alpha = enable_lora, None, None
+    _class.lora_enabled = property(lambda self: isinstance(self, LowRank))
+
+
+def adapted(model):
+    """The layers of a model that have LoRA's matrices, by path."""
+    return {p: layer for p, layer in model.named_layers().items() if isinstance(layer, LowRank)}
+
+
+def enable(model, rank, targets=None, alpha=None):
+    """Freeze a built model, and give layers two trainable matrices each.
+
+    targets: a regular expression that is searched in the paths of layers, None: all kernels
+    alpha: the product counts alpha / rank, None: 1   Raises ValueError when no layer is meant.
+    """
+    if adapted(model):
+        raise ValueError(f"{model.name} has LoRA already; merge_lora() first.")
+    names = ("kernel",) if targets is None else ("kernel", "embeddings")
+    layers = {p: x for p, x in chosen(model, targets, None, names).items() if own_call(x) in LOW_RANK}
+    variables = model.named_variables()
+    model._trained_before_lora = [path for path, v in variables.items() if v.trainable]
+    for variable in variables.values():
+        variable.trainable = False
+    for layer in layers.values():
+        layer.enable_lora(rank, alpha)
+    model.forget_functions()
+
+
+def merge(model):
+    """Put into the weights what was learned; the model is as before `enable`, with new weights."""
+    layers = adapted(model)
+    if not layers:
+        raise ValueError(f"{model.name} has no LoRA; call enable_lora(rank) first.")
+    for path, layer in layers.items():
+        if isinstance(getattr(layer, weight_of(layer)), Bits):
+            raise ValueError(
+                f"{path} is in few bits, which cannot take up what was learned: merge the adapter "
+                "into the model of floats (khub.presets.save_lora, load_lora)."
+            )
+    for layer in layers.values():
+        name = weight_of(layer)
+        getattr(layer, name).assign(layer.merged())
+        learned = {id(layer._lora(which)) for which in "ab"}
+        layer._added = [v for v in layer._added if id(v) not in learned]
+        for attribute in (f"lora_{name}_a", f"lora_{name}_b", "lora_rank", "lora_alpha"):
+            delattr(layer, attribute)
+        layer.__class__ = type(layer).__bases__[1]
+        layer._prepare()
+    variables = model.named_variables()
+    for path in model.__dict__.pop("_trained_before_lora", ()):
+        variables[path].trainable = True
+    model.forget_functions()

@@ -87,10 +87,15 @@ def become(layer, mixin):
     layer._prepare()
 
 
+def own_call(layer):
+    """The `call` of a layer below all mixins."""
+    calls = (vars(cls)["call"] for cls in type(layer).__mro__ if "call" in vars(cls))
+    return next(call for call in calls if not call.__module__.startswith("khub.models."))
+
+
 def weight_of(layer):
     """The name of the weight that can be kept in few bits or learn by LoRA; None without one."""
-    calls = (vars(cls)["call"] for cls in type(layer).__mro__ if "call" in vars(cls))
-    return WEIGHTS.get(next(c for c in calls if not c.__module__.startswith("khub.models.")))
+    return WEIGHTS.get(own_call(layer))
 
 
 def chosen(model, targets=None, filters=None, names=("kernel", "embeddings")):
@@ -107,8 +112,8 @@ def chosen(model, targets=None, filters=None, names=("kernel", "embeddings")):
     found = {p: able[p] for p in able if re.search(targets or "", p) and meant(able[p])}
     if not found:
         raise ValueError(
-            f"targets={targets!r}, filters={filters!r} is found in no path of a layer of {model.name}"
-            f" that has {' or '.join(names)}; there are {', '.join(list(able)[:20]) or 'none'}."
+            f"targets={targets!r} is found in no path, or filters={filters!r} in no name, of the "
+            f"layers of {model.name} with a kernel: {', '.join(list(able)[:20]) or 'none'}."
         )
     return found
 

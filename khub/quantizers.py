@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar
 import numpy as np
 
 from khub import ops
-from khub.fields import Configurable, Integers, PositiveInt, Rate
+from khub.fields import Configurable, FieldsOf, Integers, PositiveInt, Rate
 from khub.saving import registry
 
 
@@ -222,6 +222,7 @@ class Int4QuantizationConfig(QuantizationConfig):
 
     mode = "int4"
     weight_bits = 4
+    options: FieldsOf(QuantizationConfig, "weight_quantizer", "activation_quantizer")
     block_size: Group = 128
     group_size = property(lambda self: self.block_size)
 

@@ -36,6 +36,12 @@ class Bits(Variable):
     trainable = property(lambda self: False, lambda self, value: None)
     value = property(lambda self: self._floats(lambda bits: bits), doc="The floats.")
 
+    def assign(self, value):
+        """Set the integers.  Raises ValueError for floats."""
+        if ops.dtype(value) != self.dtype:
+            raise ValueError(f"{self.path} keeps {self.dtype}, got {ops.dtype(value)}.")
+        return super().assign(value)
+
     def rows(self, ids):
         """Return the floats of some rows of a table."""
         return self._floats(lambda bits: ops.take(bits, ids, axis=0))
@@ -49,7 +55,9 @@ class Bits(Variable):
         parts = {n: ops.cast(part_of(v.value), dtype) for n, v in self.parts.items()}
         x = part_of(super().value)
         if block is None:
-            return ops.cast(x, dtype) / parts["scale"]
+            scale = parts["scale"]
+            scale = ops.reshape(scale, self.kept) if self.kept else scale[..., None]
+            return ops.cast(x, dtype) / scale
         x = quantizers.unpack_int4(x, self.padded, axis=axis) if self.packed else x
         head, tail = x.shape[:axis], x.shape[axis:][1:]
         x = ops.reshape(ops.cast(x, dtype), (*head, -1, block, *tail))
@@ -174,13 +182,13 @@ def _replace(layer, name, config, inputs, blank):
     values = np.zeros(old.shape, "float32") if blank else np.asarray(old.numpy(), "float32")
     axes = (1,) if name == "embeddings" else calibration.summed(layer)[0]
     axis, block, size = axes[-1] - values.ndim, None, old.shape[axes[-1]]
-    if config.mode == "float8":
-        parts = {"scale": 448 / np.abs(values).max(axes, keepdims=True).clip(1e-7)}
-        whole = (values * parts["scale"]).astype(dtypes.numpy_dtype("float8_e4m3fn"))
-    elif config.mode == "int8":
-        quantizer = config.weight_quantizer or quantizers.AbsMaxQuantizer(axes)
-        whole, scale = map(ops.convert_to_numpy, quantizer(values))
-        parts = {"scale": scale.reshape(scale.shape[name == "kernel" and scale.shape[0] == 1 :])}
+    kept = [1 if i in axes else n for i, n in enumerate(old.shape)]
+    if config.mode in ("int8", "float8"):
+        whole, scale = _scaled(values, axes, config)
+        outputs = [n for i, n in enumerate(old.shape) if i not in axes]
+        # as in Keras' files, where the scale of an EinsumDense has the rank of its output
+        ones = [1] * (len(getattr(layer, "_output", "")) - len(outputs))
+        parts = {"scale": scale.reshape(ones + outputs)}
     else:
         whole, parts, block = calibration.in_blocks(values, axes, config, inputs)
     padded, packed = whole.shape[axes[-1]], block is not None and config.weight_bits < 8
@@ -196,6 +204,7 @@ def _replace(layer, name, config, inputs, blank):
     bits.__class__, bits.path, bits.made_trainable = Bits, old.path, True  # first, as in Keras
     bits.parts, bits.axis, bits.block, bits.size = made, axis, block, size
     bits.padded, bits.packed, bits.float_dtype = padded, packed, old.dtype
+    bits.kept = kept if name == "kernel" else None
     error = np.zeros(1) if blank else np.abs(values - ops.convert_to_numpy(bits.value))
     return {
         "weight": name,
@@ -205,6 +214,15 @@ def _replace(layer, name, config, inputs, blank):
         "max_error": float(error.max()),
         "relative_error": float(np.linalg.norm(error) / (np.linalg.norm(values) or 1)),
     }
+
+
+def _scaled(values, axes, config):
+    """Numbers of few bits, and what they are divided by."""
+    if config.mode == "int8":
+        quantizer = config.weight_quantizer or quantizers.AbsMaxQuantizer(axes)
+        return map(ops.convert_to_numpy, quantizer(values))
+    scale = 448 / np.abs(values).max(axes, keepdims=True).clip(1e-7)
+    return (values * scale).astype(dtypes.numpy_dtype("float8_e4m3fn")), scale
 
 
 class Report(list):

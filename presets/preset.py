@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import keras_h5, weights
+from . import adapters, keras_h5, weights
 from .catalog import info
 from .download import CONFIG, SMALL_FILES, WEIGHT_FILES, description, download
 from .family import Family, families, key_of, of_class, of_config
@@ -198,6 +198,17 @@ class Presettable:
         if hasattr(self, "weight_map"):
             return _save_model(self, Path(folder), dtype)
         _save_host_side(self, Path(folder).expanduser().resolve())
+
+    def save_lora(self, folder):
+        """Write what LoRA learned, for `load_lora` and for `peft`; see `khub.presets.adapters`."""
+        adapters.save_lora(self, folder)
+
+    def load_lora(self, folder):
+        """Take up the LoRA that `save_lora` or `peft` wrote; `merge_lora` puts it into the weights.
+
+        Raises WeightsError when it is of another model.
+        """
+        adapters.load_lora(self, folder)
 
     def push_to_hub(self, repository, private=False, token=None):
         """Save, then upload to "org/name" on the Hub; return the commit's address."""

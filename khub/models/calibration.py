@@ -140,7 +140,7 @@ def _gptq(columns, block, config, inputs):
         parts = {"scale": largest.clip(1e-7) / (top - 1), "zero": 0 * parts["zero"]}
     if inputs is None:
         return whole, parts
-    gram, w = inputs[0].copy(), columns.astype("float64")
+    whole, gram, w = whole.copy(), inputs[0].copy(), columns.astype("float64")
     diagonal = np.einsum("ii->i", gram)  # a view
     diagonal += config.hessian_damping * diagonal.mean() + (diagonal == 0)
     order = np.argsort(-diagonal) if config.activation_order else np.arange(len(w))

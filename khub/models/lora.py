@@ -14,14 +14,13 @@ class LowRank:
 
     def merged(self):
         """The weight with what was learned, float32."""
-        weight, a, b = (
-            ops.cast(v.value, "float32")
-            for v in (getattr(self, weight_of(self)), self._lora("a"), self._lora("b"))
-        )
+        weight, a, b = getattr(self, weight_of(self)), *self.matrices()
+        weight, a, b = (ops.cast(v.value, "float32") for v in (weight, a, b))
         return weight + ops.matmul(a, b) * self._lora_scale
 
-    def _lora(self, which):
-        return getattr(self, f"lora_{weight_of(self)}_{which}")
+    def matrices(self):
+        """The variables a and b."""
+        return [getattr(self, f"lora_{weight_of(self)}_{which}") for which in "ab"]
 
 
 class LowRankDense(LowRank):
@@ -48,23 +47,19 @@ class LowRankTable(LowRank):
         return super().call(inputs) + ops.cast(low, self.compute_dtype)
 
 
-LOW_RANK = {
-    Dense.call: LowRankDense,
-    EinsumDense.call: LowRankEinsum,
-    Embedding.call: LowRankTable,
-}
+LOW_RANK = {Dense: LowRankDense, EinsumDense: LowRankEinsum, Embedding: LowRankTable}
 
 
-def enable_lora(
-    self, rank, lora_alpha=None, a_initializer="he_uniform", b_initializer="zeros"
-):
+def enable_lora(self, rank, lora_alpha=None, a_initializer="he_uniform", b_initializer="zeros"):
     """Freeze the layer's weight and give it two trainable matrices; nothing has changed yet.
 
     lora_alpha: the product counts lora_alpha / rank, None: 1
-    Raises ValueError when there is LoRA already, TypeError for a layer that cannot have it.
+    Raises ValueError when there is LoRA already or the layer's call is none that is known.
     """
-    if self.lora_enabled:
-        raise ValueError(f"{self.name} has LoRA already; merge_lora() first.")
+    kind = next((low for cls, low in LOW_RANK.items() if own_call(self) is cls.call), None)
+    if self.lora_enabled or kind is None:
+        why = "has LoRA already; merge_lora() first" if kind else "has a call of its own"
+        raise ValueError(f"{type(self).__name__} {self.name!r} {why}.")
     if not isinstance(rank, int) or rank < 1:
         raise ValueError(f"rank must be a positive integer, got {rank!r}.")
     name = weight_of(self)
@@ -78,10 +73,10 @@ def enable_lora(
         setattr(self, attribute, self.add_weight(shape, initializer, **options))
     self.lora_rank, self.lora_alpha = rank, rank if lora_alpha is None else lora_alpha
     self._lora_scale = self.lora_alpha / rank
-    become(self, LOW_RANK[own_call(self)])
+    become(self, kind)
 
 
-for _class in (Dense, EinsumDense, Embedding):
+for _class in LOW_RANK:
     _class.enable_lora, _class.lora_rank, _class.lora_alpha = enable_lora, None, None
     _class.lora_enabled = property(lambda self: isinstance(self, LowRank))
 
@@ -97,16 +92,21 @@ def enable(model, rank, targets=None, alpha=None):
     targets: a regular expression that is searched in the paths of layers, None: all kernels
     alpha: the product counts alpha / rank, None: 1   Raises ValueError when no layer is meant.
     """
+    names = ("kernel",) if targets is None else ("kernel", "embeddings")
+    begin(model, dict.fromkeys(chosen(model, targets, None, names), (rank, alpha)))
+
+
+def begin(model, ranks):
+    """Freeze a built model, and give layers LoRA.  ranks: path -> (rank, alpha)"""
     if adapted(model):
         raise ValueError(f"{model.name} has LoRA already; merge_lora() first.")
-    names = ("kernel",) if targets is None else ("kernel", "embeddings")
-    layers = {p: x for p, x in chosen(model, targets, None, names).items() if own_call(x) in LOW_RANK}
-    variables = model.named_variables()
-    model._trained_before_lora = [path for path, v in variables.items() if v.trainable]
+    variables, layers = model.named_variables(), model.named_layers()
+    before = [path for path, v in variables.items() if v.trainable]
+    for path, (rank, alpha) in ranks.items():
+        layers[path].enable_lora(rank, alpha)
     for variable in variables.values():
         variable.trainable = False
-    for layer in layers.values():
-        layer.enable_lora(rank, alpha)
+    model._trained_before_lora = before
     model.forget_functions()
 
 
@@ -119,12 +119,12 @@ def merge(model):
         if isinstance(getattr(layer, weight_of(layer)), Bits):
             raise ValueError(
                 f"{path} is in few bits, which cannot take up what was learned: merge the adapter "
-                "into the model of floats (khub.presets.save_lora, load_lora)."
+                "into the model of floats (save_lora, load_lora)."
             )
     for layer in layers.values():
         name = weight_of(layer)
         getattr(layer, name).assign(layer.merged())
-        learned = {id(layer._lora(which)) for which in "ab"}
+        learned = set(map(id, layer.matrices()))
         layer._added = [v for v in layer._added if id(v) not in learned]
         for attribute in (f"lora_{name}_a", f"lora_{name}_b", "lora_rank", "lora_alpha"):
             delattr(layer, attribute)

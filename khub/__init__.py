@@ -32,6 +32,7 @@ with _no_collections():
         models,
         ops,
         optimizers,
+        quantizers,
         random,
         regularizers,
         tree,
@@ -56,14 +57,25 @@ with _no_collections():
     )
     from khub.ops.symbolic import KerasTensor
     from khub.optimizers import Optimizer
+    from khub.quantizers import Quantizer
     from khub.random import SeedGenerator
     from khub.regularizers import Regularizer
     from khub.training import callbacks
 
 __version__ = "0.1.0"
 
-_LAZY = ("applications", "cv", "datasets", "nlp", "preprocessing", "presets", "saving")
-_LAZY += ("visualization",)
+_LAZY = (
+    "applications",
+    "cv",
+    "datasets",
+    "distillation",
+    "nlp",
+    "preprocessing",
+    "presets",
+    "saving",
+    "visualization",
+    "wrappers",
+)
 
 
 def __getattr__(name):

@@ -38,6 +38,13 @@ class DTypePolicy:
         x = ops.convert_to_tensor(x)
         return ops.cast(x, dtype) if autocast and dtypes.is_float(ops.dtype(x)) else x
 
+    def takes(self, layer, key, given, value):
+        """Whether a layer of this policy may have an argument that khub's layers do not have."""
+        return given == value
+
+    def apply(self, layer):
+        """Make of a layer that was just built what the policy says."""
+
     def get_config(self):
         """Return the constructor's arguments."""
         return {"name": self.name}
@@ -82,6 +89,20 @@ class QuantizedDTypePolicy(DTypePolicy):
         self.mode, self.source_name = mode, source_name or config.floatx()
         self.name = f"{mode}_from_{self.source_name}"
         self._set_dtypes(self.source_name)
+
+    def takes(self, layer, key, given, value):
+        """Keep a quantization_config, without which the mode's own counts."""
+        if key == "quantization_config":
+            layer._keras_keys = layer._keras_keys | {key: registry.serialize(given)}
+        return key == "quantization_config" or given == value
+
+    def apply(self, layer):
+        """Make the weights integers, which a file fills."""
+        from khub.models import quantization
+
+        if quantization.weight_of(layer) is not None:
+            config = registry.deserialize(layer._keras_keys["quantization_config"])
+            quantization.quantize(layer, self.quantization_mode, config, blank=True)
 
     def get_config(self):
         """Return the constructor's arguments."""

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import keras_h5, weights
+from . import adapters, keras_h5, weights
 from .catalog import info
 from .download import CONFIG, SMALL_FILES, WEIGHT_FILES, description, download
 from .family import Family, families, key_of, of_class, of_config
@@ -177,7 +177,7 @@ class Presettable:
         handle: catalogue name, hf://org/name[@revision], folder, https://...zip#sha256=...
         dtype: of the weights and the computation; None keeps bfloat16, else is the default
         strict: every tensor must fit; False logs those that do not
-        quantize: "int8" or "int4", how kernels of Dense layers are kept, one by one as they come
+        quantize: "int8", "int4" or "float8", how kernels are kept, one by one as they come
         accept_license: see `download`
         overrides: constructor arguments of the task, its backbone or its preprocessor
         """
@@ -198,6 +198,17 @@ class Presettable:
         if hasattr(self, "weight_map"):
             return _save_model(self, Path(folder), dtype)
         _save_host_side(self, Path(folder).expanduser().resolve())
+
+    def save_lora(self, folder):
+        """Write what LoRA learned, for `load_lora` and for `peft`; see `khub.presets.adapters`."""
+        adapters.save_lora(self, folder)
+
+    def load_lora(self, folder):
+        """Take up the LoRA that `save_lora` or `peft` wrote; `merge_lora` puts it into the weights.
+
+        Raises WeightsError when it is of another model.
+        """
+        adapters.load_lora(self, folder)
 
     def push_to_hub(self, repository, private=False, token=None):
         """Save, then upload to "org/name" on the Hub; return the commit's address."""
@@ -287,7 +298,7 @@ def _model(cls, preset, load_weights, dtype, strict, quantize, overrides):
         weights.load(model, checkpoint, family.heads(), foreign, changed, strict, after)
         return model
     if quantize:
-        model.quantize(quantize)
+        model.quantize(quantize, filters=lambda layer: hasattr(layer, "kernel"))
     return model
 
 
@@ -295,7 +306,8 @@ def _packing(model, mode):
     """What packs the kernel of a Dense layer as soon as it is there, given its path."""
     from khub.models import quantization
 
-    layers = quantization.quantizable(model, mode)
+    quantization.configuration(mode)
+    layers = quantization.chosen(model, names=("kernel",))
 
     def pack(path):
         layer, _, name = path.rpartition(".")
@@ -328,7 +340,8 @@ def _save_model(model, folder, dtype):
     family = of_class(type(model))
     if family is None:
         raise ValueError(f"{type(model).__name__} belongs to no registered family.")
-    if any(n.endswith((".lora_a", ".kernel_scale")) for n in model.named_variables()):
+    ends = [n.rpartition(".")[2] for n in model.named_variables()]
+    if any(n.startswith("lora_") or n in ("kernel_scale", "embeddings_scale") for n in ends):
         raise ValueError(
             f"{model.name} has LoRA or kernels of integers, which no reference reads: merge_lora() "
             "first; a quantized model is saved before it is quantized."

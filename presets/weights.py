@@ -206,13 +206,16 @@ def _base(model):
 
 def tensors(model, dtype=None):
     """Return name -> `Tensor` of all weights, named as the reference names them."""
-    found = slots(model)
-    headless = all(slot.in_backbone for slot in found)
-    prefix = "" if headless else _prefix(model)
-    named = {_prefixed(prefix if s.in_backbone else "", s.name): s for s in found}
+    named = {reference_name(model, slot): slot for slot in slots(model)}
     found = {n: tensor for joined, s in named.items() for n, tensor in _parts(joined, s, dtype)}
     counts = [name for name in found if name.endswith(MEAN)]
     return found | {f"{n.removesuffix(MEAN)}{COUNT}": as_tensor(np.int64(0)) for n in counts}
+
+
+def reference_name(model, slot):
+    """Return the reference's whole name of a tensor; a backbone has it without the task's prefix."""
+    inside = slot.in_backbone and _base(model) is not model
+    return _prefixed(_prefix(model) if inside else "", slot.name)
 
 
 def _prefix(model):

@@ -47,7 +47,7 @@ def test_lora_of_chosen_layers_and_errors():
     model = network()
     with pytest.raises(ValueError, match="enable_lora"):
         model.merge_lora()
-    with pytest.raises(ValueError, match="'query' is found in no path of .* layers.1"):
+    with pytest.raises(ValueError, match="'query' is found in no path,.* layers.1"):
         model.enable_lora(4, targets="query")
     with pytest.raises(ValueError, match="positive integer, got 0"):
         model.enable_lora(0)
@@ -82,17 +82,16 @@ def test_a_decoder_learns_by_lora_and_is_saved_merged(tmp_path):
     assert again.generate(["The cat"], 16)[0].startswith(texts[0])
 
 
-@pytest.mark.parametrize(("mode", "bits", "near"), [("int8", 8, 0.02), ("int4", 4.5, 0.3)])
-def test_kernels_of_few_bits(mode, bits, near):
+@pytest.mark.parametrize(("mode", "near"), [("int8", 0.02), ("int4", 0.3), ("float8", 0.1)])
+def test_kernels_of_few_bits(mode, near):
     model = network((48, 6))
     expected = model.predict(X, verbose=0)
     model.quantize(mode)
     found = model.predict(X, verbose=0)
     assert 0 < np.abs(found - expected).max() < near * np.abs(expected).max()
     kernel = model.layers[-1].kernel.numpy()
-    size = {"int8": (48, 6), "int4": (32, 6)}[mode]  # 48 inputs are two groups of 32
-    assert kernel.shape == size and kernel.dtype.itemsize == 1
-    assert not model.trainable_variables
+    assert kernel.shape == (24 if mode == "int4" else 48, 6) and kernel.dtype.itemsize == 1
+    assert [v.name for v in model.trainable_variables] == ["bias", "bias"]  # as in Keras
 
 
 def test_a_decoder_is_loaded_in_few_bits(tmp_path):
@@ -106,5 +105,5 @@ def test_a_decoder_is_loaded_in_few_bits(tmp_path):
         assert answer.startswith(start[:30] if mode == "int8" else "Once upon a time")
         with pytest.raises(ValueError, match="before it is quantized"):
             model.save_to_preset(tmp_path / mode)
-    with pytest.raises(ValueError, match="int8, int4; got 'int3'"):
+    with pytest.raises(ValueError, match="int8, int4, float8; got 'int3'"):
         nlp.CausalLM.from_preset("stories_260k_en", quantize="int3")

@@ -65,6 +65,7 @@ def _scoped_build(build):
         names = list(inspect.signature(build).parameters)[1:]
         self._build_shapes = dict(zip(names, args, strict=False)) | kwargs
         self.built = True
+        self._policy.apply(self)
         self._prepare()
 
     run.scoped = True
@@ -117,8 +118,9 @@ class Layer(LayerFiles, Configurable, active.Base):
         if "batch_input_shape" in kwargs:
             shape = kwargs.pop("batch_input_shape")[1:]
         self._input_shape_given = None if shape is None else tuple(shape)
+        self._policy = dtype_policies.get(dtype)
         for key, value in self._keras_keys.items():
-            if kwargs.pop(key, value) != value:
+            if not self._policy.takes(self, key, kwargs.pop(key, value), value):
                 raise ValueError(f"{type(self).__name__} supports no {key} but {value!r}.")
         if kwargs:
             known = [f[0] for f in self._fields] + ["name", "dtype", "trainable"]
@@ -132,7 +134,6 @@ class Layer(LayerFiles, Configurable, active.Base):
             raise ValueError(f"A layer's name must be a string without '/', got {name!r}.")
         self.name = name or unique_name(registry.snake_case(type(self).__name__))
         self.activity_regularizer = registry.get("regularizers", activity_regularizer)
-        self._policy = dtype_policies.get(dtype)
         self.autocast = autocast
         self._trainable = bool(trainable)
         self._native_dtype = active.NATIVE[self._policy.compute_dtype]

@@ -1,5 +1,6 @@
 """Models."""
 
+from khub.models import lora  # noqa: F401  (gives layers `enable_lora`)
 from khub.models.cloning import clone_model
 from khub.models.functional import Functional
 from khub.models.model import Model, model_from_json

@@ -1,34 +1,84 @@
-"""LoRA: frozen kernels learn through the product of two thin matrices.
+"""LoRA: frozen weights learn through the product of two thin matrices.
 
-Hu et al. 2021, arXiv:2106.09685.
+Hu et al. 2021, arXiv:2106.09685. The weights may be in few bits: Dettmers et al. 2023,
+arXiv:2305.14314.
 """
 
-import re
-
 from khub import ops
-from khub.layers import Dense
+from khub.layers import Dense, EinsumDense, Embedding
+from khub.models.quantization import Bits, become, chosen, own_call, weight_of
 
 
 class LowRank:
-    """A Dense whose kernel (n, units) has lora_a (n, rank) @ lora_b (rank, units) added to it."""
-
-    def adapt(self, rank, alpha):
-        """Make the two matrices; lora_b begins with zeros, so that nothing has changed yet."""
-        n, units = self.kernel.shape
-        self.lora_scale = alpha / rank
-        self.lora_a = self.add_weight((n, rank), "he_uniform", name="lora_a")
-        self.lora_b = self.add_weight((rank, units), "zeros", name="lora_b")
-
-    def call(self, inputs):
-        y = ops.linear(inputs, self.kernel, self.bias)
-        low = ops.matmul(ops.matmul(inputs, self.lora_a), self.lora_b)
-        y = y + low * self.lora_scale
-        return y if self._linear else self.activation(y)
+    """A layer whose weight (..., units) has a (..., rank) @ b (rank, units) added to it."""
 
     def merged(self):
-        """The kernel with what was learned, float32."""
-        learned = ops.matmul(ops.cast(self.lora_a, "float32"), ops.cast(self.lora_b, "float32"))
-        return ops.cast(self.kernel, "float32") + learned * self.lora_scale
+        """The weight with what was learned, float32."""
+        weight, a, b = getattr(self, weight_of(self)), *self.matrices()
+        weight, a, b = (ops.cast(v.value, "float32") for v in (weight, a, b))
+        return weight + ops.matmul(a, b) * self._lora_scale
+
+    def matrices(self):
+        """The variables a and b."""
+        return [getattr(self, f"lora_{weight_of(self)}_{which}") for which in "ab"]
+
+
+class LowRankDense(LowRank):
+    def call(self, inputs):
+        y = ops.linear(inputs, self.kernel, self.bias)
+        low = ops.matmul(ops.matmul(inputs, self.lora_kernel_a), self.lora_kernel_b)
+        y = y + low * self._lora_scale
+        return y if self._linear else self.activation(y)
+
+
+class LowRankEinsum(LowRank):
+    def call(self, inputs):
+        kernel, rank = self._kernel, next(a for a in "zyxwvut" if a not in self.equation)
+        low = f"{self._input},{kernel[:-1]}{rank},{rank}{kernel[-1]}->{self._output}"
+        y = ops.einsum(low, inputs, self.lora_kernel_a, self.lora_kernel_b) * self._lora_scale
+        y = y + ops.einsum(self.equation, inputs, self.kernel)
+        return self.activation(y if self.bias is None else y + self.bias)
+
+
+class LowRankTable(LowRank):
+    def call(self, inputs):
+        rows = ops.take(self.lora_embeddings_a, ops.cast(inputs, "int32"), axis=0)
+        low = ops.matmul(rows, self.lora_embeddings_b) * self._lora_scale
+        return super().call(inputs) + ops.cast(low, self.compute_dtype)
+
+
+LOW_RANK = {Dense: LowRankDense, EinsumDense: LowRankEinsum, Embedding: LowRankTable}
+
+
+def enable_lora(self, rank, lora_alpha=None, a_initializer="he_uniform", b_initializer="zeros"):
+    """Freeze the layer's weight and give it two trainable matrices; nothing has changed yet.
+
+    lora_alpha: the product counts lora_alpha / rank, None: 1
+    Raises ValueError when there is LoRA already or the layer's call is none that is known.
+    """
+    kind = next((low for cls, low in LOW_RANK.items() if own_call(self) is cls.call), None)
+    if self.lora_enabled or kind is None:
+        why = "has LoRA already; merge_lora() first" if kind else "has a call of its own"
+        raise ValueError(f"{type(self).__name__} {self.name!r} {why}.")
+    if not isinstance(rank, int) or rank < 1:
+        raise ValueError(f"rank must be a positive integer, got {rank!r}.")
+    name = weight_of(self)
+    weight = getattr(self, name)
+    weight.trainable = False
+    *inputs, units = weight.value.shape
+    made = ("a", (*inputs, rank), a_initializer), ("b", (rank, units), b_initializer)
+    for which, shape, initializer in made:
+        attribute = f"lora_{name}_{which}"
+        options = dict(dtype=getattr(weight, "float_dtype", weight.dtype), name=attribute)
+        setattr(self, attribute, self.add_weight(shape, initializer, **options))
+    self.lora_rank, self.lora_alpha = rank, rank if lora_alpha is None else lora_alpha
+    self._lora_scale = self.lora_alpha / rank
+    become(self, kind)
+
+
+for _class in LOW_RANK:
+    _class.enable_lora, _class.lora_rank, _class.lora_alpha = enable_lora, None, None
+    _class.lora_enabled = property(lambda self: isinstance(self, LowRank))
 
 
 def adapted(model):
@@ -39,46 +89,48 @@ def adapted(model):
 def enable(model, rank, targets=None, alpha=None):
     """Freeze a built model, and give layers two trainable matrices each.
 
-    targets: a regular expression that is searched in the paths of layers, None: all Dense layers
+    targets: a regular expression that is searched in the paths of layers, None: all kernels
     alpha: the product counts alpha / rank, None: 1   Raises ValueError when no layer is meant.
     """
+    names = ("kernel",) if targets is None else ("kernel", "embeddings")
+    begin(model, dict.fromkeys(chosen(model, targets, None, names), (rank, alpha)))
+
+
+def begin(model, ranks):
+    """Freeze a built model, and give layers LoRA.  ranks: path -> (rank, alpha)"""
     if adapted(model):
         raise ValueError(f"{model.name} has LoRA already; merge_lora() first.")
-    if not isinstance(rank, int) or rank < 1:
-        raise ValueError(f"rank must be a positive integer, got {rank!r}.")
-    layers = model.named_layers().items()
-    able = {path: layer for path, layer in layers if type(layer).call is Dense.call}
-    chosen = {p: layer for p, layer in able.items() if targets is None or re.search(targets, p)}
-    if not chosen:
-        raise ValueError(
-            f"targets={targets!r} is found in no path of a Dense layer of {model.name}; there are "
-            f"{', '.join(list(able)[:20]) or 'none'}."
-        )
-    variables = model.named_variables()
-    model._trained_before_lora = [path for path, v in variables.items() if v.trainable]
+    variables, layers = model.named_variables(), model.named_layers()
+    before = [path for path, v in variables.items() if v.trainable]
+    for path, (rank, alpha) in ranks.items():
+        layers[path].enable_lora(rank, alpha)
     for variable in variables.values():
         variable.trainable = False
-    for layer in chosen.values():
-        name = f"LowRank{type(layer).__name__}"
-        layer.__class__ = type(name, (LowRank, type(layer)), {"__module__": __name__})
-        layer.adapt(rank, rank if alpha is None else alpha)
-        layer._prepare()
+    model._trained_before_lora = before
     model.forget_functions()
 
 
 def merge(model):
-    """Put into the kernels what was learned; the model is as before `enable`, with new weights."""
+    """Put into the weights what was learned; the model is as before `enable`, with new weights."""
     layers = adapted(model)
     if not layers:
         raise ValueError(f"{model.name} has no LoRA; call enable_lora(rank) first.")
+    for path, layer in layers.items():
+        if isinstance(getattr(layer, weight_of(layer)), Bits):
+            raise ValueError(
+                f"{path} is in few bits, which cannot take up what was learned: merge the adapter "
+                "into the model of floats (save_lora, load_lora)."
+            )
     for layer in layers.values():
-        layer.kernel.assign(layer.merged())
-        learned = {id(layer.lora_a), id(layer.lora_b)}
+        name = weight_of(layer)
+        getattr(layer, name).assign(layer.merged())
+        learned = set(map(id, layer.matrices()))
         layer._added = [v for v in layer._added if id(v) not in learned]
-        del layer.lora_a, layer.lora_b, layer.lora_scale
+        for attribute in (f"lora_{name}_a", f"lora_{name}_b", "lora_rank", "lora_alpha"):
+            delattr(layer, attribute)
         layer.__class__ = type(layer).__bases__[1]
         layer._prepare()
     variables = model.named_variables()
-    for path in model.__dict__.pop("_trained_before_lora"):
+    for path in model.__dict__.pop("_trained_before_lora", ()):
         variables[path].trainable = True
     model.forget_functions()

@@ -86,16 +86,21 @@ class Model(ModelFiles, Trainer, Layer):
 
         lora.merge(self)
 
-    def quantize(self, mode, targets=None):
-        """Keep the kernels of Dense layers in "int8" or "int4"; they do not learn any more.
+    def quantize(self, mode=None, config=None, filters=None, targets=None, **kwargs):
+        """Keep kernels and tables of Dense, EinsumDense and Embedding layers in few bits.
 
-        targets: a regular expression of layers' paths, None: all Dense layers
+        mode: "int8", "int4", "float8", or of a config of `khub.quantizers`   filters: regular
+        expressions of layers' names, or a function of a layer   targets: one of layers' paths
+        Returns bytes and errors, which print as a table. Raises ValueError when no layer is meant.
         """
         from khub.models import quantization
 
-        for layer in quantization.quantizable(self, mode, targets).values():
-            quantization.quantize(layer, mode)
-        self.forget_functions()
+        if kwargs.pop("type_check", True) and kwargs:
+            raise TypeError(f"quantize does not know {', '.join(kwargs)}.")
+        return quantization.quantize_model(self, mode, config, filters, targets)
+
+    def get_quantization_layer_structure(self, mode=None):
+        """Return {"pre_block_layers", "sequential_blocks"} for calibration, None: all at once."""
 
     def summary(
         self,

@@ -1,90 +1,237 @@
-"""Weights of few bits: kernels are kept as integers and scales, and computed with as floats.
+"""Weights of few bits: kernels and tables are kept as integers and scales, and computed with as
+floats. Layers do not know: what they read as their kernel is the floats.
 
-int8: a scale for each output. int4: two numbers a byte, a scale for each output and GROUP inputs,
-as Dettmers et al. 2023, arXiv:2305.14314, keep theirs.
+int8 and float8: a scale for each output. int4: a scale and a zero for each output and block of
+inputs. GPTQ and AWQ look at the inputs first: khub/models/calibration.py.
 """
 
 import re
+from functools import cache, partial
 
 import numpy as np
 
-from khub import ops
-from khub.layers import Dense
+from khub import dtype_policies, dtypes, ops, quantizers
+from khub.backend.scope import local
+from khub.backend.variable import Variable
+from khub.layers import Dense, EinsumDense, Embedding, ReversibleEmbedding
+from khub.models import calibration
+from khub.saving import registry
 
-GROUP = 32  # inputs that share a scale where there are four bits
+CONFIGS = {  # of modes that need no data; inputs stay floats
+    "int8": quantizers.Int8QuantizationConfig(None, None),
+    "int4": quantizers.Int4QuantizationConfig(),
+    "float8": quantizers.Float8QuantizationConfig(),
+}
+WEIGHTS = {Dense.call: "kernel", EinsumDense.call: "kernel"}
+WEIGHTS |= {Embedding.call: "embeddings", ReversibleEmbedding.call: "embeddings"}
 
 
-class IntegerDense:
-    """A Dense whose kernel is integers times scales; it does not learn."""
+class Bits(Variable):
+    """A weight in few bits, whose value is the floats that they stand for; it does not learn.
+
+    parts: "scale", in blocks "zero", of AWQ "inverse" -> Variable, all to broadcast
+    block: how many inputs along `axis`, counted from the last, share a scale; None: all
+    """
+
+    trainable = property(lambda self: False, lambda self, value: None)
+    value = property(lambda self: self._floats(lambda bits: bits), doc="The floats.")
+
+    def assign(self, value):
+        """Set the integers.  Raises ValueError for floats."""
+        if ops.dtype(value) != self.dtype:
+            raise ValueError(f"{self.path} keeps {self.dtype}, got {ops.dtype(value)}.")
+        return super().assign(value)
+
+    def rows(self, ids):
+        """Return the floats of some rows of a table."""
+        return self._floats(lambda bits: ops.take(bits, ids, axis=0))
+
+    def numpy(self):
+        """Return the integers as a NumPy array."""
+        return ops.convert_to_numpy(super().value)
+
+    def _floats(self, part_of):
+        dtype, axis, block = local.autocast or self.float_dtype, self.axis, self.block
+        parts = {n: ops.cast(part_of(v.value), dtype) for n, v in self.parts.items()}
+        x = part_of(super().value)
+        if block is None:
+            scale = parts["scale"]
+            scale = ops.reshape(scale, self.kept) if self.kept else scale[..., None]
+            return ops.cast(x, dtype) / scale
+        x = quantizers.unpack_int4(x, self.padded, axis=axis) if self.packed else x
+        head, tail = x.shape[:axis], x.shape[axis:][1:]
+        x = ops.reshape(ops.cast(x, dtype), (*head, -1, block, *tail))
+        x = (x - parts["zero"]) * parts["scale"]
+        x = ops.reshape(x, (*head, -1, *tail))[(..., slice(self.size), *[slice(None)] * len(tail))]
+        return x * parts["inverse"] if "inverse" in parts else x
+
+
+class RowsOfBits:
+    """A table of which only the rows that are asked for become floats."""
+
+    def call(self, inputs, reverse=False):
+        if reverse:
+            return super().call(inputs, reverse=True)
+        return ops.cast(self.embeddings.rows(ops.cast(inputs, "int32")), self.compute_dtype)
+
+
+class RoundedInputs:
+    """A layer whose inputs are rounded first."""
 
     def call(self, inputs):
-        y = ops.linear(inputs, self.kernel_values(), self.bias)
-        return y if self._linear else self.activation(y)
+        whole, scale = self._round(inputs)
+        return super().call(ops.cast(whole, ops.dtype(scale)) / scale)
 
 
-class Int8Dense(IntegerDense):
-    """kernel int8 (n, units), kernel_scale (units,)"""
-
-    @staticmethod
-    def pack(kernel):
-        scale = np.abs(kernel).max(0) / 127
-        return np.rint(kernel / np.where(scale, scale, 1)).astype("int8"), scale
-
-    def kernel_values(self):
-        return ops.cast(self.kernel, self.compute_dtype) * self.kernel_scale
+@cache
+def _mixed(mixin, cls):
+    names = {name: vars(cls)[name] for name in ("_registered_name",) if name in vars(cls)}
+    return type(cls.__name__, (mixin, cls), {"__module__": cls.__module__, **names})
 
 
-class Int4Dense(IntegerDense):
-    """kernel uint8 (n / 2, units), two inputs a byte; kernel_scale (groups, units)"""
-
-    @staticmethod
-    def pack(kernel):
-        n, units = kernel.shape
-        kernel = np.pad(kernel, [(0, -n % GROUP), (0, 0)]).reshape(-1, GROUP, units)
-        scale = np.abs(kernel).max(1) / 7
-        whole = np.rint(kernel / np.where(scale, scale, 1)[:, None]).astype("int8") + 8
-        low, high = whole.astype("uint8").reshape(-1, 2, units).swapaxes(0, 1)
-        return low | high << 4, scale
-
-    def kernel_values(self):
-        packed = ops.cast(self.kernel, "int32")
-        both = ops.stack([packed % 16, packed // 16], 1)  # (n / 2, 2, units)
-        groups = ops.reshape(both, (-1, GROUP, self.units)) - 8
-        values = ops.cast(groups, self.compute_dtype) * self.kernel_scale[:, None]
-        return ops.reshape(values, (-1, self.units))[: self.input_spec.axes[-1]]
-
-
-MODES = {"int8": Int8Dense, "int4": Int4Dense}
-
-
-def quantize(layer, mode):
-    """Keep the kernel of one Dense layer in few bits."""
-    kind = MODES[mode]
-    kernel, scale = kind.pack(np.asarray(layer.kernel.numpy(), "float32"))
-    layer._added = [v for v in layer._added if v is not layer.kernel]
-    name = f"{kind.__name__}{type(layer).__name__}"
-    layer.__class__ = type(name, (kind, type(layer)), {"__module__": __name__})
-    options = dict(trainable=False, initializer="zeros")
-    layer.kernel = layer.add_weight(kernel.shape, dtype=kernel.dtype.name, name="bits", **options)
-    layer.kernel_scale = layer.add_weight(scale.shape, name="kernel_scale", **options)
-    layer.kernel.assign(kernel), layer.kernel_scale.assign(scale)
-    if layer.bias is not None:
-        layer.bias.trainable = False
+def become(layer, mixin):
+    """Put a mixin in front of a layer's class, which keeps its name: files show no difference."""
+    layer.__class__ = _mixed(mixin, type(layer))
     layer._prepare()
 
 
-def quantizable(model, mode, targets=None):
-    """The Dense layers of a model, by path, that `quantize` can take.
+def own_call(layer):
+    """The `call` of a layer below all mixins."""
+    calls = (vars(cls)["call"] for cls in type(layer).__mro__ if "call" in vars(cls))
+    return next(call for call in calls if not call.__module__.startswith("khub.models."))
 
-    targets: a regular expression of paths   Raises ValueError for an unknown mode and no layer.
+
+def weight_of(layer):
+    """The name of the weight that can be kept in few bits or learn by LoRA; None without one."""
+    return WEIGHTS.get(own_call(layer))
+
+
+def chosen(model, targets=None, filters=None, names=("kernel", "embeddings")):
+    """Path -> layer for those of a model that have a weight of these names.
+
+    targets: a regular expression of paths   filters: one of layers' names, several, or a function
+    of the layer   Raises ValueError when no layer is meant.
     """
-    if mode not in MODES:
-        raise ValueError(f"mode must be one of {', '.join(MODES)}; got {mode!r}.")
-    found = {
-        path: layer
-        for path, layer in model.named_layers().items()
-        if type(layer).call is Dense.call and (targets is None or re.search(targets, path))
-    }
+    able = {p: layer for p, layer in model.named_layers().items() if weight_of(layer) in names}
+    meant = filters
+    if not callable(filters):
+        patterns = [filters or ""] if isinstance(filters, str) or not filters else filters
+        meant = lambda layer: any(re.search(p, layer.path) for p in patterns)  # noqa: E731
+    found = {p: able[p] for p in able if re.search(targets or "", p) and meant(able[p])}
     if not found:
-        raise ValueError(f"{model.name} has no Dense layer whose path has targets={targets!r}.")
+        raise ValueError(
+            f"targets={targets!r} is found in no path, or filters={filters!r} in no name, of the "
+            f"layers of {model.name} with a kernel: {', '.join(list(able)[:20]) or 'none'}."
+        )
     return found
+
+
+def configuration(mode, config=None):
+    """The configuration of a mode, or the one given.  Raises ValueError for what does not fit."""
+    if config is None and mode not in CONFIGS:
+        raise ValueError(
+            f"mode must be one of {', '.join(CONFIGS)}; got {mode!r}. gptq and awq need their "
+            "config: GPTQConfig(dataset, tokenizer) or AWQConfig(...) of khub.quantizers."
+        )
+    if config is not None and mode not in (None, config.mode):
+        raise ValueError(f"mode={mode!r}, but the config is of mode {config.mode!r}.")
+    return config or CONFIGS[mode]
+
+
+def quantize_model(model, mode=None, config=None, filters=None, targets=None):
+    """Keep the weights of a model's layers in few bits; return the `Report`."""
+    config, walk = configuration(mode, config), dict.items
+    names = ("kernel", "embeddings")
+    if config.mode in calibration.ROUND:
+        walk, names = partial(calibration.walk, model=model, config=config), ("kernel",)
+    report = Report()
+    for path, layer, *inputs in walk(chosen(model, targets, filters, names)):
+        row = quantize(layer, None, config, *inputs)
+        report.append(row | {"weight": f"{path}.{row['weight']}"})
+    model.forget_functions()
+    return report
+
+
+def quantize(layer, mode=None, config=None, inputs=None, blank=False):
+    """Keep the weight of one layer in few bits; return the row of a `Report`.
+
+    inputs: what `calibration` saw of them   blank: whether the values come later, from a file
+    Raises TypeError for a layer without such a weight, ValueError where it is in few bits.
+    """
+    config, name = configuration(mode, config), weight_of(layer)
+    if name is None:
+        raise TypeError(f"{type(layer).__name__} {layer.name!r} has no weight for few bits.")
+    if isinstance(getattr(layer, name), Bits):
+        raise ValueError(f"{layer.name!r} is in few bits already: {layer.dtype_policy.name}.")
+    row = _replace(layer, name, config, inputs, blank)
+    if layer.dtype_policy.quantization_mode is None:
+        source = layer.dtype_policy.name
+        layer._policy = dtype_policies.get(f"{config.dtype_policy_string()}_from_{source}")
+    layer._keras_keys = layer._keras_keys | {"quantization_config": registry.serialize(config)}
+    if name == "embeddings":
+        become(layer, RowsOfBits)
+    elif config.activation_quantizer is not None:
+        layer._round = partial(config.activation_quantizer, axis=calibration.summed(layer)[1])
+        become(layer, RoundedInputs)
+    return row
+
+
+def _replace(layer, name, config, inputs, blank):
+    """Put `Bits` in the place of a weight; return how large they are and how near."""
+    old = getattr(layer, name)
+    values = np.zeros(old.shape, "float32") if blank else np.asarray(old.numpy(), "float32")
+    axes = (1,) if name == "embeddings" else calibration.summed(layer)[0]
+    axis, block, size = axes[-1] - values.ndim, None, old.shape[axes[-1]]
+    kept = [1 if i in axes else n for i, n in enumerate(old.shape)]
+    if config.mode in ("int8", "float8"):
+        whole, scale = _scaled(values, axes, config)
+        outputs = [n for i, n in enumerate(old.shape) if i not in axes]
+        # as in Keras' files, where the scale of an EinsumDense has the rank of its output
+        ones = [1] * (len(getattr(layer, "_output", "")) - len(outputs))
+        parts = {"scale": scale.reshape(ones + outputs)}
+    else:
+        whole, parts, block = calibration.in_blocks(values, axes, config, inputs)
+    padded, packed = whole.shape[axes[-1]], block is not None and config.weight_bits < 8
+    if packed:
+        whole = ops.convert_to_numpy(quantizers.pack_int4(whole, axis)[0])
+    place, count, made = [v is old for v in layer._added].index(True), len(layer._added), {}
+    for part, array in {"": whole, **parts}.items():
+        options = dict(dtype=array.dtype.name, trainable=False, name=f"{name}_{part}".rstrip("_"))
+        made[part] = layer.add_weight(array.shape, lambda *_, a=array, **__: a, **options)
+        setattr(layer, options["name"], made[part])
+    layer._added[place] = layer._added.pop(count)
+    bits = made.pop("")
+    bits.__class__, bits.path, bits.made_trainable = Bits, old.path, True  # first, as in Keras
+    bits.parts, bits.axis, bits.block, bits.size = made, axis, block, size
+    bits.padded, bits.packed, bits.float_dtype = padded, packed, old.dtype
+    bits.kept = kept if name == "kernel" else None
+    error = np.zeros(1) if blank else np.abs(values - ops.convert_to_numpy(bits.value))
+    return {
+        "weight": name,
+        "shape": old.shape,
+        "bytes_before": values.size * np.dtype(dtypes.numpy_dtype(old.dtype)).itemsize,
+        "bytes_after": sum(v.numpy().nbytes for v in (bits, *made.values())),
+        "max_error": float(error.max()),
+        "relative_error": float(np.linalg.norm(error) / (np.linalg.norm(values) or 1)),
+    }
+
+
+def _scaled(values, axes, config):
+    """Numbers of few bits, and what they are divided by."""
+    if config.mode == "int8":
+        quantizer = config.weight_quantizer or quantizers.AbsMaxQuantizer(axes)
+        return map(ops.convert_to_numpy, quantizer(values))
+    scale = 448 / np.abs(values).max(axes, keepdims=True).clip(1e-7)
+    return (values * scale).astype(dtypes.numpy_dtype("float8_e4m3fn")), scale
+
+
+class Report(list):
+    """What `quantize` did to each weight, a dict each; it prints as a table."""
+
+    def __str__(self):
+        row = "{weight:44} {shape!s:>16} {bytes_before:>13,} {bytes_after:>12,} {max_error:>10.2g} "
+        header = f"{'weight':44} {'shape':>16} {'bytes before':>13} {'after':>12} {'max error':>10} "
+        rows = [(row + "{relative_error:>8.2%}").format(**each) for each in self]
+        before, after = (sum(r[f"bytes_{when}"] for r in self) for when in ("before", "after"))
+        total = f"{before:,} bytes -> {after:,} ({after / before:.1%})"
+        return "\n".join([f"{header}{'relative':>8}", *rows, total])

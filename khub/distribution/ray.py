@@ -1,0 +1,1 @@
+def ray_predict(): pass

@@ -24,14 +24,15 @@ from khub.ops.op import value_of
 from khub.ops.symbolic import KerasTensor, any_symbolic, record
 from khub.random import SeedGenerator
 from khub.saving import registry
+from khub.saving.layer_files import LayerFiles
 
 _TENSORS = active.TENSORS
 _FLOATS = frozenset(active.NATIVE[name] for name in dtypes.FLOATS)
-_INTERNAL = """
-_added _arguments _build_shapes _first_call _losses _losses_of _metrics _nodes _policy
+INTERNAL = """
+_added _arguments _build_shapes _first_call _graph _losses _losses_of _metrics _nodes _policy
 _state_variables _training_state optimizer preprocessor
 """  # attributes whose Variables and layers are none of this layer's
-_INTERNAL = frozenset(_INTERNAL.split())
+INTERNAL = frozenset(INTERNAL.split())
 _PLAIN = frozenset({bool, int, float, str, type(None)})  # they hold nothing, and are most of all
 
 
@@ -61,7 +62,8 @@ def _scoped_build(build):
                 build(self, *args, **kwargs)
         finally:
             self._building = False
-        self._build_shapes = args[0] if len(args) == 1 and not kwargs else (args or kwargs)
+        names = list(inspect.signature(build).parameters)[1:]
+        self._build_shapes = dict(zip(names, args, strict=False)) | kwargs
         self.built = True
         self._prepare()
 
@@ -69,7 +71,7 @@ def _scoped_build(build):
     return run
 
 
-class Layer(Configurable, active.Base):
+class Layer(LayerFiles, Configurable, active.Base):
     """Base of all layers: fields or `__init__` configure, `build` makes Variables, `call` computes.
 
     activity_regularizer: penalty on the output; trainable: False freezes the Variables; dtype: a
@@ -223,7 +225,7 @@ class Layer(Configurable, active.Base):
                 elif isinstance(value, dict):
                     yield from walk(f"{prefix}{name}.", value.items())
 
-        return walk("", [(n, v) for n, v in vars(self).items() if n not in _INTERNAL])
+        return walk("", [(n, v) for n, v in vars(self).items() if n not in INTERNAL])
 
     def _own_variables(self):
         """Name -> Variable, in the order of their making, those that are trained first."""
@@ -371,15 +373,6 @@ class Layer(Configurable, active.Base):
         self._prepare()
 
     build.scoped = True
-
-    def get_build_config(self):
-        """Return what `build_from_config` needs to build the layer again."""
-        return None if self._build_shapes is None else {"input_shape": self._build_shapes}
-
-    def build_from_config(self, config):
-        """Build the layer as it was built when `get_build_config` was called."""
-        if config and config.get("input_shape") is not None:
-            self.build(config["input_shape"])
 
     def _prepare(self):
         """Decide whether a plain call may go straight to `call`."""

@@ -102,9 +102,6 @@ class _Writer:
         function, calls = self.calls[name]
         if isinstance(function, Layer):
             entry = registry.serialize(function)
-            build = None if isinstance(function, InputLayer) else function.get_build_config()
-            if build is not None:
-                entry["build_config"] = build
         else:
             config = {"name": name} | self.encode(_split_arguments(function, calls[0].args)[1])
             cls = _class_name(function.__name__)
@@ -161,7 +158,8 @@ class _Reader:
 
     def _function(self, entry):
         if not (entry.get("module") or "").startswith("keras.src.ops."):
-            return registry.deserialize(entry, self.custom_objects, "layers")
+            unbuilt = entry | {"build_config": None}  # its calls build it
+            return registry.deserialize(unbuilt, self.custom_objects, "layers")
         op = _ops_by_class().get(entry["class_name"].lower())
         if op is None:
             raise ValueError(f"The config names an op that khub has not: {entry['class_name']!r}.")

@@ -4,6 +4,7 @@ from khub import tree
 from khub.layers.layer import Layer
 from khub.ops.symbolic import KerasTensor
 from khub.saving import registry
+from khub.saving.layer_files import ModelFiles
 from khub.training.trainer import Trainer
 
 
@@ -12,7 +13,7 @@ def _is_functional(args, kwargs):
     return any(isinstance(x, KerasTensor) for x in tree.flatten(given)) or "outputs" in kwargs
 
 
-class Model(Trainer, Layer):
+class Model(ModelFiles, Trainer, Layer):
     """Groups layers: `Model(inputs, outputs)` of symbolic tensors, or a subclass with a `call`."""
 
     _kind = "models"
@@ -30,7 +31,8 @@ class Model(Trainer, Layer):
 
         if _is_functional(args, kwargs):  # super().__init__(inputs, outputs) in a subclass
             own = type(self)
-            self.__class__ = type(own.__name__, (own, Functional), {"__module__": own.__module__})
+            kept = {name: vars(own).get(name) for name in ("__module__", "_registered_name")}
+            self.__class__ = type(own.__name__, (own, Functional), kept)
             Functional.__init__(self, *args, **kwargs)
             return
         if args:

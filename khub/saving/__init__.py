@@ -1,5 +1,7 @@
 """Plain data and back: which classes may be built from a configuration."""
 
+from importlib import import_module
+
 from khub.saving.registry import (
     CustomObjectScope,
     get_custom_objects,
@@ -10,3 +12,18 @@ from khub.saving.registry import (
 from khub.saving.registry import CustomObjectScope as custom_object_scope
 from khub.saving.registry import deserialize as deserialize_keras_object
 from khub.saving.registry import serialize as serialize_keras_object
+
+_FROM = {  # looked up when they are used: reading files needs the layers, which need the registry
+    "KerasFileEditor": "editor",
+    "WeightsError": "files",
+    "load_model": "archive",
+    "save_model": "archive",
+    "load_weights": "weights",
+    "save_weights": "weights",
+}
+
+
+def __getattr__(name):
+    if name in _FROM:
+        return getattr(import_module(f"khub.saving.{_FROM[name]}"), name)
+    raise AttributeError(f"module 'khub.saving' has no attribute {name!r}")

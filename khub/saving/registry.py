@@ -7,6 +7,9 @@ A built-in class registers itself when it is defined (`khub.fields`); a user's c
 
 import re
 
+import numpy as np
+
+from khub import dtypes
 from khub.choices import hint
 
 _BUILT_IN = {}  # (kind, name) -> class or function; kind: the public module, "layers", ...
@@ -113,20 +116,35 @@ def serialize(obj):
         return {key: serialize(item) for key, item in obj.items()}
     if hasattr(obj, "get_config"):
         cls = type(obj)
-        return {
+        found = {
             "module": _module(cls),
             "class_name": cls.__name__,
             "config": obj.get_config(),
             "registered_name": vars(cls).get("_registered_name"),
         }
+        for what in ("build", "compile"):
+            more = getattr(obj, f"get_{what}_config", dict)()
+            found |= {f"{what}_config": more} if more else {}
+        return found
     if callable(obj):
-        custom = getattr(obj, "_registered_name", None)
-        if custom is None and obj.__name__ == "<lambda>":
-            raise ValueError("A lambda cannot be saved; use a registered function.")
-        return custom or obj.__name__
-    if hasattr(obj, "item"):  # a NumPy scalar
+        custom = hasattr(obj, "_registered_name") or not obj.__module__.startswith("khub.")
+        return function_config(obj) if custom else obj.__name__
+    if getattr(obj, "shape", None) == () and hasattr(obj, "item"):  # a NumPy scalar
         return obj.item()
+    if hasattr(obj, "__array__"):
+        array = np.asarray(obj)
+        content = {"value": array.tolist(), "dtype": array.dtype.name}
+        return {"class_name": "__numpy__", "config": content}
     raise TypeError(f"{type(obj).__name__} cannot be serialized: it has no get_config().")
+
+
+def function_config(function):
+    """Return a function as Keras' files have it.  Raises ValueError for a lambda."""
+    name = getattr(function, "_registered_name", function.__name__)
+    if name == "<lambda>":
+        raise ValueError("A lambda cannot be saved; use a registered function.")
+    found = {"module": "builtins", "class_name": "function", "config": name}
+    return found | {"registered_name": "function"}
 
 
 def _module(cls):
@@ -142,6 +160,10 @@ def deserialize(config, custom_objects=None, kind=None):
     if not isinstance(config, dict) or "class_name" not in config:
         return get(kind, config, custom_objects) if isinstance(config, str) and kind else config
     name = config["class_name"]
+    if name in _VALUES:
+        return _VALUES[name](config.get("config"))
+    if name == "function":
+        return _function(config["config"], custom_objects, kind)
     module = (config.get("module") or "").removeprefix("keras.")
     cls = (custom_objects or {}).get(name) or _CUSTOM.get(config.get("registered_name") or name)
     for place in (module, *module.split("."), kind, "models"):  # "keras.src.models.functional"
@@ -153,17 +175,57 @@ def deserialize(config, custom_objects=None, kind=None):
         )
     if not isinstance(cls, type):
         return cls
-    if "layers" in config.get("config", {}) and hasattr(cls, "_nests_configs"):
-        return cls.from_config(config["config"], custom_objects)
-    inner = {k: _revive(v, custom_objects) for k, v in config.get("config", {}).items()}
-    return cls.from_config(inner) if hasattr(cls, "from_config") else cls(**inner)
+    inner = config.get("config", {})
+    if "layers" in inner and hasattr(cls, "_nests_configs"):
+        made = cls.from_config(inner, custom_objects)
+    else:
+        inner = {k: revive(v, custom_objects) for k, v in inner.items()}
+        if reads := [k for k in _PATHS if isinstance(inner.get(k), str)]:
+            raise ValueError(f"{name}: a config may name no file to read, as {reads[0]} does.")
+        made = cls.from_config(inner) if hasattr(cls, "from_config") else cls(**inner)
+    if config.get("build_config") and not getattr(made, "built", True):
+        made.build_from_config(config["build_config"])
+    if config.get("compile_config") and hasattr(made, "compile_from_config"):
+        made.compile_from_config(config["compile_config"])
+    return made
 
 
-def _revive(value, custom_objects):
+_PATHS = ("vocabulary", "filepath")  # arguments that may be the path of a file
+
+
+def _refuse(_):
+    raise ValueError("A lambda is code, which is not loaded from files; use a registered function.")
+
+
+def _array(content):
+    return np.asarray(content["value"], dtypes.numpy_dtype(dtypes.standardize(content["dtype"])))
+
+
+_VALUES = {
+    "__numpy__": _array,
+    "__tensor__": _array,
+    "__bytes__": lambda content: content["value"].encode(),
+    "__lambda__": _refuse,
+}
+
+
+def _function(name, custom_objects, kind):
+    known = {n: item for (_, n), item in _BUILT_IN.items() if not isinstance(item, type)}
+    known |= registered(kind) | _CUSTOM | (custom_objects or {})
+    if name not in known:
+        raise ValueError(
+            f"{name!r} is not a function that may be loaded: decorate it with "
+            "khub.saving.register_keras_serializable() or pass it in custom_objects."
+        )
+    return known[name]
+
+
+def revive(value, custom_objects=None):
+    """Return plain data with the objects that are described in it."""
     if isinstance(value, dict):
-        if "class_name" in value and "config" in value:
-            return deserialize(value, custom_objects)
-        return {k: _revive(v, custom_objects) for k, v in value.items()}
+        if "class_name" in value and "config" in value:  # who has it builds it
+            return deserialize(value | {"build_config": None}, custom_objects)
+        return {k: revive(v, custom_objects) for k, v in value.items()}
     if isinstance(value, list):
-        return [_revive(v, custom_objects) for v in value]
+        return [revive(v, custom_objects) for v in value]
     return value

@@ -113,11 +113,7 @@ def vector(values):
     try:
         return constant(values)
     except TypeError:  # tensors have no hash
-        return tf.stack([_int32(v) for v in values])
-
-
-def _int32(x):
-    return raw.Cast(x, tf.int32) if type(x) in TENSORS and x.dtype is not tf.int32 else x
+        return tf.stack([tf.cast(v, tf.int32) for v in values])
 
 
 def convert_to_numpy(x):

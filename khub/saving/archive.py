@@ -1,0 +1,157 @@
+"""`.keras` archives: a zip of metadata, config, weights and assets, or the same as a folder.
+
+An archive is hostile until shown otherwise: its members are checked before one is read, and only
+registered classes are made from its config (`khub.saving.registry`).
+"""
+
+import io
+import json
+import re
+import tempfile
+import zipfile
+import zlib
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+from khub.saving import h5, registry
+from khub.saving.files import check_size, replacing
+from khub.saving.weights import assign, entries, load_legacy, places
+
+CONFIG, METADATA, WEIGHTS, ASSETS = "config.json", "metadata.json", "model.weights.h5", "assets"
+KERAS = "3.15.1"  # the version whose files these are
+
+
+def save_model(model, filepath, overwrite=True, zipped=None, **kwargs):
+    """Write a model: architecture, weights, state of the optimizer, what `compile` got.
+
+    filepath: ends in .keras; does not where `zipped` is False: a folder is written
+    Raises FileExistsError when there is one and not `overwrite`; ValueError for what has no config.
+    """
+    path = Path(filepath)
+    if kwargs or (path.suffix == ".keras") == (zipped is False):
+        raise ValueError(
+            f"filepath must end in .keras, and must not where zipped=False; got {path.name!r}"
+            f"{kwargs or ''}. Legacy .h5 files are only read; export() writes what others serve."
+        )
+    metadata = {"keras_version": KERAS, "date_saved": f"{datetime.now():%Y-%m-%d@%H:%M:%S}"}
+    texts = {METADATA: metadata, CONFIG: registry.serialize(model)}
+    with (
+        replacing(path, overwrite) as temporary,
+        tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder,
+    ):
+        folder = Path(folder)
+        for name, content in texts.items():
+            (folder / name).write_text(json.dumps(content))
+        h5.write(folder / WEIGHTS, entries(model))
+        for place, item in places(model).items():
+            if hasattr(item, "save_assets"):
+                (folder / ASSETS / place).mkdir(parents=True, exist_ok=True)
+                item.save_assets(str(folder / ASSETS / place))
+        if zipped is False:
+            folder.rename(temporary)
+            folder.mkdir()
+            return
+        with zipfile.ZipFile(temporary, "w") as archive:
+            for file in sorted(folder.rglob("*")):
+                if file.is_file():
+                    archive.write(file, file.relative_to(folder))
+
+
+@contextmanager
+def opened(path):
+    """Give the root of an archive or folder, whose members have been checked.
+
+    Raises ValueError when it is none, damaged or hostile.
+    """
+    try:
+        if path.is_dir():
+            if links := [str(file) for file in path.rglob("*") if file.is_symlink()]:
+                raise ValueError(f"{path} has links, refused: {links}.")
+            yield path
+            return
+        with zipfile.ZipFile(path) as archive:
+            _check(path, archive.infolist())
+            yield zipfile.Path(archive)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        raise ValueError(f"{path} is no .keras archive, or is damaged: {error}.") from error
+
+
+def _check(path, members):
+    names = [member.filename for member in members]
+    for member in members:
+        name, kind = member.filename, member.external_attr >> 28
+        problems = {
+            "is there twice": names.count(name) > 1,
+            "leads out of it": re.search(r"^/|\\|:|(^|/)\.\.(/|$)", name),
+            "is a link or device": kind not in (0, 4, 8),  # 0: unknown, 4: folder, 8: file
+            "is encrypted": member.flag_bits & 1,
+        }
+        for problem in filter(problems.get, problems):
+            raise ValueError(f"{path}: {name!r} {problem}, refused.")
+        check_size(f"{path}: {name!r}", member.file_size, member.compress_size)
+
+
+def load_model(filepath, custom_objects=None, compile=True, safe_mode=True):  # noqa: A002
+    """Return the model in a file that `save_model` or Keras wrote, or in a legacy .h5 file.
+
+    custom_objects: name -> class or function that may be made beside the registered ones
+    compile: whether to compile as it was when it was saved
+    safe_mode: for Keras' sake; nothing in a file is run either way
+    Raises ValueError for what is damaged, hostile, unknown or does not fit.
+    """
+    path = Path(filepath)
+    with registry.CustomObjectScope(custom_objects):
+        if path.suffix in (".h5", ".hdf5"):
+            return _load_legacy(path, compile)
+        with opened(path) as root:
+            if not (root / CONFIG).is_file():
+                raise ValueError(f"{path} has no {CONFIG}: it is no .keras archive.")
+            model = _made(path, (root / CONFIG).read_bytes(), compile)
+        load_state(model, path)
+        return model
+
+
+def _made(path, text, compiled):
+    try:
+        config = json.loads(text)
+        if not compiled:
+            config.pop("compile_config", None)
+        return registry.deserialize(config, kind="models")
+    except (LookupError, TypeError, AttributeError, RecursionError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: its config describes no model: {error!r}") from error
+
+
+def load_state(model, path, skip_mismatch=False, objects_to_skip=()):
+    """Assign the weights in an archive to a model, and give its layers their assets."""
+    with opened(path) as root:
+        if not (root / WEIGHTS).is_file():
+            raise ValueError(f"{path} has no {WEIGHTS}: it is no .keras archive.")
+        source = root / WEIGHTS
+        file = source if path.is_dir() else io.BytesIO(source.read_bytes())
+        with h5.opened(file, source) as opened_file:
+            assign(model, h5.groups(opened_file), source, skip_mismatch, objects_to_skip)
+        for place, item in places(model).items():
+            assets = root.joinpath(ASSETS, place)
+            if hasattr(item, "load_assets") and assets.is_dir():
+                with tempfile.TemporaryDirectory() as folder:
+                    for asset in filter(lambda asset: asset.is_file(), assets.iterdir()):
+                        (Path(folder) / asset.name).write_bytes(asset.read_bytes())
+                    item.load_assets(folder)
+
+
+def _load_legacy(path, compiled):
+    with h5.opened(path, path) as file:
+        if "model_config" not in file.attrs:
+            raise ValueError(f"{path} has weights, but no model: make it, then load_weights().")
+        model = _made(path, file.attrs["model_config"], True)
+        load_legacy(model, h5.legacy(file), path)
+        if compiled and "training_config" in file.attrs:
+            training = json.loads(file.attrs["training_config"])
+            training["optimizer"] = training.pop("optimizer_config")
+            model.compile_from_config(training)
+            if "optimizer_weights" in file:
+                arrays = h5.named_arrays(h5.inside(file.id, "optimizer_weights"))
+                model.optimizer.build(model.trainable_variables)
+                model.optimizer.set_weights([array.read() for array in arrays])
+    return model

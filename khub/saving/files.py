@@ -1,0 +1,51 @@
+"""Files that replace another only when they are whole, and what may be wrong with one."""
+
+import os
+import shutil
+import uuid
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class WeightsError(ValueError):
+    """A weights file is damaged, hostile, or does not fit the model."""
+
+
+def check_size(what, size, stored):
+    """Raise WeightsError where `size` bytes are claimed to be packed in `stored`: a bomb."""
+    if size > 2**26 + 100 * stored:
+        raise WeightsError(f"{what} claims {size:,} bytes, but {stored:,} are there; refused.")
+
+
+def commit(place):
+    """Call `place`, which renames a file; khub.distribution does so in one process of several."""
+    place()
+
+
+@contextmanager
+def replacing(path, overwrite=True):
+    """Give a path beside `path` for a file or folder, which takes its place when all went well.
+
+    What was at `path` stays as it is when the block raises, or when the process dies in it.
+    Raises FileExistsError where something is there and not `overwrite`.
+    """
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists, and overwrite=False.")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    old = temporary.with_suffix(".old")
+
+    def place():
+        if temporary.is_file():
+            with open(temporary, "rb") as written:
+                os.fsync(written.fileno())
+        if path.is_dir():  # only a file is replaced in one step
+            path.rename(old)
+        os.replace(temporary, path)
+
+    try:
+        yield temporary
+        commit(place)
+    finally:
+        for rest in (temporary, old):
+            shutil.rmtree(rest) if rest.is_dir() else rest.unlink(missing_ok=True)

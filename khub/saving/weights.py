@@ -1,0 +1,265 @@
+"""Weights in files: `.weights.h5`, shards of it with an index, safetensors, legacy `.h5`.
+
+Loading is strict: nothing is assigned before all names and shapes were found to fit.
+"""
+
+import json
+import warnings
+from contextlib import ExitStack
+from pathlib import Path
+from types import SimpleNamespace
+
+from khub.saving import h5
+from khub.saving.files import WeightsError, replacing
+from khub.saving.registry import snake_case
+
+_CONTAINERS = (list, tuple, dict, set)
+
+
+# --- what is in a file ---------------------------------------------------------------------------
+def places(root):
+    """Return path in a file -> layer or optimizer: `root` at "", all below it where Keras has it.
+
+    Children are found through attributes in sorted order, those of a functional or Sequential model
+    as `layers/<class>`; those in containers are named by their class. An object has one path.
+    """
+    from khub.layers import Layer
+    from khub.models import Functional, Sequential
+    from khub.optimizers import Optimizer
+
+    found, seen = {}, set()
+
+    def visit(path, item):
+        if isinstance(item, (Layer, Optimizer)) and id(item) not in seen:
+            seen.add(id(item))
+            found[path] = item
+            for name in getattr(item, "_also_at", ()):
+                found[f"{path}/{name}".lstrip("/")] = item
+            parts = _attributes(item)
+            if isinstance(item, (Functional, Sequential)):
+                parts.insert(0, ("layers", item.layers))
+        elif isinstance(item, _CONTAINERS):
+            parts, counts = [], {}
+            for value in item.values() if isinstance(item, dict) else item:
+                nested = isinstance(value, _CONTAINERS)
+                kind = getattr(value, "_file_class", type(value).__name__)
+                name = "container" if nested else snake_case(kind)
+                number = counts[name] = counts.get(name, -1) + 1
+                parts.append((f"{name}_{number}" if number else name, value))
+        else:
+            return
+        for name, value in parts:
+            visit(f"{path}/{name}".lstrip("/"), value)
+
+    visit("", root)
+    return found
+
+
+def _attributes(item):
+    """Return (name, value) of what may hold parts of an object, sorted, private ones last."""
+    from khub.layers.layer import INTERNAL
+
+    values = {name: value for name, value in vars(item).items() if name not in INTERNAL}
+    for cls in type(item).__mro__:  # a user's property comes before the attribute behind it
+        if not cls.__module__.startswith(("khub.", "builtins", "torch.", "tensorflow.")):
+            own = [n for n, v in vars(cls).items() if isinstance(v, property)]
+            values |= {name: getattr(item, name, None) for name in own}
+    if getattr(item, "compiled", False):
+        values["optimizer"] = item.optimizer
+    return sorted(values.items(), key=lambda pair: (pair[0].startswith("_"), pair[0]))
+
+
+def entries(root):
+    """Return an iterator over (path, name, key -> array) of all there is to save."""
+    for path, item in places(root).items():
+        store = {}
+        item.save_own_variables(store)
+        yield path, item.name, store
+
+
+def _named(model):
+    """Return attribute path -> Variable of all weights."""
+    found = model.named_variables().items()
+    return {name: v for name, v in found if "seed_generator" not in v.name}
+
+
+# --- saving --------------------------------------------------------------------------------------
+def save_weights(model, filepath, overwrite=True, max_shard_size=None, **kwargs):
+    """Write the weights, and the optimizer's state where the format has a place for it.
+
+    filepath: ends in .weights.h5, .weights.json (files beside it hold the shards) or .safetensors
+    max_shard_size: of a shard, in gigabytes
+    Raises FileExistsError when there is one and not `overwrite`.
+    """
+    path = Path(filepath)
+    if max_shard_size is not None and path.name.endswith(".weights.h5"):
+        path = path.with_suffix(".json")
+        warnings.warn(f"Shards have an index: {path} is written.", stacklevel=3)
+    if not path.name.endswith((".weights.h5", ".weights.json", ".safetensors")):
+        raise ValueError(
+            f"filepath must end in .weights.h5, .weights.json or .safetensors; got {path.name!r}."
+        )
+    with ExitStack() as stack:  # what is entered first, is replaced last: the index
+        temporary = stack.enter_context(replacing(path, overwrite))
+        if path.suffix == ".json":
+            _write_shards(model, path, temporary, (max_shard_size or 5) * 1e9, stack)
+        elif path.suffix == ".h5":
+            h5.write(temporary, entries(model))
+        else:
+            from safetensors.numpy import save_file
+
+            save_file({name: v.numpy().copy("C") for name, v in _named(model).items()}, temporary)
+
+
+def _write_shards(model, path, index, limit, stack):
+    shards, room, total, files = [[]], limit, 0, {}
+    for owner, name, arrays in entries(model):
+        shards[-1].append((owner, name, {}))
+        for key, value in arrays.items():
+            if value.nbytes > room and room < limit:
+                shards.append([(owner, name, {})])
+                room = limit
+            shards[-1][-1][-1][key] = value
+            room, total = room - value.nbytes, total + value.nbytes
+    for number, shard in enumerate(shards):
+        name = f"{path.name.removesuffix('.weights.json')}_{number:05}.weights.h5"
+        h5.write(stack.enter_context(replacing(path.with_name(name))), shard)
+        for owner, *_ in shard:
+            files.setdefault(f"/{owner}/vars".replace("//", "/"), []).append(name)
+    index.write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": files}, indent=4))
+
+
+# --- loading -------------------------------------------------------------------------------------
+def assign(model, found, source, skip_mismatch=False, objects_to_skip=(), places=places):
+    """Give path -> key -> array to the objects of a model that are at these places.
+
+    Raises WeightsError with every problem before anything is assigned; warns of them where
+    `skip_mismatch`.
+    """
+    from khub.layers import Layer
+    from khub.optimizers import Optimizer
+
+    compiled, built = getattr(model, "compiled", False), getattr(model, "built", True)
+    skipped = set(map(id, objects_to_skip or ()))
+    if compiled and "optimizer" in found:
+        model.optimizer.build(model.trainable_variables)
+    wanted, problems, fitting, own_way = places(model), [], [], []
+    state = [path for path in {*found, *wanted} if path.split("/")[0] == "optimizer"]
+    if not compiled:
+        found = {path: arrays for path, arrays in found.items() if path not in state}
+    problems += [f"unexpected  {path or 'weights'}" for path in found if path not in wanted]
+    for path, item in wanted.items():
+        arrays = found.get(path, {})
+        load = getattr(type(item), "load_own_variables", None)
+        if id(item) in skipped:
+            continue
+        if load not in (None, Layer.load_own_variables, Optimizer.load_own_variables):
+            own_way += [(item, arrays)] if arrays else []
+            continue
+        arrays = [arrays[key] for key in sorted(arrays, key=lambda key: (len(key), key))]
+        variables = item._all_state()
+        given, own = [tuple(a.shape) for a in arrays], [v.shape for v in variables]
+        if given == own:
+            fitting += zip(variables, arrays, strict=True)
+        elif path in state:
+            if any(given) or any(own):  # not only counters, which begin at zero anyway
+                warnings.warn(
+                    f"{source} lacks the optimizer's state: it begins anew.", stacklevel=3
+                )
+        elif given:
+            problems.append(f"misshaped   {path} is {given} in the file, {own} in the model")
+        else:
+            problems.append(f"missing     {path} {own}")
+    if problems:
+        hint = "" if built else "; it is not built: call it on data first"
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        text = f"{source} does not fit {model.name}, {count}{hint}:\n  " + "\n  ".join(problems)
+        if not skip_mismatch:
+            raise WeightsError(text)
+        warnings.warn(text, stacklevel=3)
+    for variable, array in fitting:
+        variable.assign(array.read())
+    for item, arrays in own_way:
+        item.load_own_variables({key: array.read() for key, array in arrays.items()})
+
+
+def _shards(path):
+    """Return the paths of the files that an index names: beside it, nowhere else."""
+    index = json.loads(path.read_bytes())["weight_map"].values()
+    names = [n for value in index for n in (value if isinstance(value, list) else [value])]
+    for name in dict.fromkeys(names):
+        if name != Path(name).name or not name.endswith(".h5"):
+            raise WeightsError(f"{path} names the shard {name!r}; expected a file beside it.")
+        yield path.with_name(name)
+
+
+def load_weights(model, filepath, skip_mismatch=False, by_name=False, objects_to_skip=None):
+    """Assign the weights in a file that `save_weights`, Keras or safetensors wrote.
+
+    filepath: .weights.h5, .weights.json, .safetensors, .keras or a legacy .h5
+    skip_mismatch: warn of what does not fit, and load the rest
+    by_name: take from a legacy file the layers that have the same name
+    objects_to_skip: layers to leave as they are
+    Raises WeightsError with every problem before anything is assigned.
+    """
+    path, found = Path(filepath), {}
+    options = skip_mismatch, objects_to_skip
+    if path.suffix == ".safetensors":
+        return _load_safetensors(model, path, *options)
+    if path.suffix == ".keras" or path.is_dir():
+        from khub.saving import archive
+
+        return archive.load_state(model, path, *options)
+    if path.suffix not in (".h5", ".hdf5", ".json"):
+        raise ValueError(f"{path.name!r} is no file of weights: .h5, .json, .safetensors, .keras.")
+    with ExitStack() as stack:
+        for file in _shards(path) if path.suffix == ".json" else [path]:
+            opened = stack.enter_context(h5.opened(file, file))
+            if path.suffix != ".json" and (stored := h5.legacy(opened)):
+                return load_legacy(model, stored, path, *options, by_name)
+            for name, arrays in h5.groups(opened).items():
+                found.setdefault(name, {}).update(arrays)
+        assign(model, found, path, *options)
+
+
+def _load_safetensors(model, path, *options):
+    from safetensors import SafetensorError, safe_open
+
+    def tensor(name):
+        shape = file.get_slice(name).get_shape()
+        return SimpleNamespace(shape=shape, read=lambda: file.get_tensor(name))
+
+    try:
+        with safe_open(path, framework="np") as file:
+            found = {name: {"": tensor(name)} for name in file.keys()}  # noqa: SIM118
+            assign(model, found, path, *options, lambda model: _items(_named(model), lambda v: [v]))
+    except SafetensorError as error:
+        raise WeightsError(f"{path} is no safetensors file, or is damaged: {error}.") from error
+
+
+def _items(named, variables):
+    """Return what `assign` wants of objects that are in a file by these names."""
+    return {
+        name: SimpleNamespace(_all_state=lambda value=value: variables(value))
+        for name, value in named.items()
+    }
+
+
+def load_legacy(model, stored, source, skip_mismatch=False, objects_to_skip=(), by_name=False):
+    """Assign layer's name -> arrays to the layers of a model, by their order."""
+
+    def variables(layer):
+        own = [*layer.trainable_weights, *layer.non_trainable_weights]
+        return [v for v in own if "seed_generator" not in v.name]
+
+    layers = {layer.name: layer for layer in model.layers if variables(layer)}
+    if by_name:
+        layers = {name: layer for name, layer in layers.items() if name in stored}
+        stored = {name: stored[name] for name in layers}
+    else:  # as Keras does: by order
+        more = [f"{name} (in the file)" for name in list(stored)[len(layers) :]]
+        stored = dict(zip([*layers, *more], stored.values(), strict=False))
+    found = {name: {f"{i:9}": a for i, a in enumerate(arrays)} for name, arrays in stored.items()}
+    assign(
+        model, found, source, skip_mismatch, objects_to_skip, lambda _: _items(layers, variables)
+    )

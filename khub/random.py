@@ -27,11 +27,6 @@ def set_global_seed(seed):
     _global.update(seed=int(seed), drawn=0, generator=None)
 
 
-def seed_is_free():
-    """Say whether nobody has set the global seed or drawn from it."""
-    return _global["seed"] is None
-
-
 def next_initial_seed():
     """Return the next seed of the process-wide stream, the same on every backend."""
     if _global["seed"] is None:

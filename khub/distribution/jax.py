@@ -6,8 +6,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from khub.backend.jax import convert_to_numpy as _convert
-from khub.distribution.distribution import distribute_batch
+from khub.backend import active
+from khub.backend.jax.arrays import convert_to_numpy as _convert
+from khub.distribution import distribute_batch
 
 
 def initialize(address, count, index, seconds):
@@ -76,7 +77,7 @@ def rows(x, distribution):
     return jax.make_array_from_callback(x.shape, sharding, lambda at: x[at])
 
 
-def run_step(trainer, compiled, argument, distribution):
+def run_step(compiled, argument, distribution):
     return compiled(distribute_batch(argument))
 
 
@@ -90,4 +91,4 @@ def _to_numpy(x):
     return _convert(x)
 
 
-HOOKS = {"write": _write, "convert_to_numpy": _to_numpy}
+HOOKS = [(active, "write", _write), (active, "convert_to_numpy", _to_numpy)]

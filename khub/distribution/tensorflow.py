@@ -1,38 +1,23 @@
-"""Distribution on TensorFlow: tf.distribute.MirroredStrategy over the devices of one process.
+"""Distribution on TensorFlow: a MirroredStrategy over the devices of one process."""
 
-Each device has a copy of every Variable and computes its rows of a batch; gradients are summed over
-the devices, each weighted by its share of the rows, so all copies stay alike.
-"""
-
-import math
-import threading
-from functools import cache
+from functools import cache, partial
 
 import tensorflow as tf
 
 from khub import tree
-from khub.backend.scope import Scope, sparse_gradients
+from khub.backend import active
+from khub.backend.scope import Scope
 from khub.backend.tensorflow import engine
-from khub.distribution.distribution import with_results
+from khub.distribution import replicas
 
-SUM, FIRST = tf.VariableAggregation.SUM, tf.VariableAggregation.ONLY_FIRST_REPLICA
-MEAN = tf.VariableAggregation.MEAN
-
-
-class _Now(threading.local):  # a thread traces a device's part of a step
-    device, share = 0, None  # of the rows; None outside of a step
-
-
-_now = _Now()
-_written = set()  # ids of the storages that a step assigns
+ONE = (
+    "on the backend tensorflow one process trains (DataParallel); jax and torch have ModelParallel"
+)
 
 
 def initialize(address, count, index, seconds):
     if count not in (None, 1):
-        raise NotImplementedError(
-            "khub.distribution on TensorFlow uses the devices of one process; several processes "
-            "train on the backends jax and torch."
-        )
+        raise NotImplementedError(f"Got {count} processes: {ONE} and several processes.")
 
 
 def processes():
@@ -41,11 +26,11 @@ def processes():
 
 def list_devices(kind):
     kinds = [kind.upper()] if kind else ["TPU", "GPU", "CPU"]
-    found = [[x.name for x in tf.config.list_logical_devices(kind)] for kind in kinds]
-    return [name.split("device:")[1].lower() for name in next(filter(None, found), [])]
+    found = [tf.config.list_logical_devices(kind) for kind in kinds]
+    return [x.name.split("device:")[1].lower() for x in next(filter(None, found), [])]
 
 
-@cache
+@cache  # two strategies of the same devices would take each other's messages
 def _strategy(*devices):
     return tf.distribute.MirroredStrategy(devices)
 
@@ -55,120 +40,69 @@ def mesh(described):
 
 
 def layout(described):
-    return described
+    if any(described.axes):
+        raise NotImplementedError(f"A tensor cannot be laid out as {described.axes}: {ONE}.")
+    return described.device_mesh.backend_mesh
 
 
-# --- Variables -----------------------------------------------------------------------------------
-def lay_out(variable, layout):
-    if any(layout.axes):
-        raise NotImplementedError(
-            f"{variable.path}: the backend tensorflow has DataParallel; ModelParallel needs jax or "
-            "torch."
-        )
-    storage, strategy = variable._storage, layout.device_mesh.backend_mesh
+def distribute_tensor(tensor, strategy):
+    return tensor
+
+
+def lay_out(variable, strategy):
+    storage = variable._storage
     if isinstance(storage, tf.distribute.DistributedValues):
         return storage
-    how = SUM if variable.aggregation == "sum" else FIRST if variable.made_trainable else MEAN
-    if how is MEAN and not storage.dtype.is_floating:
-        how = FIRST
-    with tf.init_scope(), strategy.scope():
+    with tf.init_scope(), strategy.scope():  # each device has its own, assigned the same values
         return tf.Variable(
             storage.value(),
             trainable=storage.trainable,
-            name=storage.name.partition(":")[0],
             synchronization=tf.VariableSynchronization.ON_READ,
-            aggregation=how,
+            aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
         )
 
 
-def distribute_tensor(tensor, layout):
-    raise NotImplementedError("The backend tensorflow lays out no tensors: use jax or torch.")
+def total(tensors, share=1):
+    tensors = [x * tf.cast(share, x.dtype) for x in tensors]
+    return tf.distribute.get_replica_context().all_reduce("SUM", tensors)
 
 
-def _write(storage, value):
-    if _now.share != 0 or storage.aggregation is not SUM:  # a device without rows counts nothing
-        storage.assign(value)
-    _written.add(id(storage))
-    return storage
-
-
-def _next_seed(seeds):
-    return engine.next_seed(seeds) + tf.constant([_now.device, 0])
-
-
-def _value_and_grad(function, variables, has_aux):
-    own = engine.value_and_grad(function, variables, has_aux)
-
-    def call(*args, **kwargs):
-        with sparse_gradients(False):
-            result, gradients = own(*args, **kwargs)
-        gradients = [g * tf.cast(_now.share, g.dtype) for g in gradients]
-        return result, tf.distribute.get_replica_context().all_reduce("SUM", gradients)
-
-    return own if variables is None or _now.share is None else call
-
-
-# --- steps ---------------------------------------------------------------------------------------
 def rows(x, distribution):
     return x  # a step shares them out
 
 
-def run_step(trainer, compiled, argument, distribution):
-    made = trainer.__dict__.setdefault("_replicated", {})
-    if compiled not in made:
+def run_step(compiled, argument, distribution):
+    kept = getattr(compiled, "on_devices", (None, None))
+    if kept[0] is not distribution:
         raw = getattr(compiled, "__wrapped__", compiled)
-        with tf.__internal__.FuncGraph("probe").as_default(), Scope():
-            raw(argument)  # metrics make their Variables: a device alone cannot
-
-        def run(argument):
-            if isinstance(argument, list):
-                for batch in argument:
-                    logs = _one(trainer, raw, batch, distribution)
-                return logs
-            return _predict(raw, argument, distribution)
-
-        made[compiled] = run if raw is compiled else engine.jit(run)
-    return made[compiled](argument)
+        with tf.__internal__.FuncGraph("first").as_default(), Scope():
+            raw(argument)  # metrics make their Variables, which a device alone cannot
+        kept = distribution, partial(_on_devices, raw, distribution)
+        if raw is not compiled:  # else it runs eagerly
+            kept = compiled.on_devices = distribution, engine.jit(kept[1])
+    return kept[1](argument)
 
 
-def _on_devices(raw, argument, wrap, distribution):
-    """Return (result of each device, the rows it had)."""
+def _on_devices(raw, distribution, argument):
     strategy, count = distribution.device_mesh.backend_mesh, distribution.num_model_replicas
-    size = tree.flatten(argument)[0].shape[0]
-    part = math.ceil(size / count)
-    own = [max(0, min(part, size - i * part)) for i in range(count)]
 
-    def on_device():
-        i = int(tf.get_static_value(tf.distribute.get_replica_context().replica_id_in_sync_group))
-        _now.device, _now.share = i, own[i] / size
-        first = i * part if own[i] else 0
-        shard = tree.map_structure(
-            lambda x: x if x is None else x[first : first + max(own[i], 1)], argument
-        )
-        try:
-            return raw(wrap(shard))
-        finally:
-            _now.device, _now.share = 0, None
+    def on_device(argument):
+        index = tf.distribute.get_replica_context().replica_id_in_sync_group
+        result, own = replicas.step(raw, argument, count, int(tf.get_static_value(index)))
+        grouped = isinstance(argument, list)
+        return result if grouped else tree.map_structure(lambda x: x[:own], result)
 
-    results = strategy.run(on_device)
-    flat = [strategy.experimental_local_results(x) for x in tree.flatten(results)]
-    return results, flat, own
+    if isinstance(argument, list):
+        for batch in argument:
+            results = strategy.run(on_device, [[batch]])
+        return tree.map_structure(lambda x: strategy.experimental_local_results(x)[0], results)
+    results = strategy.run(on_device, [argument])
+    joined = [tf.concat(strategy.experimental_local_results(x), 0) for x in tree.flatten(results)]
+    return tree.pack_sequence_as(results, joined)
 
 
-def _predict(raw, argument, distribution):
-    structure, flat, own = _on_devices(raw, argument, lambda x: x, distribution)
-    joined = [
-        tf.concat([x[:n] for x, n in zip(parts, own, strict=True)], 0) for parts in flat
-    ]
-    return tree.pack_sequence_as(structure, joined)
+def _next_seed(seeds):
+    return engine.next_seed(seeds) + tf.constant([replicas.now.index, 0])
 
 
-def _one(trainer, raw, batch, distribution):
-    _written.clear()
-    structure, flat, own = _on_devices(raw, batch, lambda x: [x], distribution)
-    means = [sum(x * (n / sum(own)) for x, n in zip(parts, own, strict=True)) for parts in flat]
-    logs = tree.pack_sequence_as(structure, means)
-    return with_results(trainer, logs, lambda v: id(v._storage) in _written)
-
-
-HOOKS = {"write": _write, "next_seed": _next_seed, "value_and_grad": _value_and_grad}
+HOOKS = [*replicas.HOOKS, (active, "next_seed", _next_seed)]

@@ -69,6 +69,7 @@ _LAZY = (
     "cv",
     "datasets",
     "distillation",
+    "distribution",
     "nlp",
     "preprocessing",
     "presets",

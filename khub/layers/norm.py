@@ -103,8 +103,8 @@ class BatchNormalization(Layer):
         if self.renorm:
             starts |= dict(moving_stddev=deviation, renorm_mean=mean, renorm_stddev=deviation)
         for name, start in starts.items():
-            variable = self.add_weight((size,), start, None, False, False, name=name)
-            setattr(self, name, variable)
+            kept = dict(trainable=False, autocast=False, aggregation="mean", name=name)
+            setattr(self, name, self.add_weight((size,), start, **kept))
         self.input_spec = InputSpec(ndim=len(input_shape), axes={self.axis: size})
         self._reduced = [a for a in range(len(input_shape)) if a != self.axis % len(input_shape)]
 

@@ -148,12 +148,14 @@ class Optimizer(_Known):
 
     def add_variable_from_reference(self, reference_variable, name=None, initializer="zeros"):
         """Make a Variable of another one's shape and dtype that belongs to the state."""
-        return self.add_variable(
+        made = self.add_variable(
             reference_variable.shape,
             initializer,
             reference_variable.dtype,
             name=f"{reference_variable.path.replace('/', '_')}_{name or 'slot'}",
         )
+        made.like = reference_variable  # khub.distribution lays it out as that one
+        return made
 
     def add_optimizer_variables(self, trainable_variables, name, initializer="zeros"):
         """Make a Variable like each of these; several names or initializers give tuples."""

@@ -17,6 +17,11 @@ def check_size(what, size, stored):
         raise WeightsError(f"{what} claims {size:,} bytes, but {stored:,} are there; refused.")
 
 
+def commit(place):
+    """Call `place`, which renames a file; khub.distribution does so in one process of several."""
+    place()
+
+
 @contextmanager
 def replacing(path, overwrite=True):
     """Give a path beside `path` for a file or folder, which takes its place when all went well.
@@ -29,14 +34,18 @@ def replacing(path, overwrite=True):
         raise FileExistsError(f"{path} exists, and overwrite=False.")
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     old = temporary.with_suffix(".old")
-    try:
-        yield temporary
+
+    def place():
         if temporary.is_file():
             with open(temporary, "rb") as written:
                 os.fsync(written.fileno())
         if path.is_dir():  # only a file is replaced in one step
             path.rename(old)
         os.replace(temporary, path)
+
+    try:
+        yield temporary
+        commit(place)
     finally:
         for rest in (temporary, old):
             shutil.rmtree(rest) if rest.is_dir() else rest.unlink(missing_ok=True)

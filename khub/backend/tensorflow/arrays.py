@@ -88,7 +88,7 @@ def view(x, dtype=None):
 
 
 def _flat(x):
-    return raw.Reshape(x, FLAT)
+    return raw.Reshape(x, constant((-1,)))
 
 
 def transpose(x, axes=None):

@@ -22,11 +22,9 @@ class _Raw:
         return kernel
 
 
-with tf.Graph().as_default():
-    _Symbolic = type(tf.constant(0))
 raw = _Raw()
 NATIVE = {name: tf.as_dtype(name) for name in (*dtypes.ALL, "string")}
-TENSORS = {type(tf.constant(0)), _Symbolic}
+TENSORS = {tf.__internal__.EagerTensor, tf.__internal__.SymbolicTensor}
 FLOATS = frozenset(NATIVE[name] for name in (*dtypes.FLOATS, *dtypes.COMPLEX))
 BOOL = tf.bool
 WEAK_NUMBERS = True  # native functions take a Python number at the other operand's dtype
@@ -103,9 +101,6 @@ def number(value, dtype):
 @_kept
 def constant(values):
     return tf.constant(values, tf.int32)
-
-
-FLAT = constant((-1,))  # the shape of a vector as long as needed
 
 
 def vector(values):

@@ -33,13 +33,13 @@ def _positive(indices, size):
 
 def take(x, indices, axis=None):
     if axis is None:
-        x, axis = raw.Reshape(x, FLAT), 0
+        x, axis = raw.Reshape(x, constant((-1,))), 0
     return raw.GatherV2(x, _positive(indices, shape(x)[axis]), axis)
 
 
 def take_along_axis(x, indices, axis=None):
     if axis is None:
-        x, indices, axis = raw.Reshape(x, FLAT), raw.Reshape(indices, FLAT), 0
+        x, indices, axis = raw.Reshape(x, constant((-1,))), raw.Reshape(indices, constant((-1,))), 0
     rank = len(x.shape)
     axis %= rank
     order = [*range(axis), *range(axis + 1, rank), axis]

@@ -62,7 +62,7 @@ with _no_collections():
 
 __version__ = "0.1.0"
 
-_LAZY = ("applications", "cv", "nlp", "presets", "saving")
+_LAZY = ("applications", "cv", "export", "nlp", "presets", "saving")
 
 
 def __getattr__(name):

@@ -4,6 +4,7 @@ from khub import fields, ops
 from khub.fields import PositiveInt, Weights
 from khub.layers.layer import InputSpec, Layer
 from khub.ops.symbolic import KerasTensor
+from khub.saving import registry
 
 
 class Dense(Layer):
@@ -224,7 +225,7 @@ class Lambda(Layer):
         return self.mask(inputs, previous_mask) if callable(self.mask) else self.mask
 
     def get_config(self):
-        config = super().get_config()
+        config = super().get_config() | {"function": registry.function_config(self.function)}
         return {k: v for k, v in config.items() if k not in ("output_shape", "mask") or v}
 
 

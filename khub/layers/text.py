@@ -54,6 +54,7 @@ class TextVectorization(_StringIndex):
     """
 
     mask_token, oov_token, num_oov_indices, invert = "", "[UNK]", 1, False
+    _also_at = ("_lookup_layer",)  # where Keras has what is in files, beside the layer itself
 
     max_tokens: int = None
     standardize: _step(_STANDARDIZE) = "lower_and_strip_punctuation"

@@ -163,9 +163,8 @@ class _Reader:
         op = _ops_by_class().get(entry["class_name"].lower())
         if op is None:
             raise ValueError(f"The config names an op that khub has not: {entry['class_name']!r}.")
-        config = {
-            k: self.decode(v) for k, v in entry["config"].items() if k not in ("name", "dtype")
-        }
+        known = {*inspect.signature(op).parameters} - {"name"}
+        config = {k: self.decode(v) for k, v in entry["config"].items() if k in known}
         return functools.partial(op, **config)
 
     def _try(self, name, number, function, call):

@@ -161,7 +161,8 @@ class Sequential(Model):
         """Build a model from `get_config()`'s result."""
         if not isinstance(config.get("layers"), list):
             return cls(**config)
-        layers = [registry.deserialize(c, custom_objects, "layers") for c in config["layers"]]
+        configs = [c | {"build_config": None} for c in config["layers"]]  # their calls build them
+        layers = [registry.deserialize(c, custom_objects, "layers") for c in configs]
         model = cls(layers, config.get("trainable", True), config.get("name"))
         if model._input is None and config.get("build_input_shape"):
             model.build(config["build_input_shape"])

@@ -70,6 +70,7 @@ _LAZY = (
     "datasets",
     "distillation",
     "distribution",
+    "export",
     "nlp",
     "preprocessing",
     "presets",

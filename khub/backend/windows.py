@@ -43,7 +43,7 @@ def _check_fit(inputs, first, sizes, dilations, padding="valid"):
     space = inputs.shape[2:] if first else inputs.shape[1:-1]
     around = paddings(padding, space, *[sizes] * 3)
     for size, window, dilation, zeros in zip(space, sizes, dilations, around):
-        if size is not None and (window - 1) * dilation >= size + sum(zeros):
+        if type(size) is int and (window - 1) * dilation >= size + sum(zeros):
             raise ValueError(
                 f"A window of {tuple(sizes)} with dilation_rate={tuple(dilations)} is larger than "
                 f"the input of {tuple(space)}; give padding='same' or a larger input."
@@ -125,7 +125,7 @@ def paddings(padding, sizes, windows, strides, dilations):
     borders = []
     for size, window, stride, dilation in zip(sizes, windows, strides, dilations, strict=True):
         reach = (window - 1) * dilation + 1
-        total = max((-(-size // stride) - 1) * stride + reach - size, 0)
+        total = max((size - 1) // stride * stride + reach - size, 0)
         borders.append((total // 2, total - total // 2))
     return borders
 

@@ -238,13 +238,11 @@ class GRUCell(_Cell):
             inner = ops.linear(seen, kernel, None if self.bias is None else self.bias[1])
         else:
             inner = ops.matmul(seen, kernel[:, : 2 * n])
-        z = self.recurrent_activation(projected[..., :n] + inner[..., :n])
-        r = self.recurrent_activation(projected[..., n : 2 * n] + inner[..., n : 2 * n])
-        if self.reset_after:
-            candidate = r * inner[..., 2 * n :]
-        else:
-            candidate = ops.matmul(r * seen, kernel[:, 2 * n :])
-        h = z * h + (1 - z) * self.activation(projected[..., 2 * n :] + candidate)
+        parts = ops.split(projected, 3, axis=-1)
+        inner = ops.split(inner, 3 if self.reset_after else 2, axis=-1)
+        z, r = (self.recurrent_activation(x + y) for x, y in zip(parts[:2], inner))
+        candidate = r * inner[2] if self.reset_after else ops.matmul(r * seen, kernel[:, 2 * n :])
+        h = z * h + (1 - z) * self.activation(parts[2] + candidate)
         return h, [h]
 
 
@@ -539,8 +537,7 @@ class _Recurrent(Layer):
             output, new = step(x, states)
 
             def choose(a, b):
-                shape = (*ops.shape(kept), *[1] * (len(a.shape) - 1))
-                return ops.where(ops.reshape(kept, shape), a, b)
+                return ops.where(ops.expand_dims(kept, tuple(range(1, len(a.shape)))), a, b)
 
             new = tree.map_structure(choose, new, states)
             output = choose(output, before[0] if before else ops.zeros_like(output))

@@ -102,6 +102,26 @@ class Model(ModelFiles, Trainer, Layer):
     def get_quantization_layer_structure(self, mode=None):
         """Return {"pre_block_layers", "sequential_blocks"} for calibration, None: all at once."""
 
+    def export(
+        self,
+        filepath,
+        format="tf_saved_model",  # noqa: A002  (Keras' name)
+        verbose=None,
+        input_signature=None,
+        **kwargs,
+    ):
+        """Write the call (`training=False`) for other programs; what was at `filepath` is replaced.
+
+        format: "tf_saved_model", "onnx", "torch" (.pt2), "stablehlo" or "litert", made on the
+        backend that can, in a process of its own if need be   input_signature: an InputSpec, or
+        a structure of them like the input   kwargs: options of the format (docs/export.md)
+
+        Raises ImportError where the framework that makes the format is not installed.
+        """
+        from khub.export.formats import export_model
+
+        export_model(self, filepath, format, verbose, input_signature, kwargs)
+
     def summary(
         self,
         line_length=None,

@@ -160,7 +160,7 @@ def scan(f, init, xs=None, length=None, reverse=False, unroll=1):
     if length is None:
         if xs is None:
             raise ValueError("scan needs xs or length.")
-        length = tree.flatten(xs)[0].shape[0]
+        length = shape(tree.flatten(xs)[0])[0]
     return here().scan(f, init, xs, length, reverse)
 
 

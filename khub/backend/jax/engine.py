@@ -276,6 +276,6 @@ def scan(function, init, xs, length, reverse):
         return (carry, values), y
 
     start = (init, [v._uncast() for v in written])
-    (carry, values), ys = lax.scan(step, start, xs, length, reverse)
+    (carry, values), ys = lax.scan(step, start, xs, length if xs is None else None, reverse)
     _assign(written, values)
     return carry, ys

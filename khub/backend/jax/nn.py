@@ -43,7 +43,8 @@ def dot_product_attention(
         return jax.nn.dot_product_attention(rows, key, value, bias, mask, **options)
 
     alike = bias is None and not is_causal and (mask is None or mask.shape[-2] == 1)
-    long = isinstance(query, jax.core.Tracer) and query.shape[1] >= LONG
+    size = query.shape[1]  # no int where export leaves it open
+    long = isinstance(query, jax.core.Tracer) and type(size) is int and size >= LONG
     if not (alike and long and jax.default_backend() == "cpu"):
         return attend(query)
     rows = lax.map(lambda row: attend(row[:, None])[:, 0], query.swapaxes(0, 1), batch_size=ROWS)
@@ -56,8 +57,9 @@ def _space(inputs, first):
 
 def _conv(inputs, first, kernel, strides, padding, dilations):
     sizes = _space(inputs, first), kernel.shape[:-2]
-    pads = windows.paddings(padding, *sizes, strides, dilations)
-    return _convolve(inputs, first, kernel, strides, pads, None, dilations)
+    if padding != "same":
+        padding = windows.paddings(padding, *sizes, strides, dilations)
+    return _convolve(inputs, first, kernel, strides, padding, None, dilations)
 
 
 def _conv_transpose(inputs, first, kernel, strides, padding, dilations, extra):
@@ -87,10 +89,8 @@ def _pool(inputs, first, sizes, strides, padding, start, function):
     def full(values, rest):
         return (rest, rest, *values) if first else (rest, *values, rest)
 
-    pads = windows.paddings(padding, _space(inputs, first), sizes, strides, (1,) * len(sizes))
-    return lax.reduce_window(
-        inputs, start, function, full(sizes, 1), full(strides, 1), full(pads, (0, 0))
-    )
+    sizes, strides = full(sizes, 1), full(strides, 1)
+    return lax.reduce_window(inputs, start, function, sizes, strides, padding)
 
 
 def max_pool(inputs, pool_size, strides=None, padding="valid", data_format=None):

@@ -317,8 +317,6 @@ def round(x, decimals=0):
 def clip(x, x_min, x_max):
     name = x.dtype.name
     low, high = (None if v is None else _limit(v, name) for v in (x_min, x_max))
-    if x.dtype in FLOATS and None not in (low, high) and len(low.shape) == len(high.shape) == 0:
-        return raw.ClipByValue(x, low, high)
     x = x if low is None else maximum(x, low)
     return x if high is None else minimum(x, high)
 

@@ -77,6 +77,8 @@ def getitem(x, key):
         begin.append(first)
         end.append(last)
         steps.append(step)
+    if new and no_begin & no_end | new == 2 ** len(parts) - 1 and steps == [1] * len(parts):
+        return reduce(raw.ExpandDims, [i for i, part in enumerate(parts) if part is None], x)
     return raw.StridedSlice(
         x, vector(begin), vector(end), vector(steps), no_begin, no_end, ellipsis, new, single
     )

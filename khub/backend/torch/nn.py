@@ -98,7 +98,7 @@ def batch_normalization(x, mean, variance, axis, offset=None, scale=None, epsilo
         dtype = NATIVE[dtypes.result_type(*map(dtype_name, (x, mean, variance)))]
         x, mean, variance, offset, scale = (_as(v, dtype) for v in (x, *given))
     # one call, which is slower for many numbers and has no gradient of the mean
-    if x.numel() < 2**15 and not torch.is_grad_enabled():
+    if type(x.numel()) is int and x.numel() < 2**15 and not torch.is_grad_enabled():
         last = axis in (-1, x.dim() - 1)
         rows = x.reshape(-1, x.shape[-1]) if last else x.movedim(axis, 1)
         y = torch.batch_norm(rows, scale, offset, mean, variance, False, 0.0, epsilon, False)
@@ -228,7 +228,7 @@ def _channels_second(inputs, first):
 
 def _padded(x, borders, fill=0.0):
     """Return (x, padding): borders equal on both sides are left to the kernel, others are made."""
-    if all(before == after for before, after in borders):
+    if all(type(before) is int and before == after for before, after in borders):
         return x, [before for before, _ in borders]
     flat = [size for border in reversed(borders) for size in border]
     return functional.pad(x, flat, value=fill), 0

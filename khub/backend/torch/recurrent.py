@@ -13,8 +13,8 @@ def recurrent(kind, sequences, states, weights, mask, zeros):
 
     zeros: whether steps that the mask hides give zeros, or the output before them
     """
-    if _depth.maps or _depth.gradients > 1:
-        return "neither vmap nor a gradient of a gradient goes through it"
+    if _depth.maps or _depth.gradients > 1 or type(sequences) is not torch.Tensor:
+        return "neither vmap, a gradient of a gradient nor a trace goes through it"
     if len({x.dtype for x in (sequences, *states, *weights)}) > 1:
         return "inputs, states and weights differ in dtype"
     steps = rest = None

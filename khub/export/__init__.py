@@ -1,0 +1,3 @@
+"""Files that other programs run: SavedModel, ONNX, torch.export, StableHLO, LiteRT."""
+
+from khub.export.archive import ExportArchive

@@ -35,7 +35,7 @@ def save_model(model, filepath, overwrite=True, zipped=None, **kwargs):
             f"{kwargs or ''}. Legacy .h5 files are only read; export() writes what others serve."
         )
     metadata = {"keras_version": KERAS, "date_saved": f"{datetime.now():%Y-%m-%d@%H:%M:%S}"}
-    texts = {METADATA: metadata, CONFIG: registry.serialize(model)}
+    texts = {METADATA: metadata, CONFIG: registry.serialize_built(model)}
     with (
         replacing(path, overwrite) as temporary,
         tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder,
@@ -117,7 +117,7 @@ def _made(path, text, compiled):
         config = json.loads(text)
         if not compiled:
             config.pop("compile_config", None)
-        return registry.deserialize(config, kind="models")
+        return registry.deserialize_built(config, "models")
     except (LookupError, TypeError, AttributeError, RecursionError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: its config describes no model: {error!r}") from error
 

@@ -7,6 +7,7 @@ registered classes are made from its config (`khub.saving.registry`).
 import io
 import json
 import re
+import shutil
 import tempfile
 import zipfile
 import zlib
@@ -53,9 +54,13 @@ def save_model(model, filepath, overwrite=True, zipped=None, **kwargs):
             folder.mkdir()
             return
         with zipfile.ZipFile(temporary, "w") as archive:
-            for file in sorted(folder.rglob("*")):
-                if file.is_file():
-                    archive.write(file, file.relative_to(folder))
+            for file in filter(Path.is_file, sorted(folder.rglob("*"))):
+                name = file.relative_to(folder).as_posix()
+                with (
+                    archive.open(name, "w", force_zip64=True) as member,
+                    open(file, "rb") as source,
+                ):
+                    shutil.copyfileobj(source, member, 2**20)  # zipfile alone: 8 KB at a time
 
 
 @contextmanager

@@ -92,9 +92,11 @@ def opened(source, what):
     try:
         with h5py.File(source, "r") as file:
             yield file
-    except (OSError, RuntimeError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{what} does not exist.") from None
+    except WeightsError:
+        raise
+    except Exception as error:  # h5py has no class of its own for what it cannot read
         raise WeightsError(f"{what} is no HDF5 file, or is damaged: {error}.") from error
 
 

@@ -39,9 +39,10 @@ def save_model(model, filepath, overwrite=True, zipped=None, **kwargs):
     texts = {METADATA: metadata, CONFIG: registry.serialize_built(model)}
     with (
         replacing(path, overwrite) as temporary,
-        tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder,
+        tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as private,
     ):
-        folder = Path(folder)
+        folder = Path(private) / "files"
+        folder.mkdir()
         for name, content in texts.items():
             (folder / name).write_text(json.dumps(content))
         h5.write(folder / WEIGHTS, entries(model))
@@ -51,7 +52,6 @@ def save_model(model, filepath, overwrite=True, zipped=None, **kwargs):
                 item.save_assets(str(folder / ASSETS / place))
         if zipped is False:
             folder.rename(temporary)
-            folder.mkdir()
             return
         with zipfile.ZipFile(temporary, "w") as archive:
             for file in filter(Path.is_file, sorted(folder.rglob("*"))):

@@ -94,9 +94,7 @@ def opened(source, what):
             yield file
     except FileNotFoundError:
         raise FileNotFoundError(f"{what} does not exist.") from None
-    except WeightsError:
-        raise
-    except Exception as error:  # h5py has no class of its own for what it cannot read
+    except (OSError, RuntimeError, LookupError, TypeError, UnicodeError) as error:  # h5py's own
         raise WeightsError(f"{what} is no HDF5 file, or is damaged: {error}.") from error
 
 

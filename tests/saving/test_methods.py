@@ -70,7 +70,7 @@ def test_methods_of_every_layer():
         lambda: layer.quantized_build((3,), "int8"),
         lambda: layer.quantized_call(x),
     ):
-        with pytest.raises(NotImplementedError, match=r"[(]"):
+        with pytest.raises(NotImplementedError, match="call|compile"):
             call()
 
 

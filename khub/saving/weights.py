@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from khub.saving import h5
-from khub.saving.files import WeightsError, replacing
+from khub.saving.files import WeightsError, parse_json, replacing
 from khub.saving.registry import snake_case
 
 _CONTAINERS = (list, tuple, dict, set)
@@ -186,9 +186,9 @@ def assign(model, found, source, skip_mismatch=False, objects_to_skip=(), wanted
 
 def _shards(path):
     """Return the paths of the files that an index names: beside it, nowhere else."""
-    index = json.loads(path.read_bytes())["weight_map"].values()
+    index = parse_json(path.read_bytes(), path).get("weight_map", {}).values()
     names = [n for value in index for n in (value if isinstance(value, list) else [value])]
-    for name in dict.fromkeys(names):
+    for name in dict.fromkeys(map(str, names)):
         if name != Path(name).name or not name.endswith(".h5"):
             raise WeightsError(f"{path} names the shard {name!r}; expected a file beside it.")
         yield path.with_name(name)

@@ -157,9 +157,9 @@ class Compiled:
 
     def check_labels(self):
         """Raise ValueError for labels no loss can take: in all rows, or in this batch."""
-        y, self.labels = self.labels if self.labels is not None else self.batch[1], None
-        if self._classes is None or y is None or self.batch is None:
+        if self._classes is None or self.batch is None or self.batch[1] is None:
             return
+        y, self.labels = self.batch[1] if self.labels is None else self.labels, None
         wanted = self._targets(y, self.output_names, len(self._classes))
         rows = zip(self.output_names, self._losses, wanted, self._classes, strict=True)
         for name, loss, target, classes in rows:

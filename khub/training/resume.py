@@ -155,6 +155,8 @@ class Resume:
         if state["crc32"] != _checksum(self.tensors):
             raise self._damaged("its checksum is another")
         self.state, self.epoch, self.batch = state, state["epoch"], state["batch"]
+        named = self.tensors.items()
+        self.variables = {n: v for n, v in named if not n.startswith("callbacks.")}
 
     def _damaged(self, why):
         return _Damaged(
@@ -175,7 +177,8 @@ class Resume:
         first = next(batches, None)
         if first is not None:
             model._prepare_training(first)
-            if len(_variables(model)) < len([n for n in self.tensors if n[:9] != "callbacks"]):
+            unlike = self.variables.keys() ^ _variables(model).keys()
+            if unlike and all(name.startswith("metrics.") for name in unlike):
                 step([first])  # which makes the metrics; all that it changed is restored
             batches = itertools.chain([first], batches)
         self.restore(model)
@@ -183,8 +186,7 @@ class Resume:
 
     def restore(self, model):
         """Set all to what the file says.  Raises ValueError where it is of another model."""
-        state, own = self.state, _variables(model)
-        given = {n: v for n, v in self.tensors.items() if not n.startswith("callbacks.")}
+        state, own, given = self.state, _variables(model), self.variables
         if state["optimizer"] != type(model.optimizer).__name__:
             raise self._foreign(state["optimizer"], type(model.optimizer).__name__)
         wrong = sorted(given.keys() ^ own.keys())

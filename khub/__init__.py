@@ -62,7 +62,8 @@ with _no_collections():
 
 __version__ = "0.1.0"
 
-_LAZY = ("applications", "cv", "nlp", "presets", "saving")
+_LAZY = ("applications", "cv", "datasets", "nlp", "preprocessing", "presets", "saving")
+_LAZY += ("visualization",)
 
 
 def __getattr__(name):

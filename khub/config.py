@@ -9,6 +9,7 @@ _CHOICES = {
     "floatx": ("bfloat16", "float16", "float32", "float64"),
     "image_data_format": ("channels_last", "channels_first"),
 }
+_SWITCHES = {"interactive_logging": True, "flash_attention": True}
 
 
 def home():
@@ -88,6 +89,93 @@ def set_dtype_policy(policy):
     from khub import dtype_policies
 
     dtype_policies.set_dtype_policy(policy)
+
+
+def _switch(name, what):
+    """Return the functions that turn a setting on, off, and say whether it is on."""
+
+    def enable():
+        _SWITCHES[name] = True
+
+    def disable():
+        _SWITCHES[name] = False
+
+    def is_enabled():
+        return _SWITCHES[name]
+
+    enable.__doc__, disable.__doc__ = f"Let {what}, as is the default.", f"Do not let {what}."
+    is_enabled.__doc__ = f"Say whether to let {what}."
+    return enable, disable, is_enabled
+
+
+enable_interactive_logging, disable_interactive_logging, is_interactive_logging_enabled = _switch(
+    "interactive_logging", "progress bars be redrawn in place"
+)
+enable_flash_attention, disable_flash_attention, is_flash_attention_enabled = _switch(
+    "flash_attention", "`ops.dot_product_attention` use a flash kernel where it asks for none"
+)
+
+
+def _limit(name, value):
+    if value is not None and (not isinstance(value, int) or value < 1):
+        raise ValueError(f"{name} must be a positive integer or None, got {value!r}.")
+    _SETTINGS[name] = value
+
+
+def max_epochs():
+    """Return the most epochs that `fit` runs, None without a limit."""
+    return _SETTINGS.get("max_epochs")
+
+
+def set_max_epochs(max_epochs):
+    """Let `fit` run at most so many epochs, whatever it is asked for: to try a program out."""
+    _limit("max_epochs", max_epochs)
+
+
+def max_steps_per_epoch():
+    """Return the most batches that `fit`, `evaluate` and `predict` go through, None for all."""
+    return _SETTINGS.get("max_steps_per_epoch")
+
+
+def set_max_steps_per_epoch(max_steps_per_epoch):
+    """Let an epoch, `evaluate` and `predict` end after so many batches."""
+    _limit("max_steps_per_epoch", max_steps_per_epoch)
+
+
+def is_nnx_enabled():
+    """Say whether Variables are Flax NNX's: they never are."""
+    return False
+
+
+def is_traceback_filtering_enabled():
+    """Say whether errors hide khub's own calls: they never do."""
+    return False
+
+
+def enable_traceback_filtering():
+    """Raise NotImplementedError: tracebacks are whole."""
+    raise NotImplementedError("khub shows whole tracebacks; sys.excepthook may shorten them.")
+
+
+def disable_traceback_filtering():
+    """Leave tracebacks whole, as they always are."""
+
+
+def enable_unsafe_deserialization():
+    """Raise NotImplementedError: nothing that is loaded can run code."""
+    raise NotImplementedError(
+        "khub runs no code of a file; register your classes, register_keras_serializable()."
+    )
+
+
+def set_backend(backend):
+    """Raise RuntimeError unless `backend` is the running one, which is chosen before the import."""
+    from khub.backend import name
+
+    if backend != name:
+        raise RuntimeError(
+            f"The backend is {name}; set KHUB_BACKEND={backend} before khub is imported."
+        )
 
 
 def _apply_user_settings():

@@ -95,6 +95,16 @@ def is_integer(name):
     return name.startswith(("int", "uint"))
 
 
+def is_float_dtype(dtype):
+    """Say whether a dtype, of any framework, is one of floats."""
+    return standardize(dtype).startswith(("float", "bfloat"))
+
+
+def is_int_dtype(dtype):
+    """Say whether a dtype, of any framework, is one of integers."""
+    return is_integer(standardize(dtype))
+
+
 def standardize(dtype):
     """Return the dtype's name; None means `floatx()`, dtypes of any framework are accepted.
 

@@ -10,19 +10,13 @@ from importlib import import_module
 from importlib.util import find_spec
 
 from khub import config
-from khub.config import (
-    backend,
-    epsilon,
-    floatx,
-    image_data_format,
-    set_epsilon,
-    set_floatx,
-    set_image_data_format,
-)
-from khub.dtypes import is_float as is_float_dtype
-from khub.dtypes import is_integer as is_int_dtype
-from khub.dtypes import result_type
+from khub.dtypes import is_float_dtype, is_int_dtype, result_type
 from khub.dtypes import standardize as standardize_dtype
+
+backend, epsilon, set_epsilon = config.backend, config.epsilon, config.set_epsilon
+floatx, set_floatx = config.floatx, config.set_floatx
+image_data_format = config.image_data_format
+set_image_data_format = config.set_image_data_format
 
 NAMES = ("jax", "torch", "tensorflow", "numpy")
 
@@ -57,3 +51,9 @@ if not _installed(name):
     )
 print(f"khub: {name} backend ({_source})", file=sys.stderr)
 active = import_module(f"khub.backend.{name}")
+
+
+def __getattr__(key):
+    if key in ("clear_session", "get_uid", "is_keras_tensor"):  # they stand above the backend
+        return getattr(import_module("khub.utils.session"), key)
+    raise AttributeError(f"module 'khub.backend' has no attribute {key!r}")

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from khub import dtypes, ops, tree
+from khub import config, dtypes, ops, tree
 from khub.backend import active
 from khub.backend.scope import sparse_gradients
 from khub.layers.layer import Layer
@@ -311,6 +311,8 @@ class Trainer:
                     "validation_split needs arrays; pass validation_data beside an iterable."
                 )
             source, validation_data = source.split(validation_split)
+        steps_per_epoch = data_module.capped(steps_per_epoch, source)
+        epochs = min(epochs, initial_epoch + (config.max_epochs() or epochs))
         params = {"epochs": epochs, "steps": steps_per_epoch or source.num_batches}
         if validation_data is not None:
             params["validation_freq"] = validation_freq
@@ -319,15 +321,16 @@ class Trainer:
         step = self.make_train_function()
         per_call = self._compiled.options["steps_per_execution"]
         self.stop_training = False
-        self._compiled.running = SimpleNamespace(source=source, callbacks=callbacks)
+        endless = bool(steps_per_epoch) and not isinstance(source, data_module.ArraySource)
+        self._compiled.running = running = SimpleNamespace(source=source, callbacks=callbacks)
+        running.steps, running.origin = steps_per_epoch if endless else 0, initial_epoch
         if isinstance(source, data_module.ArraySource) and not self._is_raw(source.x):
             self._compiled.labels = source.y
         callbacks.call("on_train_begin", {})
-        endless = steps_per_epoch and not isinstance(source, data_module.ArraySource)
         batches, done, logs = None, 0, {}
         resume, self._compiled.resume = self._compiled.resume, None
         if resume is not None:
-            batches = resume.begin(self, source, step, steps_per_epoch if endless else None)
+            batches = resume.begin(self, step)
             initial_epoch, done = resume.epoch, resume.batch
         for epoch in range(initial_epoch, epochs):
             self.reset_metrics()
@@ -371,6 +374,8 @@ class Trainer:
     def _callbacks(self, given, verbose, add_history=False, **params):
         if not isinstance(given, CallbackList):
             given = [given] if isinstance(given, Callback) else list(given or ())
+            if verbose == "auto" and not config.is_interactive_logging_enabled():
+                verbose = 2  # a line at the end, not redrawn
             return CallbackList(given, add_history, bool(verbose), self, verbose=verbose, **params)
         if add_history and given.find(History) is None:
             given.append(History())
@@ -453,6 +458,7 @@ class Trainer:
         """Return the loss and metrics over the data: a number, a list, or a dict if asked for."""
         self._require_compile("evaluate")
         source = data_module.source(x, y, sample_weight, batch_size, False, 0, steps)
+        steps = data_module.capped(steps, source)
         callbacks = self._callbacks(callbacks, verbose, steps=steps or source.num_batches)
         step = self.make_test_function()
         self.reset_metrics()
@@ -482,6 +488,7 @@ class Trainer:
                 return active.convert_to_numpy(outputs)
             return tree.map_structure(active.convert_to_numpy, outputs)
         source = data_module.source(x, None, None, batch_size, False, 0, steps)
+        steps = data_module.capped(steps, source)
         callbacks = self._callbacks(callbacks, verbose, steps=steps or source.num_batches)
         callbacks.call("on_predict_begin", {})
         parts, wants = [], callbacks.has("on_predict_batch_end")

@@ -1,10 +1,17 @@
 """Small helpers around models and data."""
 
 import random as _random
+from importlib import import_module
 
 import numpy as np
 
 from khub import random
+from khub.config import (
+    disable_interactive_logging,
+    enable_interactive_logging,
+    is_interactive_logging_enabled,
+)
+from khub.dtypes import standardize as standardize_dtype
 from khub.saving import (
     CustomObjectScope,
     custom_object_scope,
@@ -16,16 +23,33 @@ from khub.saving import (
     serialize_keras_object,
 )
 from khub.training.data import PyDataset, pack_x_y_sample_weight, unpack_x_y_sample_weight
+from khub.training.data import PyDataset as Sequence
 from khub.utils import bounding_boxes
-from khub.utils.arrays import pad_sequences, to_categorical
+from khub.utils.arrays import normalize, pad_sequences, to_categorical
+from khub.utils.session import clear_session, get_source_inputs, is_keras_tensor
+
+_LATE = {  # module -> its names, imported when they are asked for: some need the layers
+    "datasets": "image_dataset_from_directory text_dataset_from_directory split_dataset "
+    "audio_dataset_from_directory timeseries_dataset_from_array",
+    "feature_space": "FeatureSpace",
+    "files": "get_file",
+    "images": "array_to_img img_to_array load_img save_img smart_resize",
+    "legacy": "",
+    "plot": "model_to_dot plot_model",
+    "progress": "Config Progbar",
+}
 
 
 def __getattr__(name):
-    if name == "FeatureSpace":  # it needs the layers, which need this module
-        from khub.utils.feature_space import FeatureSpace
-
-        return FeatureSpace
+    for module, names in _LATE.items():
+        if name == module or name in names.split():
+            found = import_module(f"khub.utils.{module}")
+            return found if name == module else getattr(found, name)
     raise AttributeError(f"module 'khub.utils' has no attribute {name!r}")
+
+
+def __dir__():
+    return [*globals(), *" ".join(_LATE.values()).split()]
 
 
 def set_random_seed(seed):
@@ -33,13 +57,3 @@ def set_random_seed(seed):
     random.set_global_seed(seed)
     _random.seed(seed)
     np.random.seed(seed % 2**32)
-
-
-__all__ = [
-    "FeatureSpace",  # noqa: F822
-    "PyDataset",
-    "bounding_boxes",
-    "pack_x_y_sample_weight",
-    "set_random_seed",
-    "unpack_x_y_sample_weight",
-]

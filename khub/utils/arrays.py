@@ -17,6 +17,14 @@ def to_categorical(x, num_classes=None):
     return np.eye(num_classes or int(labels.max()) + 1)[labels]
 
 
+def normalize(x, axis=-1, order=2):
+    """Return `x` divided by its norm of this order along `axis`; zeros stay."""
+    if active.is_tensor(x) or any_symbolic((x,)):
+        return ops.normalize(x, axis=axis, order=order)
+    norm = np.linalg.norm(x, order, axis, keepdims=True)
+    return np.asarray(x) / np.where(norm == 0, 1, norm)
+
+
 def pad_sequences(
     sequences, maxlen=None, dtype="int32", padding="pre", truncating="pre", value=0.0
 ):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.nn import soft_sign as softsign
 
+from khub import config
 from khub.backend import windows
 
 # ruff: noqa: A002, F401  (imported names are this backend's functions)
@@ -32,7 +33,8 @@ def dot_product_attention(
         return NotImplemented
     mask = None if mask is None else mask.astype(bool)
     bias = None if bias is None else bias.astype(query.dtype)
-    kernel = {None: None, True: "cudnn", False: "xla"}[flash_attention]
+    automatic = None if config.is_flash_attention_enabled() else "xla"
+    kernel = {None: automatic, True: "cudnn", False: "xla"}[flash_attention]
     options = dict(scale=scale, is_causal=is_causal, implementation=kernel)
 
     def attend(rows):

@@ -192,7 +192,7 @@ def dot_product_attention(
 
 def _kernels(flash):
     """A context in which attention must (True) or must not (False) use the flash kernel."""
-    if flash is None:
+    if flash is None and config.is_flash_attention_enabled():
         return nullcontext()
     from torch.nn.attention import SDPBackend, sdpa_kernel
 

@@ -5,6 +5,7 @@ import sys
 import numpy as np
 
 from khub import tree
+from khub.backend import active
 from khub.fields import Choice
 from khub.training.callbacks.callback import Declared, Options, to_number
 
@@ -53,7 +54,8 @@ class TerminateOnNaN(Declared):
         loss = (logs or {}).get("loss")
         if loss is None or np.isfinite(loss):
             return
-        data = [np.asarray(x) for x in tree.flatten(self.model._compiled.batch) if x is not None]
+        data = tree.flatten(self.model._compiled.batch)
+        data = [active.convert_to_numpy(x) for x in data if hasattr(x, "dtype")]
         hint = "The batch holds values that are not finite: look at the data."
         if all(np.isfinite(x).all() for x in data if x.dtype.kind == "f"):
             rate = to_number(self.model.optimizer.learning_rate)

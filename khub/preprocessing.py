@@ -1,0 +1,17 @@
+"""Names that Keras keeps for older programs; `khub.utils` has them."""
+
+from khub.utils import arrays as sequence
+from khub.utils import images as image
+from khub.utils.datasets import (
+    image_dataset_from_directory,
+    text_dataset_from_directory,
+    timeseries_dataset_from_array,
+)
+
+__all__ = [
+    "image",
+    "image_dataset_from_directory",
+    "sequence",
+    "text_dataset_from_directory",
+    "timeseries_dataset_from_array",
+]

@@ -1,0 +1,85 @@
+"""Files fetched once and kept: checked by their hash, archives unpacked in their folder alone."""
+
+import hashlib
+import shutil
+import stat
+import tarfile
+import urllib.request
+import zipfile
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
+
+from khub import config
+from khub.saving.files import replacing
+
+
+def get_file(
+    fname=None, origin=None, untar=False, md5_hash=None, file_hash=None, cache_subdir="datasets",
+    hash_algorithm="auto", extract=False, archive_format="auto", cache_dir=None,
+    force_download=False,
+):  # fmt: skip
+    """Return the path of a file at the address `origin`, fetched unless it is there already.
+
+    It is kept as `cache_subdir/fname` in `cache_dir`, by default khub's own folder.
+    file_hash: sha256 or md5 in hexadecimal digits, which a file that is there must have, too
+    extract: unpack a zip or tar archive; the path is that of the folder with its content, and the
+    archive stays beside it as `fname_archive`
+    Raises ValueError for a wrong hash or an archive with links or paths out of its folder, OSError
+    when the server gives no file, or not all of it.
+    """
+    name, digest = fname or PurePosixPath(urlsplit(origin or "").path).name, file_hash or md5_hash
+    if not origin or not name:
+        raise ValueError(f"get_file needs origin=, the address of a file; got {origin!r}.")
+    folder = Path(cache_dir or config.home()).expanduser() / cache_subdir
+    wanted = folder / (f"{name}_archive" if extract or untar else name)
+    kind = (
+        hash_algorithm
+        if hash_algorithm != "auto"
+        else "md5"
+        if len(digest or "") == 32
+        else "sha256"
+    )
+    if force_download or not wanted.is_file() or _wrong(wanted, digest, kind):
+        wanted.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(wanted) as part:
+            with urllib.request.urlopen(origin, timeout=60) as answer, open(part, "wb") as file:
+                shutil.copyfileobj(answer, file)
+                if answer.length:  # what is still to come
+                    raise OSError(f"{origin} ended {answer.length:,} bytes too early; try again.")
+            if found := _wrong(part, digest, kind):
+                raise ValueError(f"{origin} has the {kind} {found}, expected {digest}.")
+    if wanted == folder / name:
+        return str(wanted)
+    with replacing(folder / name) as part:
+        unpack(wanted, part)
+    return str(folder / name)
+
+
+def _wrong(path, digest, kind):
+    """Return the hash of a file where it is another than `digest`."""
+    if digest:
+        with open(path, "rb") as file:
+            found = hashlib.file_digest(file, kind).hexdigest()
+        return found if found != digest.lower() else None
+
+
+def unpack(path, folder):
+    """Unpack a zip or tar archive: plain files and folders that stay inside of `folder`."""
+    if zipfile.is_zipfile(path):
+        archive = zipfile.ZipFile(path)
+        links = [stat.S_ISLNK(m.external_attr >> 16) for m in archive.infolist()]
+        names, sizes = archive.namelist(), [m.file_size for m in archive.infolist()]
+    elif tarfile.is_tarfile(path):
+        archive = tarfile.open(path)  # noqa: SIM115  (closed below)
+        members = archive.getmembers()
+        links = [not (m.isfile() or m.isdir()) for m in members]
+        names, sizes = archive.getnames(), [m.size for m in members]
+    else:
+        raise ValueError(f"{path} is no zip and no tar archive.")
+    with archive:
+        if sum(sizes) > 2**26 + 100 * Path(path).stat().st_size:
+            raise ValueError(f"{path} would unpack to {sum(sizes):,} bytes; refused.")
+        for name, link in zip(names, links):
+            if link or "\\" in name or name.startswith("/") or ".." in name.split("/"):
+                raise ValueError(f"{path} holds {name!r}, a link or a path out of it; refused.")
+        archive.extractall(folder)

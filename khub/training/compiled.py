@@ -1,5 +1,7 @@
 """What `compile` was given: the losses and metrics, matched with the model's outputs."""
 
+from contextlib import contextmanager
+
 from khub import losses as losses_module
 from khub import metrics as metrics_module
 from khub import ops, tree
@@ -143,6 +145,14 @@ class Compiled:
             value = value if factor is None else value * factor
             total = value if total is None else total + value
         return total
+
+    @contextmanager
+    def letting_go(self):
+        """Forget the data after a `with` block, however it ends."""
+        try:
+            yield
+        finally:
+            self.running = self.resume = self.batch = self.labels = None
 
     def _check(self, model, names, flat, y):
         """Raise ValueError for targets that do not fit the losses: at the first trace."""

@@ -89,7 +89,7 @@ def write(path, before, model, epoch, batch):
         "backend": backend.name,
         "epoch": epoch,
         "batch": batch,
-        "stop": bool(model.stop_training),
+        "stop": bool(model.stop_training) and not batch,
         "optimizer": type(model.optimizer).__name__,
         "data": _place(model._compiled.running, epoch, batch),
         "initial_seeds": {k: random._global[k] for k in ("seed", "drawn")},

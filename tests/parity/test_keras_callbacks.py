@@ -19,7 +19,8 @@ BOTH = (khub, keras)
 
 def fit(package, *callbacks, optimizer=None, start=None, epochs=6, **options):
     """Train from the same weights in both; return the model and its history."""
-    model = package.Sequential([package.Input((3,)), package.layers.Dense(2, name="head")])
+    parts = [package.Input((3,)), package.layers.Dense(2, name="head")]
+    model = package.Sequential(parts, name="model")
     kernel = np.random.RandomState(1).randn(3, 2).astype("float32")
     model.set_weights([kernel, np.zeros(2, "float32")])
     model.compile(optimizer or package.optimizers.SGD(0.4), "mse", metrics=["mae"])
@@ -72,7 +73,7 @@ CHECKPOINTS = [
         "save_weights_only": True,
         "save_best_only": True,
         "monitor": "loss",
-        "initial_value_threshold": 0.7,
+        "initial_value_threshold": 1.5,
     },
 ]
 
@@ -161,7 +162,7 @@ def test_the_same_posts():
     assert json.loads(text).keys() == {"epoch", "loss", "mae", "val_loss", "val_mae"}
     assert form == "application/x-www-form-urlencoded" and pairs.startswith("data=%7B%22epoch%22")
     with pytest.warns(UserWarning, match="took no logs"):
-        fit(khub, khub.callbacks.RemoteMonitor(root.replace("http", "http") + "0"), epochs=1)
+        fit(khub, khub.callbacks.RemoteMonitor("http://127.0.0.1:1"), epochs=1)
 
 
 def test_the_scalars_of_tensorboard(tmp_path):
@@ -194,11 +195,11 @@ def test_the_scalars_of_tensorboard(tmp_path):
 def test_orbax_keeps_the_state(tmp_path):
     orbax = pytest.importorskip("orbax.checkpoint")
     keep = khub.callbacks.OrbaxCheckpoint(str(tmp_path), max_to_keep=2)
-    model, _ = fit(khub, keep, optimizer=khub.optimizers.Adam(0.1), epochs=3)
+    model, _ = fit(khub, keep, optimizer=khub.optimizers.Adam(0.1, name="adam"), epochs=3)
     folders = sorted(int(path.name) for path in tmp_path.iterdir() if path.name.isdigit())
     assert folders == [6, 9]
     tree = orbax.StandardCheckpointer().restore(tmp_path.absolute() / "9" / "default")
-    other, _ = fit(khub, optimizer=khub.optimizers.Adam(0.1), epochs=1)
+    other, _ = fit(khub, optimizer=khub.optimizers.Adam(0.1, name="adam"), epochs=1)
     other.set_state_tree(tree)
     for mine, wanted in zip(other.get_weights(), model.get_weights(), strict=True):
         np.testing.assert_array_equal(mine, wanted)
@@ -212,14 +213,17 @@ def test_a_list_of_callbacks():
         one = package.callbacks.LambdaCallback(
             on_epoch_end=lambda e, logs, seen=seen: seen.append(e)
         )
-        many = package.callbacks.CallbackList([one], add_history=True, epochs=3)
+        many = package.callbacks.CallbackList([one], epochs=3)
         many.on_train_begin()
         many.on_epoch_begin(0)
         many.on_train_batch_begin(0)
         many.on_batch_end(0, {"loss": 1.0})
         many.on_epoch_end(0, {"loss": 2.0})
-        many.append(package.callbacks.LambdaCallback(on_epoch_end=lambda e, logs: seen.append("b")))
+        many.append(
+            package.callbacks.LambdaCallback(on_train_end=lambda logs=None, s=seen: s.append("b"))
+        )
         many.on_epoch_end(1, {"loss": 3.0})
+        many.on_train_end()
         calls.append(seen)
     assert calls[0] == calls[1] == [0, 1, "b"]
 

@@ -3,6 +3,7 @@
 y_true and y_pred: (batch, ..., d)  ->  (batch, ...) from a function, a scalar from an object
 """
 
+import inspect
 from typing import Annotated, ClassVar
 
 from khub import config, dtypes, ops, tree
@@ -410,8 +411,14 @@ class LossFunctionWrapper(Loss):
         return self.fn(*match_ranks(y_true, y_pred), **self._options)
 
 
+def options_of(function):
+    """Return a function's options as fields of a class."""
+    parameters = inspect.signature(function).parameters.values()
+    return [(p.name, None, p.default) for p in parameters if p.default is not p.empty]
+
+
 class _Built(Loss):
-    """A loss made of a function of this module; the fields a class adds are its options."""
+    """A loss made of a function of this module, whose options are its fields."""
 
     _function: ClassVar = None
     reduction: Reduction = "sum_over_batch_size"
@@ -421,6 +428,8 @@ class _Built(Loss):
     def __init_subclass__(cls, of=None, **kwargs):
         if of is not None:
             cls._function = of
+            if not inspect.get_annotations(cls):
+                cls.__annotations__ = {"options": options_of(of)}
             cls.name = cls.__dict__.get("name", registry.snake_case(cls.__name__))
             cls.__doc__ = f"Loss object: {cls._function.__doc__}"
         super().__init_subclass__(**kwargs)
@@ -450,15 +459,13 @@ class MeanSquaredLogarithmicError(_Built, of=mean_squared_logarithmic_error): ..
 
 
 class Huber(_Built, of=huber):
-    delta: float = 1.0
     name = "huber_loss"
 
 
 class LogCosh(_Built, of=log_cosh): ...
 
 
-class CosineSimilarity(_Built, of=cosine_similarity):
-    axis: int = -1
+class CosineSimilarity(_Built, of=cosine_similarity): ...
 
 
 class KLDivergence(_Built, of=kl_divergence): ...
@@ -467,33 +474,16 @@ class KLDivergence(_Built, of=kl_divergence): ...
 class Poisson(_Built, of=poisson): ...
 
 
-class BinaryCrossentropy(_Built, of=binary_crossentropy):
-    from_logits: bool = False
-    label_smoothing: float = 0.0
-    axis: int = -1
+class BinaryCrossentropy(_Built, of=binary_crossentropy): ...
 
 
-class BinaryFocalCrossentropy(_Built, of=binary_focal_crossentropy):
-    apply_class_balancing: bool = False
-    alpha: float = 0.25
-    gamma: float = 2.0
-    from_logits: bool = False
-    label_smoothing: float = 0.0
-    axis: int = -1
+class BinaryFocalCrossentropy(_Built, of=binary_focal_crossentropy): ...
 
 
-class CategoricalCrossentropy(_Built, of=categorical_crossentropy):
-    from_logits: bool = False
-    label_smoothing: float = 0.0
-    axis: int = -1
+class CategoricalCrossentropy(_Built, of=categorical_crossentropy): ...
 
 
-class CategoricalFocalCrossentropy(_Built, of=categorical_focal_crossentropy):
-    alpha: float = 0.25
-    gamma: float = 2.0
-    from_logits: bool = False
-    label_smoothing: float = 0.0
-    axis: int = -1
+class CategoricalFocalCrossentropy(_Built, of=categorical_focal_crossentropy): ...
 
 
 class SparseCategoricalCrossentropy(_Built, of=sparse_categorical_crossentropy):

@@ -1,91 +1,22 @@
 """Metrics: values that add up over the batches of an epoch."""
 
-# ruff: noqa: F401  (what is imported is the public namespace)
-from khub.losses import (
-    binary_crossentropy,
-    binary_focal_crossentropy,
-    categorical_crossentropy,
-    categorical_focal_crossentropy,
-    categorical_hinge,
-    hinge,
-    huber,
-    kl_divergence,
-    log_cosh,
-    mean_absolute_error,
-    mean_absolute_percentage_error,
-    mean_squared_error,
-    mean_squared_logarithmic_error,
-    poisson,
-    sparse_categorical_crossentropy,
-    squared_hinge,
-)
-from khub.metrics.confusion import (
-    AUC,
-    BinaryIoU,
-    F1Score,
-    FalseNegatives,
-    FalsePositives,
-    FBetaScore,
-    IoU,
-    MeanIoU,
-    OneHotIoU,
-    OneHotMeanIoU,
-    Precision,
-    PrecisionAtRecall,
-    R2Score,
-    Recall,
-    RecallAtPrecision,
-    SensitivityAtSpecificity,
-    SpecificityAtSensitivity,
-    TrueNegatives,
-    TruePositives,
-)
-from khub.metrics.functions import (
-    Accuracy,
-    BinaryAccuracy,
-    BinaryCrossentropy,
-    CategoricalAccuracy,
-    CategoricalCrossentropy,
-    CategoricalHinge,
-    ConcordanceCorrelation,
-    CosineSimilarity,
-    Hinge,
-    KLDivergence,
-    LogCoshError,
-    MeanAbsoluteError,
-    MeanAbsolutePercentageError,
-    MeanSquaredError,
-    MeanSquaredLogarithmicError,
-    PearsonCorrelation,
-    Poisson,
-    RootMeanSquaredError,
-    SparseCategoricalAccuracy,
-    SparseCategoricalCrossentropy,
-    SparseTopKCategoricalAccuracy,
-    SquaredHinge,
-    TopKCategoricalAccuracy,
-    accuracy,
-    binary_accuracy,
-    categorical_accuracy,
-    concordance_correlation,
-    cosine_similarity,
-    pearson_correlation,
-    sparse_categorical_accuracy,
-    sparse_top_k_categorical_accuracy,
-    top_k_categorical_accuracy,
-)
+# ruff: noqa: F403, F405  (what the modules call public is the namespace)
+from khub.metrics.confusion import *
+from khub.metrics.functions import *
 from khub.metrics.metric import Mean, MeanMetricWrapper, Metric, Sum
 from khub.saving import registry
 
-_CLASSES = (
-    (BinaryCrossentropy, "bce", "BCE"),
-    (MeanSquaredError, "mse", "MSE"),
-    (MeanAbsoluteError, "mae", "MAE"),
-    (MeanAbsolutePercentageError, "mape", "MAPE"),
-    (MeanSquaredLogarithmicError, "msle", "MSLE"),
-)
-for _class, *_aliases in _CLASSES:
-    registry.register("metrics", _class, *_aliases)
+for _loss in registry.registered("losses").values():
+    if not isinstance(_loss, type):
+        globals().setdefault(_loss.__name__, _loss)  # a loss of each sample is a metric too
+for _short, _class in (
+    ("bce", BinaryCrossentropy),
+    ("mse", MeanSquaredError),
+    ("mae", MeanAbsoluteError),
+    ("mape", MeanAbsolutePercentageError),
+    ("msle", MeanSquaredLogarithmicError),
+):
+    registry.register("metrics", _class, _short, _short.upper())
 
 
 def get(identifier):

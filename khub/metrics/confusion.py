@@ -620,3 +620,7 @@ class OneHotMeanIoU(IoU):
 
     _fields = _without("target_class_ids", "sparse_y_true")
     sparse_y_true = sparse_y_pred = False
+
+
+_here = {name for name, x in globals().items() if getattr(x, "__module__", "") == __name__}
+__all__ = sorted(name for name in _here if not name.startswith("_"))

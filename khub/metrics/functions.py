@@ -3,23 +3,7 @@
 from typing import ClassVar
 
 from khub import config, losses, ops
-from khub.losses import (
-    Dtype,
-    binary_crossentropy,
-    categorical_crossentropy,
-    categorical_hinge,
-    hinge,
-    kl_divergence,
-    log_cosh,
-    mean_absolute_error,
-    mean_absolute_percentage_error,
-    mean_squared_error,
-    mean_squared_logarithmic_error,
-    pair,
-    poisson,
-    sparse_categorical_crossentropy,
-    squared_hinge,
-)
+from khub.losses import Dtype, pair
 from khub.metrics.metric import Mean, _FunctionMean
 from khub.saving import registry
 
@@ -122,10 +106,7 @@ class _Error(_FunctionMean):
 class Accuracy(_Score, of=accuracy): ...
 
 
-class BinaryAccuracy(_Score, of=binary_accuracy):
-    name: str = "binary_accuracy"
-    dtype: Dtype = None
-    threshold: float = 0.5
+class BinaryAccuracy(_Score, of=binary_accuracy): ...
 
 
 class CategoricalAccuracy(_Score, of=categorical_accuracy): ...
@@ -145,37 +126,28 @@ class SparseTopKCategoricalAccuracy(_Score, of=sparse_top_k_categorical_accuracy
     from_sorted_ids: bool = False
 
 
-class CosineSimilarity(_Score, of=cosine_similarity):
-    name: str = "cosine_similarity"
-    dtype: Dtype = None
-    axis: int = -1
+class CosineSimilarity(_Score, of=cosine_similarity): ...
 
 
-class PearsonCorrelation(_Score, of=pearson_correlation):
-    name: str = "pearson_correlation"
-    dtype: Dtype = None
-    axis: int = -1
+class PearsonCorrelation(_Score, of=pearson_correlation): ...
 
 
-class ConcordanceCorrelation(_Score, of=concordance_correlation):
-    name: str = "concordance_correlation"
-    dtype: Dtype = None
-    axis: int = -1
+class ConcordanceCorrelation(_Score, of=concordance_correlation): ...
 
 
-class MeanSquaredError(_Error, of=mean_squared_error): ...
+class MeanSquaredError(_Error, of=losses.mean_squared_error): ...
 
 
-class MeanAbsoluteError(_Error, of=mean_absolute_error): ...
+class MeanAbsoluteError(_Error, of=losses.mean_absolute_error): ...
 
 
-class MeanAbsolutePercentageError(_Error, of=mean_absolute_percentage_error): ...
+class MeanAbsolutePercentageError(_Error, of=losses.mean_absolute_percentage_error): ...
 
 
-class MeanSquaredLogarithmicError(_Error, of=mean_squared_logarithmic_error): ...
+class MeanSquaredLogarithmicError(_Error, of=losses.mean_squared_logarithmic_error): ...
 
 
-class LogCoshError(_Error, of=log_cosh):
+class LogCoshError(_Error, of=losses.log_cosh):
     name = "logcosh"
 
 
@@ -195,43 +167,32 @@ class RootMeanSquaredError(Mean):
         return ops.sqrt(super().result())
 
 
-class Hinge(_Error, of=hinge): ...
+class Hinge(_Error, of=losses.hinge): ...
 
 
-class SquaredHinge(_Error, of=squared_hinge): ...
+class SquaredHinge(_Error, of=losses.squared_hinge): ...
 
 
-class CategoricalHinge(_Error, of=categorical_hinge): ...
+class CategoricalHinge(_Error, of=losses.categorical_hinge): ...
 
 
-class KLDivergence(_Error, of=kl_divergence): ...
+class KLDivergence(_Error, of=losses.kl_divergence): ...
 
 
-class Poisson(_Error, of=poisson): ...
+class Poisson(_Error, of=losses.poisson): ...
 
 
-class BinaryCrossentropy(_Error, of=binary_crossentropy):
+class BinaryCrossentropy(_Error, of=losses.binary_crossentropy):
     name: str = "binary_crossentropy"
     dtype: Dtype = None
     from_logits: bool = False
     label_smoothing: float = 0
 
 
-class CategoricalCrossentropy(_Error, of=categorical_crossentropy):
-    name: str = "categorical_crossentropy"
-    dtype: Dtype = None
-    from_logits: bool = False
-    label_smoothing: float = 0
-    axis: int = -1
+class CategoricalCrossentropy(_Error, of=losses.categorical_crossentropy): ...
 
 
-class SparseCategoricalCrossentropy(_Error, of=sparse_categorical_crossentropy):
-    name: str = "sparse_categorical_crossentropy"
-    dtype: Dtype = None
-    from_logits: bool = False
-    ignore_class: int | None = None
-    axis: int = -1
-
+class SparseCategoricalCrossentropy(_Error, of=losses.sparse_categorical_crossentropy):
     def update_state(self, y_true, y_pred, sample_weight=None):
         """Add a batch."""
         if sample_weight is not None and self.ignore_class is not None:
@@ -239,3 +200,7 @@ class SparseCategoricalCrossentropy(_Error, of=sparse_categorical_crossentropy):
             kept = losses.kept(ops.convert_to_tensor(y_true), y_pred, self.ignore_class, self.axis)
             sample_weight = losses.masked_weight(sample_weight, kept, self.dtype)
         super().update_state(y_true, y_pred, sample_weight)
+
+
+_here = {name for name, x in globals().items() if getattr(x, "__module__", "") == __name__}
+__all__ = sorted(name for name in _here if not name.startswith("_"))

@@ -1,5 +1,6 @@
 """Metric: Variables that add up over batches. Sum, Mean, and means of a function's values."""
 
+import inspect
 from typing import ClassVar
 
 import numpy as np
@@ -8,7 +9,7 @@ from khub import losses, ops
 from khub.backend import active
 from khub.backend.scope import Scope
 from khub.backend.variable import Variable, name_scope, unique_name
-from khub.fields import Configurable
+from khub.fields import Configurable, FieldsOf
 from khub.layers.masks import MASKS, get_mask
 from khub.losses import Dtype, divide_no_nan, masked_weight, match_ranks
 from khub.saving import registry
@@ -197,6 +198,10 @@ class _FunctionMean(Mean):
     def __init_subclass__(cls, of=None, **kwargs):
         if of is not None:
             cls._function = of
+            if not inspect.get_annotations(cls):  # Keras' order: the options come last
+                own = [("name", None, cls.__dict__.get("name", registry.snake_case(cls.__name__)))]
+                own += FieldsOf(Mean, "dtype")
+                cls.__annotations__ = {"options": own + losses.options_of(of)}
             cls.name = cls.__dict__.get("name", registry.snake_case(cls.__name__))
             cls.__doc__ = cls.__doc__ or f"Mean over samples: {cls._function.__doc__}"
         super().__init_subclass__(**kwargs)

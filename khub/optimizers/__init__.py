@@ -1,25 +1,11 @@
 """Optimizers and learning-rate schedules."""
 
+# ruff: noqa: F401  (what is imported is the public namespace)
 from khub.optimizers import legacy, schedules
 from khub.optimizers.loss_scale import LossScaleOptimizer
 from khub.optimizers.multi import MultiOptimizer, OptimizerMap
 from khub.optimizers.optimizer import Optimizer
-from khub.optimizers.rules import (
-    SGD,
-    Adadelta,
-    Adafactor,
-    Adagrad,
-    Adam,
-    Adamax,
-    AdamW,
-    Ftrl,
-    Lamb,
-    Lion,
-    Muon,
-    Nadam,
-    RMSprop,
-    ScheduleFreeAdamW,
-)
+from khub.optimizers.rules import *  # noqa: F403
 from khub.saving import registry
 
 
@@ -47,30 +33,3 @@ def serialize(optimizer):
 def deserialize(config, custom_objects=None):
     """Build an optimizer from its serialized form."""
     return registry.deserialize(config, custom_objects, "optimizers")
-
-
-__all__ = [
-    "SGD",
-    "Adadelta",
-    "Adafactor",
-    "Adagrad",
-    "Adam",
-    "AdamW",
-    "Adamax",
-    "Ftrl",
-    "Lamb",
-    "Lion",
-    "LossScaleOptimizer",
-    "MultiOptimizer",
-    "Muon",
-    "Nadam",
-    "Optimizer",
-    "OptimizerMap",
-    "RMSprop",
-    "ScheduleFreeAdamW",
-    "deserialize",
-    "get",
-    "legacy",
-    "schedules",
-    "serialize",
-]

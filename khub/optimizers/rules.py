@@ -438,3 +438,7 @@ class Lion(Optimizer):
     def rule(self, gradient, value, rate, m):
         step = ops.sign(m * self.beta_1 + gradient * (1 - self.beta_1))
         return value - rate * step, m * self.beta_2 + gradient * (1 - self.beta_2)
+
+
+_here = {name for name, x in globals().items() if getattr(x, "__module__", "") == __name__}
+__all__ = sorted(name for name in _here if not name.startswith("_"))

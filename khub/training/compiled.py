@@ -1,5 +1,7 @@
 """What `compile` was given: the losses and metrics, matched with the model's outputs."""
 
+from contextlib import contextmanager
+
 from khub import losses as losses_module
 from khub import metrics as metrics_module
 from khub import ops, tree
@@ -144,6 +146,14 @@ class Compiled:
             total = value if total is None else total + value
         return total
 
+    @contextmanager
+    def letting_go(self):
+        """Forget the data after a `with` block, however it ends."""
+        try:
+            yield
+        finally:
+            self.running = self.resume = self.batch = self.labels = None
+
     def _check(self, model, names, flat, y):
         """Raise ValueError for targets that do not fit the losses: at the first trace."""
         makers = _makers(model) if not isinstance(y, dict) else ()
@@ -157,9 +167,9 @@ class Compiled:
 
     def check_labels(self):
         """Raise ValueError for labels no loss can take: in all rows, or in this batch."""
-        y, self.labels = self.labels if self.labels is not None else self.batch[1], None
-        if self._classes is None or y is None or self.batch is None:
+        if self._classes is None or self.batch is None or self.batch[1] is None:
             return
+        y, self.labels = self.batch[1] if self.labels is None else self.labels, None
         wanted = self._targets(y, self.output_names, len(self._classes))
         rows = zip(self.output_names, self._losses, wanted, self._classes, strict=True)
         for name, loss, target, classes in rows:

@@ -51,9 +51,15 @@ def _callbacks(model):
     return found
 
 
-def _source(model):
-    source = model._compiled.running.source
-    return {"batches": source.num_batches, "seed": source.seed, "epoch": source.epoch}
+def _place(running, epoch, batch):
+    """Return the place in the data; of data that go on from epoch to epoch since the first one."""
+    source, passed = running.source, batch + (epoch - running.origin) * running.steps
+    place = source.state(passed) if passed else source.state() | {"epoch": source.epoch}
+    try:
+        json.dumps(place)
+    except TypeError:  # a state that is no plain data: the batches are drawn again
+        place.pop("data")
+    return {"batches": source.num_batches, "origin": running.origin, "place": place}
 
 
 # --- writing -------------------------------------------------------------------------------------
@@ -78,16 +84,14 @@ def write(path, before, model, epoch, batch):
     # bfloat16 and its kin go as integers of their size
     plain = {n: v.view(f"u{v.itemsize}") if v.dtype.kind == "V" else v for n, v in tensors.items()}
     plain = {n: np.asarray(v, order="C") for n, v in plain.items()}
-    source = _source(model)
-    source["epoch"] -= batch > 0  # the epoch that runs is drawn again
     state = {
         "format": FORMAT,
         "backend": backend.name,
         "epoch": epoch,
         "batch": batch,
-        "stop": bool(model.stop_training),
+        "stop": bool(model.stop_training) and not batch,
         "optimizer": type(model.optimizer).__name__,
-        "source": source,
+        "data": _place(model._compiled.running, epoch, batch),
         "initial_seeds": {k: random._global[k] for k in ("seed", "drawn")},
         "seeds": seeds,
         "callbacks": known,
@@ -155,27 +159,27 @@ class Resume:
         if state["crc32"] != _checksum(self.tensors):
             raise self._damaged("its checksum is another")
         self.state, self.epoch, self.batch = state, state["epoch"], state["batch"]
+        named = self.tensors.items()
+        self.variables = {n: v for n, v in named if not n.startswith("callbacks.")}
 
     def _damaged(self, why):
         return _Damaged(
             f"The backup {self.path} is damaged ({why}): delete it to train from the beginning."
         )
 
-    def begin(self, model, source, step, steps):
-        """Go to the place in the data, restore all and return the batches that are left.
-
-        steps: batches an epoch of data that goes on from epoch to epoch, else None
-        """
-        wanted = self.state["source"]
-        if wanted["batches"] != source.num_batches:
-            raise self._foreign(f"{wanted['batches']} batches an epoch", source.num_batches)
-        source.seed, source.epoch = wanted["seed"], wanted["epoch"]
-        source.skip(self.batch + (self.epoch * steps if steps else 0))
+    def begin(self, model, step):
+        """Go to the place in the data, restore all and return the batches that are left."""
+        running, data = model._compiled.running, self.state["data"]
+        source, running.origin = running.source, data["origin"]
+        if data["batches"] != source.num_batches:
+            raise self._foreign(f"{data['batches']} batches an epoch", source.num_batches)
+        source.restore(data["place"])
         batches = model._batches(source)
         first = next(batches, None)
         if first is not None:
             model._prepare_training(first)
-            if len(_variables(model)) < len([n for n in self.tensors if n[:9] != "callbacks"]):
+            unlike = self.variables.keys() ^ _variables(model).keys()
+            if unlike and all(name.startswith("metrics.") for name in unlike):
                 step([first])  # which makes the metrics; all that it changed is restored
             batches = itertools.chain([first], batches)
         self.restore(model)
@@ -183,8 +187,7 @@ class Resume:
 
     def restore(self, model):
         """Set all to what the file says.  Raises ValueError where it is of another model."""
-        state, own = self.state, _variables(model)
-        given = {n: v for n, v in self.tensors.items() if not n.startswith("callbacks.")}
+        state, own, given = self.state, _variables(model), self.variables
         if state["optimizer"] != type(model.optimizer).__name__:
             raise self._foreign(state["optimizer"], type(model.optimizer).__name__)
         wrong = sorted(given.keys() ^ own.keys())

@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 
 from khub import activations, losses
+from khub.backend import active
 
 _SPARSE = ("sparse_categorical_crossentropy", "categorical_generalized_cross_entropy")
 _CATEGORICAL = ("categorical_crossentropy", "categorical_focal_crossentropy")
@@ -69,11 +70,12 @@ def _alike(given, expected):
 def check_labels(name, loss, y, classes):
     """Raise ValueError for class numbers that an output with so many classes does not have."""
     kind = _kind(loss)
-    if kind not in _SPARSE + _BINARY or not isinstance(y, np.ndarray) or y.dtype.kind not in "iuf":
+    if kind not in _SPARSE + _BINARY or not (active.is_tensor(y) or isinstance(y, np.ndarray)):
         return
+    y = active.convert_to_numpy(y)  # of a device, in the first batch of an epoch alone
     ignored = getattr(loss, "ignore_class", None)
     y = y if ignored is None else y[y != ignored]
-    if y.size == 0 or kind in _BINARY and y.dtype.kind == "f":
+    if y.size == 0 or y.dtype.kind not in "iuf" or kind in _BINARY and y.dtype.kind == "f":
         return
     classes = 2 if kind in _BINARY else classes
     low, high = y.min(), y.max()

@@ -324,47 +324,49 @@ class Trainer:
         step = self.make_train_function()
         per_call = self._compiled.options["steps_per_execution"]
         self.stop_training = False
-        self._compiled.running = SimpleNamespace(source=source, callbacks=callbacks)
+        endless = bool(steps_per_epoch) and not isinstance(source, data_module.ArraySource)
+        self._compiled.running = running = SimpleNamespace(source=source, callbacks=callbacks)
+        running.steps, running.origin = steps_per_epoch if endless else 0, initial_epoch
         if isinstance(source, data_module.ArraySource) and not self._is_raw(source.x):
             self._compiled.labels = source.y
-        callbacks.call("on_train_begin", {})
-        endless = steps_per_epoch and not isinstance(source, data_module.ArraySource)
-        batches, done, logs = None, 0, {}
-        resume, self._compiled.resume = self._compiled.resume, None
-        if resume is not None:
-            batches = resume.begin(self, source, step, steps_per_epoch if endless else None)
-            initial_epoch, done = resume.epoch, resume.batch
-        for epoch in range(initial_epoch, epochs):
-            self.reset_metrics()
-            callbacks.call("on_epoch_begin", epoch, {})
-            if done:
-                resume.restore(self)
-            if batches is None:
-                batches = self._batches(source)
-            logs = self._run_epoch(
-                batches, step, per_call, steps_per_epoch, callbacks, "train", done
-            )
-            batches, done = batches if endless else None, 0
-            logs = dict(Logs(logs).items())
-            if validation_data is not None and (epoch + 1) % validation_freq == 0:
-                held = self._validation(validation_data)
-                results = self.evaluate(
-                    *held[:2],
-                    sample_weight=held[2],
-                    batch_size=validation_batch_size or batch_size,
-                    steps=validation_steps,
-                    verbose=0,
-                    callbacks=callbacks,
-                    return_dict=True,
+        with self._compiled.letting_go():
+            callbacks.call("on_train_begin", {})
+            batches, done, logs = None, 0, {}
+            resume, self._compiled.resume = self._compiled.resume, None
+            if resume is not None:
+                batches = resume.begin(self, step)
+                initial_epoch, done = resume.epoch, resume.batch
+                epochs = 0 if resume.state["stop"] else epochs
+            for epoch in range(initial_epoch, epochs):
+                self.reset_metrics()
+                callbacks.call("on_epoch_begin", epoch, {})
+                if done:
+                    resume.restore(self)
+                if batches is None:
+                    batches = self._batches(source)
+                logs = self._run_epoch(
+                    batches, step, per_call, steps_per_epoch, callbacks, "train", done
                 )
-                logs.update({f"val_{name}": value for name, value in results.items()})
-            callbacks.call("on_epoch_end", epoch, logs)
-            if self.stop_training:
-                break
-        if self.optimizer is not None:
-            self.optimizer.finalize_variable_values(self._collected().trained)
-        callbacks.call("on_train_end", logs)
-        self._compiled.running = self._compiled.batch = None
+                batches, done = batches if endless else None, 0
+                logs = dict(Logs(logs).items())
+                if validation_data is not None and (epoch + 1) % validation_freq == 0:
+                    held = self._validation(validation_data)
+                    results = self.evaluate(
+                        *held[:2],
+                        sample_weight=held[2],
+                        batch_size=validation_batch_size or batch_size,
+                        steps=validation_steps,
+                        verbose=0,
+                        callbacks=callbacks,
+                        return_dict=True,
+                    )
+                    logs.update({f"val_{name}": value for name, value in results.items()})
+                callbacks.call("on_epoch_end", epoch, logs)
+                if self.stop_training:
+                    break
+            if self.optimizer is not None:
+                self.optimizer.finalize_variable_values(self._collected().trained)
+            callbacks.call("on_train_end", logs)
         return self.history
 
     @staticmethod
@@ -378,6 +380,8 @@ class Trainer:
             verbose = 2  # a line at the end, not redrawn
         if not isinstance(given, CallbackList):
             given = [given] if isinstance(given, Callback) else list(given or ())
+            if verbose == "auto" and not config.is_interactive_logging_enabled():
+                verbose = 2  # a line at the end, not redrawn
             return CallbackList(given, add_history, bool(verbose), self, verbose=verbose, **params)
         if add_history and given.find(History) is None:
             given.append(History())
@@ -429,6 +433,7 @@ class Trainer:
         if group:
             logs = self._run_group(group, step, done, callbacks, kind, begins, ends)
             done += len(group)
+        compiled.batch = None
         if done == 0:
             raise ValueError("The data gave no batch; an iterator is used up after one epoch.")
         if limit is not None and done < limit and not self.stop_training:

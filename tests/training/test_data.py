@@ -188,7 +188,9 @@ def heads():
 def test_weights_of_each_output():
     network, targets = heads(), {"a": Y, "b": 2 * Y}
     weights = {"a": np.linspace(0, 1, 22, dtype="float32"), "b": np.zeros(22, "float32")}
-    found = network.evaluate(X, targets, weights, batch_size=22, verbose=0, return_dict=True)
+    found = network.evaluate(
+        X, targets, sample_weight=weights, batch_size=22, verbose=0, return_dict=True
+    )
     error = (np.asarray(network.predict(X, verbose=0)["a"]) - Y)[:, 0] ** 2
     np.testing.assert_allclose(found["loss"], np.mean(error * weights["a"]), rtol=1e-5)
 

@@ -5,6 +5,7 @@ from functools import wraps
 import numpy as np
 
 from khub import tree
+from khub.fields import Configurable
 
 HOOKS = [
     f"on_{kind}_{edge}"
@@ -86,6 +87,20 @@ class Callback:
 
     def on_predict_end(self, logs=None):
         """After prediction."""
+
+
+def Options(**defaults):  # noqa: N802  (it stands where a type does)
+    """Several fields of any type, with their defaults."""
+    return [(name, None, default) for name, default in defaults.items()]
+
+
+class Declared(Configurable, Callback):
+    """A callback whose constructor follows from its fields; it refuses arguments that are none."""
+
+    def __init__(self, **kwargs):
+        Callback.__init__(self)
+        if kwargs:
+            raise TypeError(f"{type(self).__name__} has no argument {', '.join(kwargs)}.")
 
 
 class Logs(dict):

@@ -5,24 +5,21 @@ import sys
 import numpy as np
 
 from khub import tree
-from khub.training.callbacks.callback import Callback, to_number
+from khub.backend import active
+from khub.fields import Choice
+from khub.training.callbacks.callback import Declared, Options, to_number
 
 
-class Monitor(Callback):
+class Monitor(Declared):
     """What watches a quantity of the logs.
 
-    monitor: its name; mode: "min" or "max" is better, "auto": as the metric of this name says, or
-    the name (accuracy, auc and score rise)
-    min_delta: what counts as better
+    monitor: its name; mode: "min" or "max" is better, "auto": what the metric of this name says, or
+    the name (accuracy, auc and score rise); min_delta: what counts as better
     """
 
     resumed = ("best",)
-
-    def __init__(self, monitor, mode="auto", min_delta=0, best=None):
-        super().__init__()
-        if mode not in ("auto", "min", "max"):
-            raise ValueError(f"mode must be auto, min or max, got {mode!r}.")
-        self.monitor, self.mode, self.min_delta, self.best = monitor, mode, abs(min_delta), best
+    mode: Choice("auto", "min", "max") = "auto"
+    min_delta = 0
 
     def get_monitor_value(self, logs):
         """Return the quantity, None in an epoch without validation.  Raises ValueError without."""
@@ -35,77 +32,53 @@ class Monitor(Callback):
             )
         return value
 
-    def _rises(self):
-        if self.mode != "auto":
-            return self.mode == "max"
-        name = self.monitor.removeprefix("val_")
-        for metric in self.model.metrics:
-            if metric._direction and name == getattr(metric, "_logged_as", metric.name):
-                return metric._direction == "up"
-        return name.endswith(("acc", "accuracy", "auc", "score"))
-
     def better(self, value, than):
         """Say whether a value is better than another one; all are better than None."""
-        sign = -1 if self._rises() else 1
-        return than is None or sign * (value - than) < -self.min_delta
+        name, up = self.monitor.removeprefix("val_"), self.mode == "max"
+        if self.mode == "auto":
+            known = {getattr(m, "_logged_as", m.name): m._direction for m in self.model.metrics}
+            rises = name.endswith(("acc", "accuracy", "auc", "score"))
+            up = (known.get(name) or ("up" if rises else "down")) == "up"
+        return than is None or (than - value if not up else value - than) > abs(self.min_delta)
 
 
-class TerminateOnNaN(Callback):
+class TerminateOnNaN(Declared):
     """Stops training when the loss is no number, and says where to look for the reason.
 
     raise_error: raise RuntimeError instead, so that `on_train_end` is not called
     """
 
-    def __init__(self, raise_error=False):
-        super().__init__()
-        self.raise_error = raise_error
+    raise_error: bool = False
 
     def on_train_batch_end(self, batch, logs=None):
         loss = (logs or {}).get("loss")
         if loss is None or np.isfinite(loss):
             return
-        text = f"Batch {batch}: the loss is {loss}, training stops. {self._hint()}"
+        data = tree.flatten(self.model._compiled.batch)
+        data = [active.convert_to_numpy(x) for x in data if hasattr(x, "dtype")]
+        hint = "The batch holds values that are not finite: look at the data."
+        if all(np.isfinite(x).all() for x in data if x.dtype.kind == "f"):
+            rate = to_number(self.model.optimizer.learning_rate)
+            hint = f"Its data are finite: lower the learning rate ({rate:g}), limit the gradients "
+            hint += "(clipnorm=1.0 in the optimizer), or look for log(0) and x / 0 in the loss."
+        text = f"Batch {batch}: the loss is {loss}, training stops. {hint}"
         if self.raise_error:
             raise RuntimeError(text)
         print(text, file=sys.stderr)
         self.model.stop_training = True
 
-    def _hint(self):
-        leaves = [np.asarray(x) for x in tree.flatten(self.model._compiled.batch) if x is not None]
-        if not all(np.isfinite(x).all() for x in leaves if x.dtype.kind == "f"):
-            return "This batch holds values that are not finite: look at the data."
-        rate = self.model.optimizer.learning_rate
-        return (
-            f"The data of this batch are finite: lower the learning rate ({to_number(rate):g}), "
-            "limit the gradients (clipnorm=1.0 in the optimizer), or look for a logarithm or a "
-            "division of 0 in the loss."
-        )
-
 
 class EarlyStopping(Monitor):
     """Stops when a quantity has not improved for `patience` epochs.
 
-    monitor: name in the logs; min_delta: what counts as better; mode: "min", "max" or "auto" (by
-    the name); baseline: no epoch that is worse ends the waiting; restore_best_weights: go back to
-    the best epoch's; start_from_epoch: wait so long
+    monitor, min_delta, mode: see `Monitor`; baseline: no epoch that is worse ends the waiting;
+    restore_best_weights: go back to the best epoch's; start_from_epoch: wait so long
     """
 
     resumed = ("best", "wait", "best_epoch", "best_weights", "stopped_epoch")
-
-    def __init__(
-        self,
-        monitor="val_loss",
-        min_delta=0,
-        patience=0,
-        verbose=0,
-        mode="auto",
-        baseline=None,
-        restore_best_weights=False,
-        start_from_epoch=0,
-    ):
-        super().__init__(monitor, mode, min_delta)
-        self.patience, self.verbose, self.baseline = patience, verbose, baseline
-        self.restore_best_weights, self.start_from_epoch = restore_best_weights, start_from_epoch
+    first: Options(monitor="val_loss", min_delta=0, patience=0, verbose=0)
+    mode: Choice("auto", "min", "max") = "auto"
+    last: Options(baseline=None, restore_best_weights=False, start_from_epoch=0)
 
     def on_train_begin(self, logs=None):
         self.wait, self.stopped_epoch, self.best_epoch = 0, 0, 0
@@ -144,25 +117,13 @@ class ReduceLROnPlateau(Monitor):
     """
 
     resumed = ("best", "wait", "cooldown_counter")
+    first: Options(monitor="val_loss", factor=0.1, patience=10, verbose=0)
+    mode: Choice("auto", "min", "max") = "auto"
+    last: Options(min_delta=1e-4, cooldown=0, min_lr=0.0)
 
-    def __init__(
-        self,
-        monitor="val_loss",
-        factor=0.1,
-        patience=10,
-        verbose=0,
-        mode="auto",
-        min_delta=1e-4,
-        cooldown=0,
-        min_lr=0.0,
-        **kwargs,
-    ):
-        super().__init__(monitor, mode, kwargs.pop("epsilon", min_delta))  # its name in Keras 1
-        if factor >= 1 or kwargs:
-            what = f"arguments of these names: {', '.join(kwargs)}" if kwargs else f"{factor=}"
-            raise ValueError(f"ReduceLROnPlateau needs a factor below 1, got {what}.")
-        self.factor, self.patience, self.verbose = factor, patience, verbose
-        self.cooldown, self.min_lr = cooldown, min_lr
+    def setup(self):
+        if self.factor >= 1:
+            raise ValueError(f"factor must be below 1, got {self.factor!r}.")
 
     def on_train_begin(self, logs=None):
         self.wait, self.cooldown_counter, self.best = 0, 0, None
@@ -173,8 +134,7 @@ class ReduceLROnPlateau(Monitor):
 
     def on_epoch_end(self, epoch, logs=None):
         optimizer, value = self.model.optimizer, self.get_monitor_value(logs)
-        rate = float(to_number(optimizer.learning_rate))
-        logs["learning_rate"] = rate
+        logs["learning_rate"] = rate = to_number(optimizer.learning_rate)
         if value is None:
             return
         if self.in_cooldown():
@@ -190,16 +150,15 @@ class ReduceLROnPlateau(Monitor):
                     print(f"Epoch {epoch + 1}: the learning rate is lowered to {rate}.")
 
 
-class LearningRateScheduler(Callback):
+class LearningRateScheduler(Declared):
     """Sets the learning rate of each epoch to schedule(epoch, learning rate so far)."""
 
-    def __init__(self, schedule, verbose=0):
-        super().__init__()
-        self.schedule, self.verbose = schedule, verbose
+    schedule: object
+    verbose: int = 0
 
     def on_epoch_begin(self, epoch, logs=None):
         optimizer = self.model.optimizer
-        rate = self.schedule(epoch, float(to_number(optimizer.learning_rate)))
+        rate = self.schedule(epoch, to_number(optimizer.learning_rate))
         if not isinstance(rate, (float, np.floating)):
             raise ValueError(
                 f"The schedule of LearningRateScheduler must return a float, got {rate!r}."
@@ -210,4 +169,7 @@ class LearningRateScheduler(Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         if logs is not None:
-            logs["learning_rate"] = float(to_number(self.model.optimizer.learning_rate))
+            logs["learning_rate"] = to_number(self.model.optimizer.learning_rate)
+
+
+__all__ = ["EarlyStopping", "LearningRateScheduler", "ReduceLROnPlateau", "TerminateOnNaN"]

@@ -79,6 +79,8 @@ def _is_scipy(x):
 
 def _rows(x, index):
     """Rows of one leaf; those of a scipy matrix as the backend's sparse tensor."""
+    if type(x) is np.ndarray and x.dtype.char != "d":
+        return x[index]
     if x is None or not _is_scipy(x):
         return None if x is None else _narrow(x[index])
     rows, dtype = x[index], config.floatx() if x.dtype.kind == "f" else x.dtype.name
@@ -89,7 +91,7 @@ def _rows(x, index):
 
 def _narrow(x):
     """NumPy's float64 becomes `floatx()`."""
-    if isinstance(x, np.ndarray) and x.dtype == np.float64:
+    if isinstance(x, np.ndarray) and x.dtype.char == "d":
         return x.astype(dtypes.numpy_dtype(config.floatx()))
     return x
 
@@ -138,9 +140,10 @@ def _as_arrays(x, where):
 
 def _dense(x):
     """A nested list of numbers or texts as one array, everything else as it is."""
-    first = tree.flatten(x[:1])[:1] if isinstance(x, list) else [None]
-    plain = all(isinstance(leaf, (int, float, str, bytes, np.generic)) for leaf in first)
-    return np.asarray(x) if plain else x
+    if not isinstance(x, list):
+        return x
+    plain = int, float, str, bytes, np.generic
+    return np.asarray(x) if all(isinstance(v, plain) for v in tree.flatten(x[:1])[:1]) else x
 
 
 def is_raw_texts(x):
@@ -207,22 +210,8 @@ class ArraySource(Source):
         self.raw = is_raw_texts(x)
         self.x = x if self.raw else _as_arrays(x, "x")
         self.y, self.sample_weight = _as_arrays(y, "y"), _as_arrays(sample_weight, "sample_weight")
-        parts = {
-            "x": None if self.raw else self.x,
-            "y": self.y,
-            "sample_weight": self.sample_weight,
-        }
-        sizes = {"x": [len(x[0] if isinstance(x, tuple) else x)]} if self.raw else {}
-        for name, part in parts.items():
-            found = [_length(leaf) for leaf in tree.flatten(part) if leaf is not None]
-            sizes |= {name: found} if found else {}
-        lengths = sorted(set(sum(sizes.values(), [])))
-        if len(lengths) != 1:
-            each = ", ".join(f"{name} {sorted(set(found))}" for name, found in sizes.items())
-            raise ValueError(
-                f"x, y and sample_weight must have equal lengths, got {lengths}: {each}."
-            )
-        self._set(lengths[0], batch_size, shuffle, seed, class_weight)
+        parts = self.x, self.y, self.sample_weight
+        self._set(_count(*parts), batch_size, shuffle, seed, class_weight)
         files = [leaf for leaf in tree.flatten(parts) if isinstance(leaf, np.memmap)]
         self.files = [leaf for leaf in files if leaf.mode != "c" and hasattr(mmap, "MADV_DONTNEED")]
 
@@ -241,7 +230,7 @@ class ArraySource(Source):
         (epoch, first), size, order = self._begin(), self.batch_size, None
         if self.shuffle:
             ends = self.start, self.start + self.size
-            order = np.arange(*ends, dtype="int32" if ends[1] < 2**31 else "int64")
+            order = np.arange(*ends, dtype="int32" if 2**26 < ends[1] < 2**31 else "int64")
             np.random.Generator(np.random.Philox(key=[self.seed, epoch])).shuffle(order)
         touched = sum(max(f.nbytes // len(f), _FAULT) for f in self.files) * size
         every = max(_AT_ONCE // touched, 1) if touched else 0
@@ -281,8 +270,19 @@ class ArraySource(Source):
         return first, last
 
 
-def _length(x):
-    return x.shape[0] if _is_scipy(x) else len(x)
+def _count(x, y, weight):
+    """Return the number of rows, which must be that of each part."""
+    raw = [x[0] if isinstance(x, tuple) else x] if is_raw_texts(x) else tree.flatten(x)
+    parts = {"x": raw, "y": tree.flatten(y), "sample_weight": tree.flatten(weight)}
+    sizes = {
+        name: {v.shape[0] if hasattr(v, "shape") else len(v) for v in leaves if np.ndim(v)}
+        for name, leaves in parts.items()
+    }
+    found = sorted(set().union(*sizes.values()))
+    if len(found) != 1:
+        each = ", ".join(f"{name} {sorted(has)}" for name, has in sizes.items() if has)
+        raise ValueError(f"x, y and sample_weight must have equal lengths, got {found}: {each}.")
+    return found[0]
 
 
 class Columns:
@@ -413,21 +413,17 @@ class IterableSource(Source):
             x, y, weight = unpack_x_y_sample_weight(data)
             if isinstance(x, tuple) and _all_strings(x):  # so torch's DataLoader collates them
                 x = list(x)
-            if not is_raw_texts(x):
+            raw = is_raw_texts(x)
+            if not raw:
                 parts = tuple(_dense(part) for part in (x, y, weight))
                 x, y, weight = tree.map_structure(_host, parts)
             if self.class_weight is not None:
                 weight = class_weights(self.class_weight, y, weight)
+            sizes = {v.shape[0] for v in tree.flatten((x, y, weight)) if getattr(v, "shape", ())}
+            if len(sizes) > 1 or raw:
+                _count(x, y, weight)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{where}: {error}") from error
-        parts = {"y": y, "sample_weight": weight} if is_raw_texts(x) else {"x": x, "y": y}
-        sizes = {
-            name: {np.shape(leaf)[0] for leaf in tree.flatten(part) if np.ndim(leaf)}
-            for name, part in parts.items()
-        }
-        if len(set().union(*sizes.values())) > 1:
-            each = ", ".join(f"{name} {sorted(found)}" for name, found in sizes.items())
-            raise ValueError(f"{where}: its parts must have equally many rows, got {each}.")
         return x, y, weight
 
 

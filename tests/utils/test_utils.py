@@ -382,6 +382,14 @@ def test_a_model_is_drawn(tmp_path, monkeypatch):
         utils.model_to_dot(khub.Sequential([khub.layers.Dense(1)]))
 
 
+@once
+def test_what_is_not_installed_is_named():
+    from khub.utils.extras import optional
+
+    with pytest.raises(ImportError, match=r"needs no_such_package: pip install 'khub\[plot\]'"):
+        optional("no_such_package.inside", "plot")
+
+
 # --- pictures ------------------------------------------------------------------------------------
 @once
 def test_boxes_are_drawn():

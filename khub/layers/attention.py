@@ -138,7 +138,7 @@ class _Heads(Layer):
         free, out = "abcdefgh"[: rank - 1], "opqrst"[: len(outputs)]
         dense = self._dense("attention_output", rank, f"{free}yz,yz{out}->{free}{out}", outputs)
         dense.build((*query_shape[:-1], heads, value_width))
-        setattr(self, f"{self._prefix}output_dense", dense)
+        setattr(self, self._place("output"), dense)
 
     def _add_into_heads(self, name, shape, heads, width):
         """Make a projection (batch, *places, n) -> (batch, *places, heads, width)."""
@@ -146,7 +146,10 @@ class _Heads(Layer):
         free = "abcdefgh"[: rank - 1]
         dense = self._dense(name, rank, f"{free}x,xyz->{free}yz", (heads, width))
         dense.build(shape)
-        setattr(self, f"{self._prefix}{name}_dense", dense)
+        setattr(self, self._place(name), dense)
+
+    def _place(self, name):
+        return f"{'_' if name == 'gate' else self._prefix}{name}_dense"
 
     def _dense(self, name, rank, equation, outputs):
         return EinsumDense(
@@ -194,7 +197,7 @@ class _Heads(Layer):
         return y, self._unfold_weights(weights, shape, source) if folds else weights
 
     def _project(self, name, x):
-        return getattr(self, f"{self._prefix}{name}_dense")(x)
+        return getattr(self, self._place(name))(x)
 
     def _allowed(self, time, source, masks, causal):
         """Which of (batch, time, source) may be looked at, or None: all.
@@ -305,8 +308,7 @@ class GroupQueryAttention(_Heads):
     Masks as those of `MultiHeadAttention`.
     """
 
-    _prefix = "_"
-    _rank = 3
+    _prefix, _rank, _file_class = "_", 3, "GroupedQueryAttention"
 
     head_dim: PositiveInt
     num_query_heads: PositiveInt

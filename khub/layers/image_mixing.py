@@ -62,7 +62,7 @@ class _Mixing(ImageLayer):
         """The number of each image's partner: those of the batch in a random order."""
         return {"permutation_order": ops.argsort(self.factors(data, seed, (0.0, 1.0)))}
 
-    def weights(self, data, seed, alpha):
+    def shares(self, data, seed, alpha):
         """Draw each image's share in the mixture from Beta(alpha, alpha).  -> (batch,)"""
         shape = (2, self.images_shape(data)[0])
         one, other = ops.unstack(random.gamma(shape, alpha, "float32", seed), 2)
@@ -101,7 +101,7 @@ class MixUp(_Mixing):
     options: Shared("data_format", "seed")
 
     def drawn(self, data, seed):
-        weight = self.weights(data, seed, self.alpha)
+        weight = self.shares(data, seed, self.alpha)
         return {"mix_weight": weight} | super().drawn(data, seed)
 
     def mix(self, x, partners, transformation):
@@ -127,7 +127,7 @@ class CutMix(_Mixing):
 
     def drawn(self, data, seed):
         alpha = ops.maximum(self.factors(data, seed, self.factor), 1e-2)
-        side = ops.sqrt(1 - self.weights(data, seed, alpha))
+        side = ops.sqrt(1 - self.shares(data, seed, alpha))
         masks, covered = _rectangles(self, data, seed, (side, side))
         return {"batch_masks": masks, "mix_weight": 1 - covered} | super().drawn(data, seed)
 

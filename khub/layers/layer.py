@@ -28,11 +28,11 @@ from khub.saving.layer_files import LayerFiles
 
 _TENSORS = active.TENSORS
 _FLOATS = frozenset(active.NATIVE[name] for name in dtypes.FLOATS)
-_INTERNAL = """
-_added _arguments _build_shapes _first_call _losses _losses_of _metrics _nodes _policy
+INTERNAL = """
+_added _arguments _build_shapes _first_call _graph _losses _losses_of _metrics _nodes _policy
 _state_variables _training_state optimizer preprocessor
 """  # attributes whose Variables and layers are none of this layer's
-_INTERNAL = frozenset(_INTERNAL.split())
+INTERNAL = frozenset(INTERNAL.split())
 _PLAIN = frozenset({bool, int, float, str, type(None)})  # they hold nothing, and are most of all
 
 
@@ -62,7 +62,8 @@ def _scoped_build(build):
                 build(self, *args, **kwargs)
         finally:
             self._building = False
-        self._build_shapes = args[0] if len(args) == 1 and not kwargs else (args or kwargs)
+        names = list(inspect.signature(build).parameters)[1:]
+        self._build_shapes = dict(zip(names, args, strict=False)) | kwargs
         self.built = True
         self._prepare()
 
@@ -163,6 +164,7 @@ class Layer(LayerFiles, Configurable, active.Base):
     # --- Variables and sub-layers ----------------------------------------------------------------
     def add_weight(
         self,
+        *args,
         shape=None,
         initializer=None,
         dtype=None,
@@ -181,6 +183,8 @@ class Layer(LayerFiles, Configurable, active.Base):
         "recurrent_kernel" are `recurrent_initializer` ...; the last resort is glorot_uniform (zeros
         for integers).
         """
+        given = *args, *(shape, initializer, dtype, trainable, autocast)[len(args) :]
+        shape, initializer, dtype, trainable, autocast = given
         dtype = dtypes.standardize(dtype or self.dtype)
         part = name and name.removesuffix("_kernel")
         if initializer is None:
@@ -224,7 +228,7 @@ class Layer(LayerFiles, Configurable, active.Base):
                 elif isinstance(value, dict):
                     yield from walk(f"{prefix}{name}.", value.items())
 
-        return walk("", [(n, v) for n, v in vars(self).items() if n not in _INTERNAL])
+        return walk("", [(n, v) for n, v in vars(self).items() if n not in INTERNAL])
 
     def _own_variables(self):
         """Name -> Variable, in the order of their making, those that are trained first."""
@@ -341,24 +345,6 @@ class Layer(LayerFiles, Configurable, active.Base):
         """The Variables of `metrics`."""
         return [v for metric in self.metrics for v in metric.variables]
 
-    def get_weights(self):
-        """Return the weights as a list of NumPy arrays."""
-        return [v.numpy() for v in self.weights]
-
-    def set_weights(self, weights):
-        """Assign arrays in the order of `weights`.  Raises ValueError when they do not fit."""
-        own = self.weights
-        if len(own) != len(weights):
-            raise ValueError(f"{self.name} has {len(own)} weights, got {len(weights)} arrays.")
-        for variable, value in zip(own, weights, strict=True):
-            if tuple(np.shape(value)) != variable.shape:
-                raise ValueError(
-                    f"{variable.path} has shape {variable.shape}, got an array of "
-                    f"{np.shape(value)}."
-                )
-        for variable, value in zip(own, weights, strict=True):
-            variable.assign(value)
-
     def count_params(self):
         """Return the number of weights.  Raises ValueError before the layer is built."""
         if not self.built and not self.weights:
@@ -372,15 +358,6 @@ class Layer(LayerFiles, Configurable, active.Base):
         self._prepare()
 
     build.scoped = True
-
-    def get_build_config(self):
-        """Return what `build_from_config` needs to build the layer again."""
-        return None if self._build_shapes is None else {"input_shape": self._build_shapes}
-
-    def build_from_config(self, config):
-        """Build the layer as it was built when `get_build_config` was called."""
-        if config and config.get("input_shape") is not None:
-            self.build(config["input_shape"])
 
     def _prepare(self):
         """Decide whether a plain call may go straight to `call`."""
@@ -409,6 +386,8 @@ class Layer(LayerFiles, Configurable, active.Base):
         given = dict(zip(self._call_spec.names, args, strict=False)) | kwargs
         if type(self).build is Layer.build:
             self.build(None)
+            shapes = {f"{name}_shape": shapes_of(x) for name, x in given.items()}
+            self._build_shapes = {name: shape for name, shape in shapes.items() if shape}
         elif len(names) > 1:
             shapes = {
                 name: shapes_of(given[name.removesuffix("_shape")])

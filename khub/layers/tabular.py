@@ -65,7 +65,7 @@ class Normalization(_Adaptive, _ListLayer):
         sizes = tuple(1 if i in self._others else n for i, n in enumerate(x.shape))
         if sizes != self._shape:
             raise ValueError(
-                f"{self.name} was built for an input of shape {self._build_shapes}, got data of "
+                f"{self.name} was built for an input of shape {self._shape}, got data of "
                 f"shape {x.shape}; make a new layer or reshape the data."
             )
         count, (total, mean, variance) = x.size // max(1, int(np.prod(sizes))), self._seen
@@ -93,7 +93,7 @@ class Normalization(_Adaptive, _ListLayer):
         if value.size not in (1, size):
             raise ValueError(
                 f"{self.name}: {name} must be a number or {size} of them, for an input of shape "
-                f"{self._build_shapes or self._shape}, got an array of shape {value.shape}."
+                f"{self._shape}, got an array of shape {value.shape}."
             )
         return np.resize(value, self._shape)
 

@@ -31,6 +31,7 @@ def _step(table):
     """The type of a field that holds None, a name of the table or a function, maybe by its name."""
 
     def convert(argument, value):
+        value = registry.revive(value)  # a function as files have it
         if value is None or callable(value) or value in table:
             return value
         found = registry.get_registered_object(value)
@@ -54,6 +55,7 @@ class TextVectorization(_StringIndex):
     """
 
     mask_token, oov_token, num_oov_indices, invert = "", "[UNK]", 1, False
+    _also_at = ("_lookup_layer",)  # where Keras has what is in files, beside the layer itself
 
     max_tokens: int = None
     standardize: _step(_STANDARDIZE) = "lower_and_strip_punctuation"

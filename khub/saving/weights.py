@@ -5,22 +5,21 @@ Loading is strict: nothing is assigned before all names and shapes were found to
 
 import json
 import warnings
-from contextlib import ExitStack, contextmanager
-from itertools import zip_longest
+from contextlib import ExitStack
 from pathlib import Path
-
-import numpy as np
+from types import SimpleNamespace
 
 from khub.saving import h5
 from khub.saving.files import WeightsError, parse_json, replacing
 from khub.saving.registry import snake_case
 
-_NAMES = ".weights.h5, .weights.json (shards of it) or .safetensors"
+_CONTAINERS = (list, tuple, dict, set)
+_ENDINGS = (".weights.h5", ".weights.json", ".safetensors")
 
 
-# --- where Keras keeps what ----------------------------------------------------------------------
+# --- what is in a file ---------------------------------------------------------------------------
 def places(root):
-    """Return path in a file -> layer or optimizer, `root` itself (at "") and all below it.
+    """Return path in a file -> layer or optimizer: `root` at "", all below it where Keras has it.
 
     Children are found through attributes in sorted order, those of a functional or Sequential model
     as `layers/<class>`; those in containers are named by their class. An object has one path.
@@ -32,37 +31,38 @@ def places(root):
     found, seen = {}, set()
 
     def visit(path, item):
-        if isinstance(item, (Layer, Optimizer)):
-            if id(item) in seen:
-                return
+        if isinstance(item, (Layer, Optimizer)) and id(item) not in seen:
             seen.add(id(item))
             found[path] = item
+            for name in getattr(item, "_also_at", ()):
+                found[f"{path}/{name}".lstrip("/")] = item
+            parts = _attributes(item)
             if isinstance(item, (Functional, Sequential)):
-                visit(_join(path, "layers"), item.layers)
-            for name, value in _attributes(item):
-                visit(_join(path, name), value)
-        elif isinstance(item, (list, tuple, dict, set)):
-            counts = {}
+                parts.insert(0, ("layers", item.layers))
+        elif isinstance(item, _CONTAINERS):
+            parts, counts = [], {}
             for value in item.values() if isinstance(item, dict) else item:
-                inner = isinstance(value, (list, tuple, dict, set))
-                name = "container" if inner else snake_case(type(value).__name__)
+                nested = isinstance(value, _CONTAINERS)
+                kind = getattr(value, "_file_class", type(value).__name__)
+                name = "container" if nested else snake_case(kind)
                 number = counts[name] = counts.get(name, -1) + 1
-                visit(_join(path, f"{name}_{number}" if number else name), value)
+                parts.append((f"{name}_{number}" if number else name, value))
+        else:
+            return
+        for name, value in parts:
+            visit(f"{path}/{name}".lstrip("/"), value)
 
     visit("", root)
     return found
 
 
-def _join(path, name):
-    return f"{path}/{name}".lstrip("/")
-
-
 def _attributes(item):
     """Return (name, value) of what may hold parts of an object, sorted, private ones last."""
-    hidden = getattr(item, "_not_in_files", ())
-    values = {name: value for name, value in vars(item).items() if name not in hidden}
-    for cls in type(item).__mro__:  # a user's property beats the private attribute behind it
-        if not cls.__module__.startswith("khub.") and cls.__module__ != "builtins":
+    from khub.layers.layer import INTERNAL
+
+    values = {name: value for name, value in vars(item).items() if name not in INTERNAL}
+    for cls in type(item).__mro__:  # a user's property comes before the attribute behind it
+        if not cls.__module__.startswith(("khub.", "builtins", "torch.", "tensorflow.")):
             own = [n for n, v in vars(cls).items() if isinstance(v, property)]
             values |= {name: getattr(item, name, None) for name in own}
     if getattr(item, "compiled", False):
@@ -78,221 +78,178 @@ def entries(root):
         yield path, item.name, store
 
 
-# --- assignment ----------------------------------------------------------------------------------
-def assign(model, found, source, skip_mismatch=False, objects_to_skip=()):
-    """Give path -> {key: array} to the objects of a model, and empty `found`."""
-    from khub.layers import Layer
-    from khub.optimizers import Optimizer
-
-    optimizer = model.optimizer if getattr(model, "compiled", False) else None
-    mine = [path for path in found if path.split("/")[0] == "optimizer"]
-    if optimizer is None:
-        for path in mine:
-            del found[path]
-    elif mine:
-        optimizer.build(model.trainable_variables)
-    else:
-        warnings.warn(f"{source} has no state of the optimizer, which begins anew.", stacklevel=3)
-        objects_to_skip = [*(objects_to_skip or ()), optimizer]
-    skipped = set(map(id, objects_to_skip or ()))
-    pairs, own_way = [], []
-    plain = Layer.load_own_variables, Optimizer.load_own_variables
-    for path, item in places(model).items():
-        arrays = found.pop(path, {})
-        if id(item) in skipped:
-            continue
-        if type(item).load_own_variables not in plain:
-            own_way.append((item, arrays))
-            continue
-        keys = sorted(arrays, key=lambda key: (len(key), key))
-        pairs.append((path or item.name, item._all_state(), [arrays[key] for key in keys]))
-    _assign(model, source, pairs, found, skip_mismatch)
-    for item, arrays in own_way:
-        if arrays:
-            item.load_own_variables({key: array.read() for key, array in arrays.items()})
-
-
-def _assign(model, source, pairs, unexpected, skip_mismatch):
-    """Assign (name, Variables, arrays) triples where all fit.  Raises WeightsError."""
-    problems, fitting = [f"unexpected  {name or 'weights'}" for name in unexpected], []
-    for name, variables, arrays in pairs:
-        given, wanted = [tuple(a.shape) for a in arrays], [v.shape for v in variables]
-        if given == wanted:
-            fitting += zip(variables, arrays, strict=True)
-        elif not given:
-            problems.append(f"missing     {name} {wanted}")
-        else:
-            problems.append(f"misshaped   {name} is {given} in the file, {wanted} in the model")
-    if problems:
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        hint = "" if getattr(model, "built", True) else "; it is not built: call it on data first"
-        text = f"{source} does not fit {model.name}, {count}{hint}:\n  " + "\n  ".join(problems)
-        if not skip_mismatch:
-            raise WeightsError(text)
-        warnings.warn(text, stacklevel=4)
-    for variable, array in fitting:
-        variable.assign(array.read())
-
-
-# --- formats -------------------------------------------------------------------------------------
-def save_weights(model, filepath, overwrite=True, max_shard_size=None):
-    """Write the weights, and the optimizer's state where the format has a place for it.
-
-    filepath: ends in .weights.h5, .weights.json or .safetensors
-    max_shard_size: of a file beside a .weights.json, in gigabytes
-    Raises FileExistsError when there is one and not `overwrite`.
-    """
-    path = Path(filepath)
-    if max_shard_size is not None and path.name.endswith(".weights.h5"):
-        path = path.with_suffix(".json")
-        warnings.warn(f"Shards have an index: {path} is written.", stacklevel=3)
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists, and overwrite=False.")
-    if path.name.endswith(".weights.json"):
-        _write_shards(model, path, (max_shard_size or 5.0) * 1e9)
-        return
-    with replacing(path) as temporary:
-        if path.suffix == ".safetensors":
-            from safetensors.numpy import save_file
-
-            arrays = {name: v.numpy() for name, v in _named(model).items()}
-            save_file({n: np.ascontiguousarray(a) for n, a in arrays.items()}, temporary)
-        elif path.name.endswith(".weights.h5"):
-            h5.write(temporary, entries(model))
-        else:
-            raise ValueError(f"A file of weights must end in {_NAMES}; got {path.name!r}.")
-
-
 def _named(model):
     """Return attribute path -> Variable of all weights."""
     found = model.named_variables().items()
     return {name: v for name, v in found if "seed_generator" not in v.name}
 
 
-def _write_shards(model, path, limit):
-    stem = path.name.removesuffix(".weights.json")
-    before = sorted(path.parent.glob(f"{stem}_[0-9]*.weights.h5"))
-    number = int(before[-1].name[len(stem) + 1 :].partition(".")[0]) + 1 if before else 0
-    shard, room, total, index = [], limit, 0, {}
+# --- saving --------------------------------------------------------------------------------------
+def save_weights(model, filepath, overwrite=True, max_shard_size=None, **kwargs):
+    """Write the weights, and the optimizer's state where the format has a place for it.
 
-    def close():
-        nonlocal shard, room, number
-        file = path.with_name(f"{stem}_{number:05}.weights.h5")
-        with replacing(file) as temporary:
-            h5.write(temporary, shard)
-        for owner, _, _ in shard:
-            index.setdefault(f"/{owner}/vars".replace("//", "/"), []).append(file.name)
-        shard, room, number = [], limit, number + 1
+    filepath: ends in .weights.h5, .weights.json (files beside it hold the shards) or .safetensors
+    max_shard_size: of a shard, in gigabytes
+    Raises FileExistsError when there is one and not `overwrite`.
+    """
+    path = Path(filepath)
+    if max_shard_size is not None and path.name.endswith(".weights.h5"):
+        path = path.with_suffix(".json")
+        warnings.warn(f"Shards have an index: {path} is written.", stacklevel=3)
+    if kwargs or not path.name.endswith(_ENDINGS):
+        raise ValueError(f"filepath must end in one of {_ENDINGS}; got {path.name!r}, {kwargs}.")
+    with ExitStack() as stack:  # what is entered first, is replaced last: the index
+        temporary = stack.enter_context(replacing(path, overwrite))
+        if path.suffix == ".json":
+            _write_shards(model, path, temporary, (max_shard_size or 5) * 1e9, stack)
+        elif path.suffix == ".h5":
+            h5.write(temporary, entries(model))
+        else:
+            from safetensors.numpy import save_file
 
+            save_file({name: v.numpy().copy("C") for name, v in _named(model).items()}, temporary)
+
+
+def _write_shards(model, path, index, limit, stack):
+    shards, room, total, files = [[]], limit, 0, {}
     for owner, name, arrays in entries(model):
-        part = {}
+        shards[-1].append((owner, name, {}))
         for key, value in arrays.items():
-            size, total = value.nbytes, total + value.nbytes
-            if size > room and (shard or part):
-                shard += [(owner, name, part)] if part else []
-                part = {}
-                close()
-            part[key], room = value, room - size
-        shard.append((owner, name, part))
-    close()
-    text = json.dumps({"metadata": {"total_size": total}, "weight_map": index}, indent=4)
-    with replacing(path) as temporary:
-        temporary.write_text(text)
-    for file in before:  # the shards of the index that was here: until now it was whole
-        file.unlink()
+            if value.nbytes > room and room < limit:
+                shards.append([(owner, name, {})])
+                room = limit
+            shards[-1][-1][-1][key] = value
+            room, total = room - value.nbytes, total + value.nbytes
+    for number, shard in enumerate(shards):
+        name = f"{path.name.removesuffix('.weights.json')}_{number:05}.weights.h5"
+        h5.write(stack.enter_context(replacing(path.with_name(name))), shard)
+        for owner, *_ in shard:
+            files.setdefault(f"/{owner}/vars".replace("//", "/"), []).append(name)
+    index.write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": files}, indent=4))
 
 
-class _Tensor:
-    """A tensor of an open safetensors file."""
+# --- loading -------------------------------------------------------------------------------------
+def assign(model, found, source, skip_mismatch=False, objects_to_skip=(), wanted=None):
+    """Give path -> key -> array to the objects of a model that are at these places.
 
-    def __init__(self, file, name):
-        self.shape, self.read = (
-            tuple(file.get_slice(name).get_shape()),
-            lambda: file.get_tensor(name),
-        )
+    wanted: other names -> Variables, whose arrays are in lists
+    Raises WeightsError with every problem before anything is assigned; warns of them where
+    `skip_mismatch`.
+    """
+    from khub.layers import Layer
+    from khub.optimizers import Optimizer
+
+    compiled, built = getattr(model, "compiled", False), getattr(model, "built", True)
+    skipped = set(map(id, objects_to_skip or ()))
+    if compiled and "optimizer" in found:
+        model.optimizer.build(model.trainable_variables)
+    wanted, problems, fitting, own_way = wanted or places(model), [], [], []
+    state = [path for path in {*found, *wanted} if path.split("/")[0] == "optimizer"]
+    if not compiled:
+        found = {path: arrays for path, arrays in found.items() if path not in state}
+    problems += [f"unexpected  {path or 'weights'}" for path in found if path not in wanted]
+    for path, item in wanted.items():
+        arrays = found.get(path, {})
+        load = getattr(type(item), "load_own_variables", None)
+        if id(item) in skipped:
+            continue
+        if load not in (None, Layer.load_own_variables, Optimizer.load_own_variables):
+            own_way += [(item, arrays)] if arrays else []
+            continue
+        if isinstance(arrays, dict):
+            arrays = [arrays[key] for key in sorted(arrays, key=lambda key: (len(key), key))]
+        variables = item if isinstance(item, list) else item._all_state()
+        given, own = [tuple(a.shape) for a in arrays], [v.shape for v in variables]
+        if given == own:
+            fitting += zip(variables, arrays, strict=True)
+        elif path in state:
+            if any(given) or any(own):  # not only counters, which begin at zero anyway
+                warnings.warn(
+                    f"{source} lacks the optimizer's state: it begins anew.", stacklevel=3
+                )
+        elif given:
+            problems.append(f"misshaped   {path} is {given} in the file, {own} in the model")
+        else:
+            problems.append(f"missing     {path} {own}")
+    if problems:
+        hint = "" if built else "; it is not built: call it on data first"
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        text = f"{source} does not fit {model.name}, {count}{hint}:\n  " + "\n  ".join(problems)
+        if not skip_mismatch:
+            raise WeightsError(text)
+        warnings.warn(text, stacklevel=3)
+    for variable, array in fitting:
+        variable.assign(array.read())
+    for item, arrays in own_way:
+        item.load_own_variables({key: array.read() for key, array in arrays.items()})
 
 
 def _shards(path):
     """Return the paths of the files that an index names: beside it, nowhere else."""
-    index = parse_json(path.read_bytes(), str(path)).get("weight_map")
-    if not isinstance(index, dict):
-        raise WeightsError(f"{path} has no weight_map: it is no index of weights.")
-    names = [n for value in index.values() for n in (value if isinstance(value, list) else [value])]
+    index = parse_json(path.read_bytes(), path).get("weight_map", {}).values()
+    names = [n for value in index for n in (value if isinstance(value, list) else [value])]
     for name in dict.fromkeys(map(str, names)):
         if name != Path(name).name or not name.endswith(".h5"):
             raise WeightsError(f"{path} names the shard {name!r}; expected a file beside it.")
         yield path.with_name(name)
 
 
-@contextmanager
-def _arrays(path):
-    """Give path -> {key: array} of the objects in a file, or in the files of an index."""
-    with ExitStack() as stack:
-        found = {}
-        for file in _shards(path) if path.suffix == ".json" else [path]:
-            for name, arrays in h5.groups(*stack.enter_context(h5.opened(file))).items():
-                found.setdefault(name, {}).update(arrays)
-        yield found
-
-
-def load_weights(model, filepath, skip_mismatch=False, by_name=False, objects_to_skip=None):
+def load_weights(model, filepath, skip_mismatch=False, **kwargs):
     """Assign the weights in a file that `save_weights`, Keras or safetensors wrote.
 
     filepath: .weights.h5, .weights.json, .safetensors, .keras or a legacy .h5
     skip_mismatch: warn of what does not fit, and load the rest
-    by_name: take from a legacy file the layers that have the same name
     objects_to_skip: layers to leave as they are
+    by_name: take from a legacy file the layers that have the same name
     Raises WeightsError with every problem before anything is assigned.
     """
-    path = Path(filepath)
-    if path.suffix == ".keras" or path.is_dir():
-        from khub.saving.archive import load_weights_of
-
-        return load_weights_of(model, path, skip_mismatch, objects_to_skip)
+    path, found = Path(filepath), {}
+    options = skip_mismatch, kwargs.pop("objects_to_skip", ())
+    by_name = kwargs.pop("by_name", False)
+    if kwargs or not path.name.endswith((*_ENDINGS, ".h5", ".hdf5", ".keras")):
+        raise ValueError(f"{path.name!r} is no file of weights, or unknown: {kwargs or ''}.")
     if path.suffix == ".safetensors":
-        return _load_safetensors(model, path, skip_mismatch)
-    if path.suffix not in (".h5", ".hdf5", ".json"):
-        raise ValueError(f"A file of weights ends in {_NAMES}, or .h5; got {path.name!r}.")
-    if path.suffix != ".json":
-        with h5.opened(path) as (file, content):
-            if h5.is_legacy(file):
-                return load_legacy(model, h5.legacy(file, content), path, skip_mismatch, by_name)
-    if by_name:
-        raise ValueError(f"by_name is for legacy .h5 files; {path.name} is none.")
-    with _arrays(path) as found:
-        assign(model, found, path, skip_mismatch, objects_to_skip)
+        return _load_safetensors(model, path, *options)
+    if path.suffix == ".keras":
+        from khub.saving import archive
+
+        return archive.load_state(model, path, *options)
+    with ExitStack() as stack:
+        for name in _shards(path) if path.suffix == ".json" else [path]:
+            file = stack.enter_context(h5.opened(name, name))
+            if path.suffix != ".json" and (stored := h5.legacy(file)):
+                return load_legacy(model, stored, path, *options, by_name)
+            for place, arrays in h5.groups(file).items():
+                found.setdefault(place, {}).update(arrays)
+        assign(model, found, path, *options)
 
 
-def _load_safetensors(model, path, skip_mismatch):
+def _load_safetensors(model, path, *options):
     from safetensors import SafetensorError, safe_open
 
-    own = _named(model)
+    def tensor(name):
+        shape = file.get_slice(name).get_shape()
+        return SimpleNamespace(shape=shape, read=lambda: file.get_tensor(name))
+
     try:
         with safe_open(path, framework="np") as file:
-            names = set(file.keys())
-            pairs = [(n, [v], [_Tensor(file, n)] if n in names else []) for n, v in own.items()]
-            _assign(model, path, pairs, sorted(names - own.keys()), skip_mismatch)
+            found = {name: [tensor(name)] for name in file.keys()}  # noqa: SIM118
+            assign(model, found, path, *options, {n: [v] for n, v in _named(model).items()})
     except SafetensorError as error:
         raise WeightsError(f"{path} is no safetensors file, or is damaged: {error}.") from error
 
 
-def load_legacy(model, stored, source, skip_mismatch=False, by_name=False):
-    """Assign (layer's name, arrays) pairs to the layers of a model, by their order."""
-    layers = [(layer, _legacy_order(layer)) for layer in model.layers]
-    layers = [(layer, variables) for layer, variables in layers if variables]
+def load_legacy(model, stored, source, skip_mismatch=False, objects_to_skip=(), by_name=False):
+    """Assign layer's name -> arrays to the layers of a model, by their order or names."""
+    layers = {}
+    for layer in model.layers:
+        own = [*layer.trainable_weights, *layer.non_trainable_weights]
+        if own := [v for v in own if "seed_generator" not in v.name]:
+            layers[layer.name] = own
     if by_name:
-        named = dict(stored)
-        both = [(layer, v) for layer, v in layers if layer.name in named]
-        pairs = [(layer.name, v, named[layer.name]) for layer, v in both]
-        return _assign(model, source, pairs, (), skip_mismatch)
-    unexpected = [name for name, _ in stored[len(layers) :]]
-    pairs = [
-        (arrays[0] if arrays else layer.name, variables, arrays[1] if arrays else [])
-        for (layer, variables), arrays in zip_longest(layers, stored[: len(layers)])
-    ]
-    _assign(model, source, pairs, unexpected, skip_mismatch)
-
-
-def _legacy_order(layer):
-    own = [*layer.trainable_weights, *layer.non_trainable_weights]
-    return [v for v in own if "seed_generator" not in v.name]
+        layers = {name: own for name, own in layers.items() if name in stored}
+        stored = {name: stored[name] for name in layers}
+    else:
+        more = [f"{name} (in the file)" for name in list(stored)[len(layers) :]]
+        stored = dict(zip([*layers, *more], stored.values(), strict=False))
+    assign(model, stored, source, skip_mismatch, objects_to_skip, layers)

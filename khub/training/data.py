@@ -11,7 +11,6 @@ import mmap
 import queue
 import threading
 from collections import deque
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import numpy as np
 
@@ -429,6 +428,8 @@ class IterableSource(Source):
 
 def from_workers(data, first, count):
     """Yield the batches of a `PyDataset` in order, prepared by its workers."""
+    from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor  # slow to import
+
     numbers = itertools.count(first) if count is None else range(first, count)
     data.on_epoch_begin()
     workers = max(data.workers, int(data.use_multiprocessing))

@@ -347,15 +347,14 @@ class IterableSource(Source):
 
     def __init__(self, data, steps=None, class_weight=None, columns=None, batch_size=None):
         self.data, self.class_weight, self.columns = data, class_weight, columns
-        self.num_batches = steps
         if columns is not None:  # a Hugging Face IterableDataset, which gives single rows
             self.data = data.with_format("numpy")
             self._open = lambda: self.data.iter(batch_size or 32)
-        if steps is None and not hasattr(data, "__next__"):
-            try:
-                self.num_batches = len(data)
-            except TypeError:  # a data set of unknown length says so by raising it
-                self.num_batches = None
+        try:
+            self._length = None if hasattr(data, "__next__") else len(data)
+        except TypeError:  # a data set of unknown length says so by raising it
+            self._length = None
+        self.num_batches = self._length if steps is None else steps
         self._states, self._restored = {}, None
 
     def _open(self):
@@ -392,7 +391,7 @@ class IterableSource(Source):
         """Return the batches from the `first` on, and what gives their state if anything does."""
         data, state, self._restored = self.data, self._restored, None
         if isinstance(data, PyDataset):
-            return from_workers(data, first, self.num_batches), None
+            return from_workers(data, first, self._length), None
         batches = self._open()
         if self.columns is not None:  # the state of `datasets` leaves a shuffle's buffer out
             return itertools.islice(batches, first, None), None

@@ -87,7 +87,7 @@ def _from_folder(
         raise ValueError("With shuffle and validation_split a seed must say who goes where.")
     if not os.path.isdir(directory):
         raise ValueError(f"directory={str(directory)!r} is no folder.")
-    inferred, names = labels == "inferred", class_names
+    inferred, names = isinstance(labels, str) and labels == "inferred", class_names
     if inferred:
         inside = sorted(each.name for each in Path(directory).iterdir() if each.is_dir())
         names = inside if names is None else list(names)

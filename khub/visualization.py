@@ -6,6 +6,7 @@ import numpy as np
 
 from khub import config, ops
 from khub.utils.bounding_boxes import convert_format
+from khub.utils.extras import optional
 
 
 def _host_images(images, data_format, value_range=(0, 255)):
@@ -77,8 +78,7 @@ def plot_image_gallery(
     y_true, y_pred: a label for each; label_map: label -> name; path: a file that it is written to;
     show: open a window, by default where there is no path.  Needs khub[plot]
     """
-    from matplotlib import pyplot
-
+    pyplot = optional("matplotlib.pyplot", "plot")
     x, names = _host_images(images, data_format, value_range), label_map or {}
     cols = cols or (-(-len(x) // rows) if rows else int(np.ceil(len(x) ** 0.5)))
     rows = rows or -(-len(x) // cols)
@@ -117,10 +117,9 @@ def plot_bounding_box_gallery(
             names = names or class_mapping
             x = draw_bounding_boxes(x, boxes, bounding_box_format, names, color, *options)
     if legend and legend_handles is None:
-        from matplotlib.patches import Patch
-
+        patch = optional("matplotlib.patches", "plot").Patch
         named = {"true": true_color, "predicted": pred_color}
-        legend_handles = [Patch(color=np.divide(c, 255), label=n) for n, c in named.items()]
+        legend_handles = [patch(color=np.divide(c, 255), label=n) for n, c in named.items()]
     kwargs |= {"rows": rows, "cols": cols, "legend_handles": legend_handles}
     return plot_image_gallery(x, data_format="channels_last", **kwargs)
 

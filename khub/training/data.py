@@ -11,7 +11,6 @@ import mmap
 import queue
 import threading
 from collections import deque
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import numpy as np
 
@@ -79,6 +78,8 @@ def _is_scipy(x):
 
 def _rows(x, index):
     """Rows of one leaf; those of a scipy matrix as the backend's sparse tensor."""
+    if type(x) is np.ndarray and x.dtype.char != "d":
+        return x[index]
     if x is None or not _is_scipy(x):
         return None if x is None else _narrow(x[index])
     rows, dtype = x[index], config.floatx() if x.dtype.kind == "f" else x.dtype.name
@@ -89,7 +90,7 @@ def _rows(x, index):
 
 def _narrow(x):
     """NumPy's float64 becomes `floatx()`."""
-    if isinstance(x, np.ndarray) and x.dtype == np.float64:
+    if isinstance(x, np.ndarray) and x.dtype.char == "d":
         return x.astype(dtypes.numpy_dtype(config.floatx()))
     return x
 
@@ -138,9 +139,10 @@ def _as_arrays(x, where):
 
 def _dense(x):
     """A nested list of numbers or texts as one array, everything else as it is."""
-    first = tree.flatten(x[:1])[:1] if isinstance(x, list) else [None]
-    plain = all(isinstance(leaf, (int, float, str, bytes, np.generic)) for leaf in first)
-    return np.asarray(x) if plain else x
+    if not isinstance(x, list):
+        return x
+    plain = int, float, str, bytes, np.generic
+    return np.asarray(x) if all(isinstance(v, plain) for v in tree.flatten(x[:1])[:1]) else x
 
 
 def is_raw_texts(x):
@@ -207,22 +209,8 @@ class ArraySource(Source):
         self.raw = is_raw_texts(x)
         self.x = x if self.raw else _as_arrays(x, "x")
         self.y, self.sample_weight = _as_arrays(y, "y"), _as_arrays(sample_weight, "sample_weight")
-        parts = {
-            "x": None if self.raw else self.x,
-            "y": self.y,
-            "sample_weight": self.sample_weight,
-        }
-        sizes = {"x": [len(x[0] if isinstance(x, tuple) else x)]} if self.raw else {}
-        for name, part in parts.items():
-            found = [_length(leaf) for leaf in tree.flatten(part) if leaf is not None]
-            sizes |= {name: found} if found else {}
-        lengths = sorted(set(sum(sizes.values(), [])))
-        if len(lengths) != 1:
-            each = ", ".join(f"{name} {sorted(set(found))}" for name, found in sizes.items())
-            raise ValueError(
-                f"x, y and sample_weight must have equal lengths, got {lengths}: {each}."
-            )
-        self._set(lengths[0], batch_size, shuffle, seed, class_weight)
+        parts = self.x, self.y, self.sample_weight
+        self._set(_count(*parts), batch_size, shuffle, seed, class_weight)
         files = [leaf for leaf in tree.flatten(parts) if isinstance(leaf, np.memmap)]
         self.files = [leaf for leaf in files if leaf.mode != "c" and hasattr(mmap, "MADV_DONTNEED")]
 
@@ -241,7 +229,7 @@ class ArraySource(Source):
         (epoch, first), size, order = self._begin(), self.batch_size, None
         if self.shuffle:
             ends = self.start, self.start + self.size
-            order = np.arange(*ends, dtype="int32" if ends[1] < 2**31 else "int64")
+            order = np.arange(*ends, dtype="int32" if 2**26 < ends[1] < 2**31 else "int64")
             np.random.Generator(np.random.Philox(key=[self.seed, epoch])).shuffle(order)
         touched = sum(max(f.nbytes // len(f), _FAULT) for f in self.files) * size
         every = max(_AT_ONCE // touched, 1) if touched else 0
@@ -281,8 +269,19 @@ class ArraySource(Source):
         return first, last
 
 
-def _length(x):
-    return x.shape[0] if _is_scipy(x) else len(x)
+def _count(x, y, weight):
+    """Return the number of rows, which must be that of each part."""
+    raw = [x[0] if isinstance(x, tuple) else x] if is_raw_texts(x) else tree.flatten(x)
+    parts = {"x": raw, "y": tree.flatten(y), "sample_weight": tree.flatten(weight)}
+    sizes = {
+        name: {v.shape[0] if hasattr(v, "shape") else len(v) for v in leaves if np.ndim(v)}
+        for name, leaves in parts.items()
+    }
+    found = sorted(set().union(*sizes.values()))
+    if len(found) != 1:
+        each = ", ".join(f"{name} {sorted(has)}" for name, has in sizes.items() if has)
+        raise ValueError(f"x, y and sample_weight must have equal lengths, got {found}: {each}.")
+    return found[0]
 
 
 class Columns:
@@ -348,15 +347,14 @@ class IterableSource(Source):
 
     def __init__(self, data, steps=None, class_weight=None, columns=None, batch_size=None):
         self.data, self.class_weight, self.columns = data, class_weight, columns
-        self.num_batches = steps
         if columns is not None:  # a Hugging Face IterableDataset, which gives single rows
             self.data = data.with_format("numpy")
             self._open = lambda: self.data.iter(batch_size or 32)
-        if steps is None and not hasattr(data, "__next__"):
-            try:
-                self.num_batches = len(data)
-            except TypeError:  # a data set of unknown length says so by raising it
-                self.num_batches = None
+        try:
+            self._length = None if hasattr(data, "__next__") else len(data)
+        except TypeError:  # a data set of unknown length says so by raising it
+            self._length = None
+        self.num_batches = self._length if steps is None else steps
         self._states, self._restored = {}, None
 
     def _open(self):
@@ -393,7 +391,7 @@ class IterableSource(Source):
         """Return the batches from the `first` on, and what gives their state if anything does."""
         data, state, self._restored = self.data, self._restored, None
         if isinstance(data, PyDataset):
-            return from_workers(data, first, self.num_batches), None
+            return from_workers(data, first, self._length), None
         batches = self._open()
         if self.columns is not None:  # the state of `datasets` leaves a shuffle's buffer out
             return itertools.islice(batches, first, None), None
@@ -413,26 +411,24 @@ class IterableSource(Source):
             x, y, weight = unpack_x_y_sample_weight(data)
             if isinstance(x, tuple) and _all_strings(x):  # so torch's DataLoader collates them
                 x = list(x)
-            if not is_raw_texts(x):
+            raw = is_raw_texts(x)
+            if not raw:
                 parts = tuple(_dense(part) for part in (x, y, weight))
                 x, y, weight = tree.map_structure(_host, parts)
             if self.class_weight is not None:
                 weight = class_weights(self.class_weight, y, weight)
+            sizes = {v.shape[0] for v in tree.flatten((x, y, weight)) if getattr(v, "shape", ())}
+            if len(sizes) > 1 or raw:
+                _count(x, y, weight)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{where}: {error}") from error
-        parts = {"y": y, "sample_weight": weight} if is_raw_texts(x) else {"x": x, "y": y}
-        sizes = {
-            name: {np.shape(leaf)[0] for leaf in tree.flatten(part) if np.ndim(leaf)}
-            for name, part in parts.items()
-        }
-        if len(set().union(*sizes.values())) > 1:
-            each = ", ".join(f"{name} {sorted(found)}" for name, found in sizes.items())
-            raise ValueError(f"{where}: its parts must have equally many rows, got {each}.")
         return x, y, weight
 
 
 def from_workers(data, first, count):
     """Yield the batches of a `PyDataset` in order, prepared by its workers."""
+    from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor  # slow to import
+
     numbers = itertools.count(first) if count is None else range(first, count)
     data.on_epoch_begin()
     workers = max(data.workers, int(data.use_multiprocessing))

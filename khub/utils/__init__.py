@@ -5,12 +5,7 @@ from importlib import import_module
 
 import numpy as np
 
-from khub import random
-from khub.config import (
-    disable_interactive_logging,
-    enable_interactive_logging,
-    is_interactive_logging_enabled,
-)
+from khub import config, random
 from khub.dtypes import standardize as standardize_dtype
 from khub.saving import (
     CustomObjectScope,
@@ -28,6 +23,9 @@ from khub.utils import bounding_boxes
 from khub.utils.arrays import normalize, pad_sequences, to_categorical
 from khub.utils.session import clear_session, get_source_inputs, is_keras_tensor
 
+enable_interactive_logging = config.enable_interactive_logging
+disable_interactive_logging = config.disable_interactive_logging
+is_interactive_logging_enabled = config.is_interactive_logging_enabled
 _LATE = {  # module -> its names, imported when they are asked for: some need the layers
     "datasets": "image_dataset_from_directory text_dataset_from_directory split_dataset "
     "audio_dataset_from_directory timeseries_dataset_from_array",

@@ -16,6 +16,7 @@ from khub.backend.host import on_host
 from khub.choices import choose
 from khub.training import data as data_module
 from khub.utils.arrays import to_categorical
+from khub.utils.extras import optional
 from khub.utils.images import img_to_array, load_img
 
 _IMAGES = (".bmp", ".gif", ".jpeg", ".jpg", ".png")
@@ -86,7 +87,7 @@ def _from_folder(
         raise ValueError("With shuffle and validation_split a seed must say who goes where.")
     if not os.path.isdir(directory):
         raise ValueError(f"directory={str(directory)!r} is no folder.")
-    inferred, names = labels == "inferred", class_names
+    inferred, names = isinstance(labels, str) and labels == "inferred", class_names
     if inferred:
         inside = sorted(each.name for each in Path(directory).iterdir() if each.is_dir())
         names = inside if names is None else list(names)
@@ -210,9 +211,8 @@ def _sound(path, sampling_rate):
         x = np.frombuffer(samples, "<i2").reshape(-1, file.getnchannels()).astype("float32") / 32768
     if sampling_rate in (None, rate):
         return x
-    from scipy.signal import resample_poly
-
-    return resample_poly(x, sampling_rate, rate).astype("float32")
+    resample = optional("scipy.signal", "audio").resample_poly
+    return resample(x, sampling_rate, rate).astype("float32")
 
 
 # --- arrays --------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
 from khub import config
-from khub.saving.files import replacing
+from khub.saving.files import check_size, replacing
 
 
 def get_file(
@@ -77,8 +77,7 @@ def unpack(path, folder):
     else:
         raise ValueError(f"{path} is no zip and no tar archive.")
     with archive:
-        if sum(sizes) > 2**26 + 100 * Path(path).stat().st_size:
-            raise ValueError(f"{path} would unpack to {sum(sizes):,} bytes; refused.")
+        check_size(f"{path}, unpacked,", sum(sizes), Path(path).stat().st_size)
         for name, link in zip(names, links):
             if link or "\\" in name or name.startswith("/") or ".." in name.split("/"):
                 raise ValueError(f"{path} holds {name!r}, a link or a path out of it; refused.")

@@ -3,6 +3,7 @@
 import shutil
 
 from khub import tree
+from khub.utils.extras import optional
 
 
 def _nodes(model):
@@ -19,8 +20,7 @@ def model_to_dot(
     rankdir: "TB" from top to bottom, "LR" from left to right; expand_nested: the layers of models
     inside, too; subgraph: return a `pydot.Cluster`.  Needs khub[plot]
     """
-    import pydot
-
+    pydot = optional("pydot", "plot")
     if not _nodes(model):
         raise ValueError(
             f"{model.name} has no graph of layers: it must be Functional, or Sequential and built."

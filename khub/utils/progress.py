@@ -1,7 +1,6 @@
 """A bar in the terminal, and a record of settings."""
 
 import json
-import sys
 import time
 from collections import UserDict
 
@@ -43,7 +42,7 @@ class Progbar:
         parts += [f"{name}: {total / n:.4f}" for name, (total, n) in self._sums.items()]
         start = "\r" if self.verbose == 1 and config.is_interactive_logging_enabled() else ""
         line = f"{start}{current}/{self.target or '?'}{bar} {' - '.join(parts)}"
-        print(line, end="\n" if finalize or not start else "", flush=True, file=sys.stdout)
+        print(line, end="\n" if finalize or not start else "", flush=True)
         self._drawn = now
 
     def add(self, n, values=None):

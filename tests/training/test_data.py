@@ -111,6 +111,19 @@ def test_without_super_init_and_without_end():
     assert len(list(itertools.islice(data.source(Bare()), 5))) == 5
 
 
+@trains
+def test_epochs_of_some_steps_go_on_in_the_data():
+    seen = []
+
+    class Seen(Rows):
+        def __getitem__(self, index):
+            seen.append(index)
+            return super().__getitem__(index)
+
+    model().fit(Seen(count=9), steps_per_epoch=3, epochs=3, verbose=0)
+    assert seen == list(range(9))
+
+
 @pytest.mark.parametrize("name", WORKERS)
 def test_an_error_of_a_worker_comes_out_of_evaluate(name):
     with pytest.raises(KeyError, match="a broken file") as found:

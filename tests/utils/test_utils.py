@@ -135,7 +135,7 @@ def test_a_bomb_is_refused(tmp_path):
 
     with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("zeros", bytes(100_000_000))
-    with pytest.raises(ValueError, match="would unpack to 100,000,000 bytes"):
+    with pytest.raises(ValueError, match="unpacked, claims 100,000,000 bytes"):
         unpack(tmp_path / "bomb.zip", tmp_path / "out")
 
 
@@ -380,6 +380,14 @@ def test_a_model_is_drawn(tmp_path, monkeypatch):
     assert (tmp_path / "m.png").read_bytes() == b"picture\n"
     with pytest.raises(ValueError, match="no graph of layers"):
         utils.model_to_dot(khub.Sequential([khub.layers.Dense(1)]))
+
+
+@once
+def test_what_is_not_installed_is_named():
+    from khub.utils.extras import optional
+
+    with pytest.raises(ImportError, match=r"needs no_such_package: pip install 'khub\[plot\]'"):
+        optional("no_such_package.inside", "plot")
 
 
 # --- pictures ------------------------------------------------------------------------------------

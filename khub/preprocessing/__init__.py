@@ -7,11 +7,3 @@ from khub.utils.datasets import (
     text_dataset_from_directory,
     timeseries_dataset_from_array,
 )
-
-__all__ = [
-    "image",
-    "image_dataset_from_directory",
-    "sequence",
-    "text_dataset_from_directory",
-    "timeseries_dataset_from_array",
-]

@@ -114,7 +114,9 @@ class Distiller(Model):
                 raise ValueError(f"The {what} of teacher and student differ: {shapes}.")
         single = isinstance(distillation_losses, DistillationLoss)
         given = [distillation_losses] if single else list(distillation_losses or ())
-        weights = [1.0] * len(given) if distillation_loss_weights is None else distillation_loss_weights
+        weights = (
+            [1.0] * len(given) if distillation_loss_weights is None else distillation_loss_weights
+        )
         if not given or len(weights) != len(given) or not 0 <= student_loss_weight <= 1:
             raise ValueError(
                 "Distiller needs a distillation loss, as many distillation_loss_weights as losses, "
@@ -149,7 +151,8 @@ class Distiller(Model):
         taught = tree.map_structure(ops.stop_gradient, self._teach(x, False))
         learned = self._learn(x, training) if any(self._tapped) else {None: y_pred}
         distilled = sum(
-            weight * loss.compute_loss(taught[loss.teacher_layer_name], learned[loss.student_layer_name])
+            weight
+            * loss.compute_loss(taught[loss.teacher_layer_name], learned[loss.student_layer_name])
             for loss, weight in zip(self.distillation_losses, self.distillation_loss_weights)
         )
         total = self.student_loss_weight * labels + (1 - self.student_loss_weight) * distilled

@@ -27,16 +27,15 @@ def abs_max_quantize(
 def abs_max_quantize_grouped_with_zero_point(
     inputs, block_size, value_range=(-8, 7), dtype="int8", epsilon=1e-7, to_numpy=False
 ):
-    """Return (whole, scale, zero): x is (whole - zero) * scale; each block's range reaches 0.
+    """Return (whole, scale, zero): x is (whole - zero) * scale where a block's range reaches 0.
 
     inputs: (n, units)  ->  whole (n, units), scale and zero (n / block_size rounded up, units)
     """
     xp, x = _place(inputs, to_numpy)
     n, units = x.shape
     block_size = n if block_size in (None, -1) else block_size
-    padded = xp.pad(x, [(0, -n % block_size), (0, 0)])  # a zero changes no range that reaches 0
-    blocks = xp.reshape(padded, (-1, block_size, units))
-    low, high = xp.minimum(xp.min(blocks, axis=1), 0), xp.maximum(xp.max(blocks, axis=1), 0)
+    blocks = xp.reshape(xp.pad(x, [(0, -n % block_size), (0, 0)]), (-1, block_size, units))
+    low, high = xp.min(blocks, axis=1), xp.max(blocks, axis=1)
     empty = high - low < epsilon
     low, high = xp.where(empty, low - 1, low), xp.where(empty, high + 1, high)
     scale = (high - low) / (value_range[1] - value_range[0])
@@ -286,6 +285,12 @@ class GPTQConfig(_Calibrated):
     hessian_damping: Rate = 0.01
     symmetric: bool = False
     activation_order: bool = False
+
+    def setup(self):
+        """Check the bits, and that outputs have scales of their own."""
+        super().setup()
+        if not self.per_channel:
+            raise NotImplementedError("GPTQ gives each output a scale: per_channel=True.")
 
 
 class AWQConfig(_Calibrated):

@@ -230,7 +230,9 @@ class Report(list):
 
     def __str__(self):
         row = "{weight:44} {shape!s:>16} {bytes_before:>13,} {bytes_after:>12,} {max_error:>10.2g} "
-        header = f"{'weight':44} {'shape':>16} {'bytes before':>13} {'after':>12} {'max error':>10} "
+        header = (
+            f"{'weight':44} {'shape':>16} {'bytes before':>13} {'after':>12} {'max error':>10} "
+        )
         rows = [(row + "{relative_error:>8.2%}").format(**each) for each in self]
         before, after = (sum(r[f"bytes_{when}"] for r in self) for when in ("before", "after"))
         total = f"{before:,} bytes -> {after:,} ({after / before:.1%})"

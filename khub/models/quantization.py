@@ -113,11 +113,14 @@ def chosen(model, targets=None, filters=None, names=("kernel", "embeddings")):
     of the layer   Raises ValueError when no layer is meant.
     """
     able = {p: layer for p, layer in model.named_layers().items() if weight_of(layer) in names}
-    meant = filters
-    if not callable(filters):
-        patterns = [filters or ""] if isinstance(filters, str) or not filters else filters
-        meant = lambda layer: any(re.search(p, layer.path) for p in patterns)  # noqa: E731
-    found = {p: able[p] for p in able if re.search(targets or "", p) and meant(able[p])}
+    patterns = [filters] if isinstance(filters, str) else filters or [""]
+
+    def meant(path, layer):
+        own = callable(filters)
+        named = filters(layer) if own else any(re.search(p, layer.path) for p in patterns)
+        return named and re.search(targets or "", path)
+
+    found = {path: layer for path, layer in able.items() if meant(path, layer)}
     if not found:
         raise ValueError(
             f"targets={targets!r} is found in no path, or filters={filters!r} in no name, of the "

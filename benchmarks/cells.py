@@ -19,6 +19,7 @@ class Cell:
     keras_before: dict[str, float] = field(default_factory=dict)
     batch: int = 0
     keras_iterations: int = 0  # where Keras is so slow that it gets fewer; never in a fit cell
+    baseline: str = ""  # a program of khub that stands for the native loop
 
 
 def each(torch, jax, tensorflow):
@@ -34,26 +35,33 @@ CELLS = {
     "fit_cnn": Cell(20, each(1.15, None, None), {"torch": 2.1}, batch=64),
     "fit_bert": Cell(4, each(1.05, 1.05, 1.2), each(1.06, 1.1, 2.7), batch=16),
     "predict_row": Cell(400, each(3.0, 2.0, 4.0), each(22, 7.4, 172), keras_iterations=40),
+    "predict_mlp": Cell(60, each(1.15, 1.05, 1.05), batch=128),
+    "predict_cnn": Cell(20, each(1.15, 1.05, 1.05), batch=64),
+    "predict_bert": Cell(4, each(1.15, 1.05, 1.05), batch=16),
+    "predict_called": Cell(400, each(2.0, 2.0, 2.0), baseline="called"),
+    "fit_grouped": Cell(512, {"jax": 0.5}, batch=16, baseline="fit_tiny"),
     "jit_60": Cell(50, {"jax": 1.03}, batch=32),
 }
 
 IMPORTS = {"torch": "import torch", "jax": "import jax.numpy", "tensorflow": "import tensorflow"}
-NOT_IN_KERAS = {"jit_60"}  # Keras has no jit over variables
+# Keras has no jit over variables; what khub is compared with is khub itself
+NOT_IN_KERAS = {"jit_60", *(name for name, cell in CELLS.items() if cell.baseline)}
 
 BERT = dict(vocabulary=4000, length=64, width=256, heads=4, hidden=1024, depth=4, classes=2)
 STACK = dict(width=128, depth=60)  # jit_60
 
 
 def fit_data(name, steps):
-    """x and y of a fit cell, as NumPy arrays of `steps` batches."""
+    """x and y of a fit or predict cell, as NumPy arrays of `steps` batches."""
     random, n = np.random.default_rng(0), steps * CELLS[name].batch
-    if name == "fit_tiny":
+    kind = name.partition("_")[2]
+    if kind in ("tiny", "grouped"):
         return random.standard_normal((n, 8), np.float32), random.standard_normal(
             (n, 1), np.float32
         )
-    if name == "fit_mlp":
+    if kind == "mlp":
         return random.standard_normal((n, 784), np.float32), random.integers(0, 10, n)
-    if name == "fit_cnn":
+    if kind == "cnn":
         return random.standard_normal((n, 28, 28, 1), np.float32), random.integers(0, 10, n)
     tokens = random.integers(0, BERT["vocabulary"], (n, BERT["length"]))
     return tokens.astype("int32"), random.integers(0, BERT["classes"], n)

@@ -10,12 +10,16 @@ import os
 import sys
 import time
 
+from .cells import CELLS
+
 
 def make(side, backend, cell):
     """The (run, parameters) pair of a cell."""
-    if side == "native":
-        return getattr(importlib.import_module(f"benchmarks.native_{backend}"), cell)()
     programs = importlib.import_module("benchmarks.programs")
+    if side == "native":
+        if CELLS[cell].baseline:
+            return getattr(programs, CELLS[cell].baseline)(importlib.import_module("khub"))
+        return getattr(importlib.import_module(f"benchmarks.native_{backend}"), cell)()
     return getattr(programs, cell)(importlib.import_module(side))
 
 

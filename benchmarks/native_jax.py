@@ -104,6 +104,18 @@ def fit(name, parameters, forward, loss_of):
     return run, count
 
 
+def predict(name, parameters, forward):
+    batch = CELLS[name].batch
+    x, _ = fit_data(name, CELLS[name].iterations)
+    forward = jax.jit(forward)
+
+    def run(n):
+        parts = [forward(parameters, x[i : i + batch]) for i in range(0, n * batch, batch)]
+        return float(np.concatenate(parts).mean())
+
+    return run, size(parameters)
+
+
 def mean_squares(y, target):
     return jnp.mean((y - target) ** 2)
 
@@ -123,13 +135,12 @@ def fit_tiny():
     return fit("fit_tiny", [dense(8, 16), dense(16, 1)], mlp, mean_squares)
 
 
-def fit_mlp():
+def mlp_network():
     sizes = [784, 512, 512, 10]
-    parameters = [dense(n, m) for n, m in zip(sizes, sizes[1:])]
-    return fit("fit_mlp", parameters, mlp, cross_entropy)
+    return [dense(n, m) for n, m in zip(sizes, sizes[1:])], mlp
 
 
-def fit_cnn():
+def cnn_network():
     def conv(p, x):
         layout = ("NHWC", "HWIO", "NHWC")
         y = jax.lax.conv_general_dilated(x, p["kernel"], (1, 1), "VALID", dimension_numbers=layout)
@@ -144,10 +155,10 @@ def fit_cnn():
     parameters = [dense(9, 32), dense(288, 64), dense(1600, 10)]
     for p, shape in zip(parameters, [(3, 3, 1, 32), (3, 3, 32, 64)]):
         p["kernel"] = p["kernel"].reshape(shape)
-    return fit("fit_cnn", parameters, forward, cross_entropy)
+    return parameters, forward
 
 
-def fit_bert():
+def bert_network():
     width, heads = BERT["width"], BERT["heads"]
     scale = {"gamma": jnp.ones(width), "beta": jnp.zeros(width)}
 
@@ -184,7 +195,31 @@ def fit_bert():
         "head": dense(width, BERT["classes"]),
     }
     parameters = jax.tree.map(jnp.copy, parameters)  # donation allows no array twice
-    return fit("fit_bert", parameters, forward, cross_entropy)
+    return parameters, forward
+
+
+def fit_mlp():
+    return fit("fit_mlp", *mlp_network(), cross_entropy)
+
+
+def fit_cnn():
+    return fit("fit_cnn", *cnn_network(), cross_entropy)
+
+
+def fit_bert():
+    return fit("fit_bert", *bert_network(), cross_entropy)
+
+
+def predict_mlp():
+    return predict("predict_mlp", *mlp_network())
+
+
+def predict_cnn():
+    return predict("predict_cnn", *cnn_network())
+
+
+def predict_bert():
+    return predict("predict_bert", *bert_network())
 
 
 def predict_row():

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import tensorflow as tf
 
 from .cells import BERT, CELLS, fit_data, matrices, rows
@@ -105,6 +106,19 @@ def fit(name, variables, forward, loss_of):
     return run, size(variables)
 
 
+def predict(name, variables, forward):
+    batch = CELLS[name].batch
+    x, _ = fit_data(name, CELLS[name].iterations)
+    forward = tf.function(forward)
+
+    def run(n):
+        starts = range(0, n * batch, batch)
+        parts = [forward(tf.constant(x[i : i + batch])).numpy() for i in starts]
+        return float(np.concatenate(parts).mean())
+
+    return run, size(variables)
+
+
 def mean_squares(y, target):
     return tf.reduce_mean((y - target) ** 2)
 
@@ -120,20 +134,16 @@ def mlp(parameters, x):
     return apply(parameters[-1], x)
 
 
-def fit_dense(name, sizes, loss_of):
+def perceptron(*sizes):
     parameters = [dense(n, m) for n, m in zip(sizes, sizes[1:])]
-    return fit(name, [v for p in parameters for v in p], lambda x: mlp(parameters, x), loss_of)
+    return [v for p in parameters for v in p], lambda x: mlp(parameters, x)
 
 
 def fit_tiny():
-    return fit_dense("fit_tiny", [8, 16, 1], mean_squares)
+    return fit("fit_tiny", *perceptron(8, 16, 1), mean_squares)
 
 
-def fit_mlp():
-    return fit_dense("fit_mlp", [784, 512, 512, 10], cross_entropy)
-
-
-def fit_cnn():
+def cnn_network():
     parameters = [dense(9, 32), dense(288, 64), dense(1600, 10)]
     kernels = [
         tf.Variable(tf.reshape(parameters[0][0], (3, 3, 1, 32))),
@@ -147,10 +157,10 @@ def fit_cnn():
         return apply(parameters[2], tf.reshape(x, (-1, 1600)))
 
     biases = [bias for _, bias in parameters]
-    return fit("fit_cnn", [*kernels, *biases, parameters[2][0]], forward, cross_entropy)
+    return [*kernels, *biases, parameters[2][0]], forward
 
 
-def fit_bert():
+def bert_network():
     width, heads, length = BERT["width"], BERT["heads"], BERT["length"]
 
     def scale():
@@ -190,7 +200,31 @@ def fit_bert():
 
     variables = [word, position, *first, *head]
     variables += [v for p in blocks for pair in p.values() for v in pair]
-    return fit("fit_bert", variables, forward, cross_entropy)
+    return variables, forward
+
+
+def fit_mlp():
+    return fit("fit_mlp", *perceptron(784, 512, 512, 10), cross_entropy)
+
+
+def fit_cnn():
+    return fit("fit_cnn", *cnn_network(), cross_entropy)
+
+
+def fit_bert():
+    return fit("fit_bert", *bert_network(), cross_entropy)
+
+
+def predict_mlp():
+    return predict("predict_mlp", *perceptron(784, 512, 512, 10))
+
+
+def predict_cnn():
+    return predict("predict_cnn", *cnn_network())
+
+
+def predict_bert():
+    return predict("predict_bert", *bert_network())
 
 
 def predict_row():

@@ -1,5 +1,6 @@
 """Hand-written PyTorch: what someone who knows PyTorch would write for each cell."""
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -74,6 +75,19 @@ def fit(name, net, loss_of, prepare=lambda x: x):
     return run, size(net)
 
 
+def predict(name, net, prepare=lambda x: x):
+    batch = CELLS[name].batch
+    x = prepare(torch.from_numpy(fit_data(name, CELLS[name].iterations)[0]))
+    net.eval()
+
+    def run(n):
+        with torch.inference_mode():
+            parts = [net(x[i : i + batch]).numpy() for i in range(0, n * batch, batch)]
+        return float(np.concatenate(parts).mean())
+
+    return run, size(net)
+
+
 def perceptron(*sizes):
     pairs = [(nn.Linear(n, m), nn.ReLU()) for n, m in zip(sizes, sizes[1:])]
     return nn.Sequential(*[module for pair in pairs for module in pair][:-1])
@@ -87,7 +101,8 @@ def fit_mlp():
     return fit("fit_mlp", perceptron(784, 512, 512, 10), F.cross_entropy)
 
 
-def fit_cnn():
+def cnn_network():
+    """The network, and what makes its images; a permuted NHWC tensor is channels-last already."""
     net = nn.Sequential(
         nn.Conv2d(1, 32, 3),
         nn.ReLU(),
@@ -98,8 +113,12 @@ def fit_cnn():
         nn.Flatten(),
         nn.Linear(1600, 10),
     ).to(memory_format=torch.channels_last)
-    # A permuted NHWC tensor is channels-last already; measured faster than NCHW copies.
-    return fit("fit_cnn", net, F.cross_entropy, lambda x: x.permute(0, 3, 1, 2))
+    return net, lambda x: x.permute(0, 3, 1, 2)  # measured faster than NCHW copies
+
+
+def fit_cnn():
+    net, prepare = cnn_network()
+    return fit("fit_cnn", net, F.cross_entropy, prepare)
 
 
 class Block(nn.Module):
@@ -135,6 +154,18 @@ class Bert(nn.Module):
 
 def fit_bert():
     return fit("fit_bert", Bert(), F.cross_entropy)
+
+
+def predict_mlp():
+    return predict("predict_mlp", perceptron(784, 512, 512, 10))
+
+
+def predict_cnn():
+    return predict("predict_cnn", *cnn_network())
+
+
+def predict_bert():
+    return predict("predict_bert", Bert())
 
 
 def predict_row():

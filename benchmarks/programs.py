@@ -54,10 +54,10 @@ def functional_call(keras):
     return run, model.count_params()
 
 
-def fit(keras, name, model, loss):
+def fit(keras, name, model, loss, **options):
     batch, longest = CELLS[name].batch, CELLS[name].iterations
     x, y = fit_data(name, longest)
-    model.compile(optimizer=keras.optimizers.Adam(), loss=loss)
+    model.compile(optimizer=keras.optimizers.Adam(), loss=loss, **options)
 
     def run(n):
         size = n * batch
@@ -65,6 +65,16 @@ def fit(keras, name, model, loss):
             x[:size], y[:size], batch_size=batch, epochs=1, verbose=0, shuffle=False
         )
         return float(history.history["loss"][-1])
+
+    return run, model.count_params()
+
+
+def predict(name, model):
+    batch = CELLS[name].batch
+    x, _ = fit_data(name, CELLS[name].iterations)
+
+    def run(n):
+        return float(model.predict(x[: n * batch], batch_size=batch, verbose=0).mean())
 
     return run, model.count_params()
 
@@ -83,13 +93,18 @@ def fit_tiny(keras):
     return fit(keras, "fit_tiny", perceptron(keras, 8, 16, 1), "mse")
 
 
-def fit_mlp(keras):
-    return fit(keras, "fit_mlp", perceptron(keras, 784, 512, 512, 10), cross_entropy(keras))
+def fit_grouped(keras):
+    model = perceptron(keras, 8, 16, 1)
+    return fit(keras, "fit_grouped", model, "mse", steps_per_execution=32)
 
 
-def fit_cnn(keras):
+def mlp(keras):
+    return perceptron(keras, 784, 512, 512, 10)
+
+
+def cnn(keras):
     layers = keras.layers
-    model = keras.Sequential(
+    return keras.Sequential(
         [
             keras.Input((28, 28, 1)),
             layers.Conv2D(32, 3, activation="relu"),
@@ -100,10 +115,9 @@ def fit_cnn(keras):
             layers.Dense(10),
         ]
     )
-    return fit(keras, "fit_cnn", model, cross_entropy(keras))
 
 
-def fit_bert(keras):
+def bert(keras):
     layers, ops = keras.layers, keras.ops
     width, heads = BERT["width"], BERT["heads"]
 
@@ -137,8 +151,45 @@ def fit_bert(keras):
     x = Embed()(tokens)
     for _ in range(BERT["depth"]):
         x = Block()(x)
-    model = keras.Model(tokens, layers.Dense(BERT["classes"])(x[:, 0]))
-    return fit(keras, "fit_bert", model, cross_entropy(keras))
+    return keras.Model(tokens, layers.Dense(BERT["classes"])(x[:, 0]))
+
+
+def fit_mlp(keras):
+    return fit(keras, "fit_mlp", mlp(keras), cross_entropy(keras))
+
+
+def fit_cnn(keras):
+    return fit(keras, "fit_cnn", cnn(keras), cross_entropy(keras))
+
+
+def fit_bert(keras):
+    return fit(keras, "fit_bert", bert(keras), cross_entropy(keras))
+
+
+def predict_mlp(keras):
+    return predict("predict_mlp", mlp(keras))
+
+
+def predict_cnn(keras):
+    return predict("predict_cnn", cnn(keras))
+
+
+def predict_bert(keras):
+    return predict("predict_bert", bert(keras))
+
+
+def called(khub):
+    """A row at a time by a direct call, compiled as `predict` is, its result in NumPy."""
+    x, model = rows(), perceptron(khub, 20, 64, 64, 3, last="softmax")
+    call = khub.jit(lambda x: model(x, training=False))
+
+    def run(n):
+        for i in range(n):
+            i %= len(x)
+            y = khub.ops.convert_to_numpy(call(khub.ops.convert_to_tensor(x[i : i + 1])))
+        return float(y.sum())
+
+    return run, model.count_params()
 
 
 def predict_row(keras):
@@ -151,6 +202,9 @@ def predict_row(keras):
         return float(y.sum())
 
     return run, model.count_params()
+
+
+predict_called = predict_row
 
 
 def jit_60(khub):

@@ -38,14 +38,23 @@ def non_max_suppression(
     batch = ops.shape(boxes)[0]
     if 0 in two[1:]:
         boxes, scores = ops.zeros((batch, 1, 4)), ops.full((batch, 1, 1), ABSENT)
+    scores = _numbers(scores)
     best = ops.argmax(scores, -1) if class_agnostic else None
-    scores = ops.where(scores > confidence_threshold, scores, ABSENT)
     if class_agnostic:
         scores = ops.max(scores, -1, keepdims=True)
+    count = scores.shape[1] * scores.shape[2]
+    blank = max(max_detections - min(count, CANDIDATES), 0)  # where the candidates are too few
     taken = (
-        ops.zeros((batch, max_detections, 4)),
-        ops.full((batch, max_detections), ABSENT),
-        ops.zeros((batch, max_detections), "int32"),  # places: box * classes + class
+        ops.zeros((batch, blank, 4)),
+        ops.full((batch, blank), ABSENT),
+        ops.zeros((batch, blank), "int32"),  # places: box * classes + class
+    )
+    settle = partial(
+        _round,
+        boxes=boxes,
+        iou_threshold=iou_threshold,
+        confidence_threshold=confidence_threshold,
+        k=max_detections,
     )
 
     def unfinished(number, scores, more, *rest):
@@ -55,9 +64,9 @@ def non_max_suppression(
         scores = _following(scores, value, place)
         pruned = partial(_pruned, scores, taken, boxes, iou_threshold)
         scores = ops.cond(number > 1, pruned, lambda: scores)  # few need a third round
-        return (number + 1, scores, *_round(scores, taken, boxes, iou_threshold))
+        return (number + 1, scores, *settle(scores, taken))
 
-    state = (1, scores, *_round(scores, taken, boxes, iou_threshold))
+    state = (1, scores, *settle(scores, taken))
     found, confidence, places = ops.while_loop(unfinished, following, state)[-3:]
     there = confidence > ABSENT
     classes = places % ops.shape(scores)[2]
@@ -71,10 +80,16 @@ def non_max_suppression(
     }
 
 
-def _round(scores, taken, boxes, iou_threshold):
+def _numbers(scores):
+    """Scores with NaN made ABSENT; most have none, and are not gone through a second time."""
+    clean = ops.all(ops.max(scores, 2) < float("inf"))
+    return ops.cond(clean, lambda: scores, lambda: ops.where(scores == scores, scores, ABSENT))
+
+
+def _round(scores, taken, boxes, iou_threshold, confidence_threshold, k):
     """Settle the best candidates: whether more are wanted, the last one, what is taken by now."""
-    values, places = _candidates(scores)
-    k, classes = taken[1].shape[1], scores.shape[2]
+    values, places = _candidates(scores, confidence_threshold)
+    classes = scores.shape[2]
     found = _rows(boxes, places // classes), values, places
     joined = [ops.concatenate(pair, 1) for pair in zip(taken, found)]  # still in order
     corners, confidence, kinds = joined[0], joined[1], joined[2] % classes
@@ -96,12 +111,13 @@ def _round(scores, taken, boxes, iou_threshold):
     return more, values[:, -1:], places[:, -1:], corners, confidence, origins
 
 
-def _candidates(scores):
-    """Scores and places (batch, k) of the best candidates, in order."""
+def _candidates(scores, confidence_threshold):
+    """Scores and places (batch, k) of the best candidates, in order, ABSENT after the last."""
     size, classes = scores.shape[1:]
     # the k best candidates lie in the k boxes with the best of their candidates
     rows = _best(ops.max(scores, 2), min(CANDIDATES, size))
     near = ops.reshape(_rows(scores, rows), (-1, rows.shape[1] * classes))
+    near = ops.where(near > confidence_threshold, near, ABSENT)
     index = _best(near, min(CANDIDATES, near.shape[1]))
     values = _rows(near, index)
     order = ops.argsort(-values, 1)  # stable, and the index rises
@@ -155,6 +171,6 @@ def _overlap(one, two, iou_threshold):
     x1, y1, x2, y2 = ops.split(ops.swapaxes(two, 1, 2), 4, 1)
     wide = ops.minimum(right, x2) - ops.maximum(left, x1)
     high = ops.minimum(bottom, y2) - ops.maximum(top, y1)
-    shared = ops.relu(wide) * ops.relu(high)
+    shared = ops.relu(wide) * high  # negative where the boxes lie apart: no overlap either
     areas = ops.relu(right - left) * ops.relu(bottom - top) + ops.relu(x2 - x1) * ops.relu(y2 - y1)
     return shared > iou_threshold * (areas - shared)  # no division: empty boxes overlap nothing

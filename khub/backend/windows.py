@@ -4,6 +4,8 @@
 gets checked settings: tuples of one int a space axis, and `first`, whether channels precede space.
 """
 
+from functools import lru_cache
+
 from khub import config
 from khub.choices import choose
 
@@ -11,8 +13,7 @@ from khub.choices import choose
 def per_axis(value, count, what, least=0):
     """Return `value` as a tuple of one int an axis.  Raises ValueError for anything else."""
     values = (value,) * count if isinstance(value, int) else value
-    plain = type(values) is tuple and {int}.issuperset(map(type, values))
-    whole = plain or hasattr(values, "__len__") and all(hasattr(n, "__index__") for n in values)
+    whole = hasattr(values, "__len__") and all(hasattr(n, "__index__") for n in values)
     if not whole or len(values) != count or min(values) < least:
         raise ValueError(f"{what} needs 1 or {count} integers from {least}, got {value!r}.")
     return tuple(values)
@@ -49,15 +50,24 @@ def _check_fit(inputs, first, sizes, dilations, padding="valid"):
             )
 
 
+def _settled(count, strides, dilations, padding, data_format):
+    steps = per_axis(strides, count, "strides"), per_axis(dilations, count, "dilation_rate")
+    return *steps, checked(padding, count), channels_first(data_format)
+
+
+_known = lru_cache(4096, typed=True)(_settled)
+
+
 def convolution(run):
     """Return `conv` of a backend's run(inputs, first, kernel, strides, padding, dilations)."""
 
     def conv(inputs, kernel, strides, padding, data_format, dilation_rate, *extra):
-        sizes = kernel.shape[:-2]
-        count = len(sizes)
-        strides = per_axis(strides, count, "strides")
-        dilations = per_axis(dilation_rate, count, "dilation_rate")
-        padding, first = checked(padding, count), channels_first(data_format)
+        sizes, data_format = kernel.shape[:-2], data_format or config.image_data_format()
+        given = len(sizes), strides, dilation_rate, padding, data_format
+        try:
+            strides, dilations, padding, first = _known(*given)
+        except TypeError:  # lists have no hash
+            strides, dilations, padding, first = _settled(*given)
         if padding != "same" and not extra and max(sizes) > 1:
             _check_fit(inputs, first, sizes, dilations, padding)
         return run(inputs, first, kernel, strides, padding, dilations, *extra)

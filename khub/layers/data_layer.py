@@ -30,7 +30,7 @@ class DataLayer(Layer):
         if _in_worker():
             return self.on_host(*args, **kwargs)
         leaves = tree.flatten((args, kwargs))
-        if _has_graph_tensor(leaves) and (self._host_only or name != "tensorflow"):
+        if any(map(_is_graph_tensor, leaves)) and (self._host_only or name != "tensorflow"):
             return self._in_graph(args, kwargs)
         if self._host_only and not any_symbolic(leaves):
             return tree.map_structure(_to_device, self.on_host(*args, **kwargs))
@@ -90,10 +90,6 @@ def _is_graph_tensor(x):
     if not type(x).__module__.startswith("tensorflow."):
         return False
     return hasattr(x, "graph") and not hasattr(x, "numpy")
-
-
-def _has_graph_tensor(leaves):
-    return "tensorflow" in sys.modules and any(map(_is_graph_tensor, leaves))
 
 
 def _to_host(x):

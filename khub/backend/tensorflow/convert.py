@@ -22,14 +22,11 @@ class _Raw:
         return kernel
 
 
-def _symbolic_type():
-    with tf.Graph().as_default():
-        return type(tf.constant(0))
-
-
+with tf.Graph().as_default():
+    _Symbolic = type(tf.constant(0))
 raw = _Raw()
 NATIVE = {name: tf.as_dtype(name) for name in (*dtypes.ALL, "string")}
-TENSORS = {type(tf.constant(0)), _symbolic_type()}
+TENSORS = {type(tf.constant(0)), _Symbolic}
 FLOATS = frozenset(NATIVE[name] for name in (*dtypes.FLOATS, *dtypes.COMPLEX))
 BOOL = tf.bool
 WEAK_NUMBERS = True  # native functions take a Python number at the other operand's dtype
@@ -121,11 +118,7 @@ def vector(values):
     try:
         return constant(values)
     except TypeError:  # tensors have no hash
-        return tf.stack([_int32(v) for v in values])
-
-
-def _int32(x):
-    return raw.Cast(x, tf.int32) if type(x) in TENSORS and x.dtype is not tf.int32 else x
+        return tf.stack([tf.cast(v, tf.int32) for v in values])
 
 
 def convert_to_numpy(x):

@@ -141,9 +141,9 @@ class Distiller(Model):
             raise ValueError("A Distiller needs the loss of the labels: compile(loss=...).")
         super().compile(optimizer, loss, metrics=metrics, **kwargs)
 
-    def call(self, inputs, training=None):
+    def call(self, inputs, training=None, **kwargs):
         """Return the student's outputs."""
-        return self.student(inputs, training=training)
+        return self.student(inputs, training=training, **kwargs)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """Return the loss of the labels and of the distillations, weighted."""

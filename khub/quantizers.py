@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar
 import numpy as np
 
 from khub import ops
+from khub.choices import choose
 from khub.fields import Configurable, FieldsOf, Integers, PositiveInt, Rate
 from khub.saving import registry
 
@@ -178,6 +179,11 @@ def _group(name, value):
     return value
 
 
+def OneOf(*values):  # noqa: N802  (it stands where a type does)
+    """The type of a field that is one of these values."""
+    return Annotated[object, lambda field, value: choose(field, value, values)]
+
+
 AnyQuantizer = Annotated[Quantizer, _quantizer]
 Group = Annotated[int, _group]
 
@@ -250,16 +256,10 @@ class _Calibrated(QuantizationConfig):
 
     dataset: object
     tokenizer: object
-    weight_bits: int = 4
     num_samples: PositiveInt = 128
     sequence_length: PositiveInt = 512
     group_size: Group = 128
     quantization_layer_structure: dict = None
-
-    def setup(self):
-        """Check the bits."""
-        if self.weight_bits not in self._widths:
-            raise ValueError(f"weight_bits must be one of {self._widths}, got {self.weight_bits}.")
 
     def dtype_policy_string(self):
         """Return the mode as dtype policies write it."""
@@ -280,17 +280,11 @@ class GPTQConfig(_Calibrated):
     """
 
     mode = "gptq"
-    _widths = 2, 3, 4, 8
-    per_channel: bool = True
+    weight_bits: OneOf(2, 3, 4, 8) = 4
+    per_channel: OneOf(True) = True
     hessian_damping: Rate = 0.01
     symmetric: bool = False
     activation_order: bool = False
-
-    def setup(self):
-        """Check the bits, and that outputs have scales of their own."""
-        super().setup()
-        if not self.per_channel:
-            raise NotImplementedError("GPTQ gives each output a scale: per_channel=True.")
 
 
 class AWQConfig(_Calibrated):
@@ -300,5 +294,5 @@ class AWQConfig(_Calibrated):
     """
 
     mode = "awq"
-    _widths = (4,)
+    weight_bits: OneOf(4) = 4
     num_grid_points: PositiveInt = 20

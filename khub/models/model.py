@@ -95,12 +95,9 @@ class Model(ModelFiles, Trainer, Layer):
         """
         from khub.models import quantization
 
-        if kwargs.pop("type_check", True) and kwargs:
-            raise TypeError(f"quantize does not know {', '.join(kwargs)}.")
+        if unknown := kwargs.keys() - {"type_check"}:
+            raise TypeError(f"quantize does not know {', '.join(unknown)}.")
         return quantization.quantize_model(self, mode, config, filters, targets)
-
-    def get_quantization_layer_structure(self, mode=None):
-        """Return {"pre_block_layers", "sequential_blocks"} for calibration, None: all at once."""
 
     def summary(
         self,

@@ -46,17 +46,21 @@ def gptq(data=(X[:48], *X[48:]), **options):
     return quantizers.GPTQConfig(data, None, **options)
 
 
+def once(*case):  # its rounding is done on the host, its floats are those of another case
+    return pytest.param(*case, marks=pytest.mark.once)
+
+
 CASES = [  # model, inputs, what to do, bytes that are left, largest relative error of outputs
     (dense, X, "int8", 0.28, 0.01),
     (dense, X, quantizers.Int8QuantizationConfig(), 0.28, 0.02),
-    (dense, X, quantizers.Int8QuantizationConfig(quantizers.AbsMaxQuantizer(0)), 0.28, 0.02),
+    once(dense, X, quantizers.Int8QuantizationConfig(quantizers.AbsMaxQuantizer(0)), 0.28, 0.02),
     (dense, X, "int4", 0.16, 0.15),
     (dense, X, quantizers.Int4QuantizationConfig(block_size=16), 0.25, 0.12),
-    (dense, X, quantizers.Int4QuantizationConfig(block_size=-1), 0.16, 0.15),
+    once(dense, X, quantizers.Int4QuantizationConfig(block_size=-1), 0.16, 0.15),
     (dense, X, "float8", 0.28, 0.05),
-    (dense, X, gptq(group_size=16), 0.25, 0.1),
+    once(dense, X, gptq(group_size=16), 0.25, 0.1),
     (dense, X, gptq(weight_bits=8, group_size=-1, symmetric=True), 0.29, 0.01),
-    (dense, X, gptq(weight_bits=3, group_size=-1, activation_order=True), 0.16, 0.2),
+    once(dense, X, gptq(weight_bits=3, group_size=-1, activation_order=True), 0.16, 0.2),
     (dense, X, quantizers.AWQConfig([X], None, group_size=16), 0.29, 0.1),
     *((words, IDS, mode, 0.45, near) for mode, near in (("int8", 0.02), ("int4", 0.3))),
     (words, IDS, "float8", 0.45, 0.1),

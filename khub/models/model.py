@@ -71,10 +71,10 @@ class Model(ModelFiles, Trainer, Layer):
         return json.dumps(registry.serialize(self), **kwargs)
 
     def enable_lora(self, rank, targets=None, alpha=None):
-        """Train two thin matrices beside each Dense kernel instead of the weights; then `compile`.
+        """Train two thin matrices beside each kernel instead of the weights; then `compile`.
 
-        targets: a regular expression of layers' paths, None: all Dense layers   alpha: None: rank
-        Raises ValueError when no layer is meant.  Hu et al. 2021, arXiv:2106.09685
+        targets: a regular expression of layers' paths, tables (Embedding) too; None: all kernels
+        alpha: None: rank   Raises ValueError when no layer is meant.  arXiv:2106.09685
         """
         from khub.models import lora
 

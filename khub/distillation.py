@@ -60,8 +60,8 @@ class _Compared(DistillationLoss):
 class LogitsDistillation(_Compared):
     """Compares what comes out, divided by a temperature.  Hinton et al. 2015, arXiv:1503.02531
 
-    loss: one, or one for each output. As in Keras no softmax is taken: a loss that needs
-    probabilities gets them from the models or, as `from_logits=True`, makes them itself.
+    loss: one, or one for each output. As in Keras no softmax is taken: kl_divergence and
+    crossentropy expect models that end in one.
     """
 
     temperature: Positive = 3.0
@@ -89,7 +89,7 @@ class Distiller(Model):
     """Trains `student` on student_loss_weight * its loss + the rest * the weighted distillations.
 
     distillation_losses: one, or a list with as many weights, None: 1 each
-    Raises ValueError for models that do not fit together, TypeError for what is no model.
+    The losses of a batch are metrics. Raises ValueError for what does not fit together.
     """
 
     _module = "keras.distillation"
@@ -114,7 +114,8 @@ class Distiller(Model):
                 raise ValueError(f"The {what} of teacher and student differ: {shapes}.")
         single = isinstance(distillation_losses, DistillationLoss)
         given = [distillation_losses] if single else list(distillation_losses or ())
-        weights = [1.0] * len(given) if distillation_loss_weights is None else distillation_loss_weights
+        weights = distillation_loss_weights
+        weights = [1.0] * len(given) if weights is None else list(weights)
         if not given or len(weights) != len(given) or not 0 <= student_loss_weight <= 1:
             raise ValueError(
                 "Distiller needs a distillation loss, as many distillation_loss_weights as losses, "
@@ -125,13 +126,12 @@ class Distiller(Model):
             loss.validate_model_compatibility(teacher, student)
         teacher.trainable = False
         self.teacher, self.student, self.student_loss_weight = teacher, student, student_loss_weight
-        self.distillation_losses, self.distillation_loss_weights = given, list(weights)
+        self.distillation_losses, self.distillation_loss_weights = given, weights
         self._teach = _taps(teacher, [loss.teacher_layer_name for loss in given])
         self._tapped = [loss.student_layer_name for loss in given]
         self._learn = _taps(student, self._tapped)
-        self.student_loss_tracker = Mean(name="student_loss")
-        self.distillation_loss_tracker = Mean(name="distillation_loss")
-        self.total_loss_tracker = Mean(name="total_loss")
+        for name in ("student_loss", "distillation_loss", "total_loss"):
+            setattr(self, f"{name}_tracker", Mean(name=name))
 
     def compile(self, optimizer="adam", loss=None, metrics=None, **kwargs):
         """Say how the student is trained; `loss`, which it needs, is that of labels."""
@@ -139,9 +139,9 @@ class Distiller(Model):
             raise ValueError("A Distiller needs the loss of the labels: compile(loss=...).")
         super().compile(optimizer, loss, metrics=metrics, **kwargs)
 
-    def call(self, inputs, training=None):
+    def call(self, inputs, training=None, **kwargs):
         """Return the student's outputs."""
-        return self.student(inputs, training=training)
+        return self.student(inputs, training=training, **kwargs)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """Return the loss of the labels and of the distillations, weighted."""
@@ -149,7 +149,8 @@ class Distiller(Model):
         taught = tree.map_structure(ops.stop_gradient, self._teach(x, False))
         learned = self._learn(x, training) if any(self._tapped) else {None: y_pred}
         distilled = sum(
-            weight * loss.compute_loss(taught[loss.teacher_layer_name], learned[loss.student_layer_name])
+            weight
+            * loss.compute_loss(taught[loss.teacher_layer_name], learned[loss.student_layer_name])
             for loss, weight in zip(self.distillation_losses, self.distillation_loss_weights)
         )
         total = self.student_loss_weight * labels + (1 - self.student_loss_weight) * distilled

@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar
 import numpy as np
 
 from khub import ops
+from khub.choices import choose
 from khub.fields import Configurable, FieldsOf, Integers, PositiveInt, Rate
 from khub.saving import registry
 
@@ -27,16 +28,15 @@ def abs_max_quantize(
 def abs_max_quantize_grouped_with_zero_point(
     inputs, block_size, value_range=(-8, 7), dtype="int8", epsilon=1e-7, to_numpy=False
 ):
-    """Return (whole, scale, zero): x is (whole - zero) * scale; each block's range reaches 0.
+    """Return (whole, scale, zero): x is (whole - zero) * scale where a block's range reaches 0.
 
     inputs: (n, units)  ->  whole (n, units), scale and zero (n / block_size rounded up, units)
     """
     xp, x = _place(inputs, to_numpy)
     n, units = x.shape
     block_size = n if block_size in (None, -1) else block_size
-    padded = xp.pad(x, [(0, -n % block_size), (0, 0)])  # a zero changes no range that reaches 0
-    blocks = xp.reshape(padded, (-1, block_size, units))
-    low, high = xp.minimum(xp.min(blocks, axis=1), 0), xp.maximum(xp.max(blocks, axis=1), 0)
+    blocks = xp.reshape(xp.pad(x, [(0, -n % block_size), (0, 0)]), (-1, block_size, units))
+    low, high = xp.min(blocks, axis=1), xp.max(blocks, axis=1)
     empty = high - low < epsilon
     low, high = xp.where(empty, low - 1, low), xp.where(empty, high + 1, high)
     scale = (high - low) / (value_range[1] - value_range[0])
@@ -179,6 +179,11 @@ def _group(name, value):
     return value
 
 
+def OneOf(*values):  # noqa: N802  (it stands where a type does)
+    """The type of a field that is one of these values."""
+    return Annotated[object, lambda field, value: choose(field, value, values)]
+
+
 AnyQuantizer = Annotated[Quantizer, _quantizer]
 Group = Annotated[int, _group]
 
@@ -251,16 +256,10 @@ class _Calibrated(QuantizationConfig):
 
     dataset: object
     tokenizer: object
-    weight_bits: int = 4
     num_samples: PositiveInt = 128
     sequence_length: PositiveInt = 512
     group_size: Group = 128
     quantization_layer_structure: dict = None
-
-    def setup(self):
-        """Check the bits."""
-        if self.weight_bits not in self._widths:
-            raise ValueError(f"weight_bits must be one of {self._widths}, got {self.weight_bits}.")
 
     def dtype_policy_string(self):
         """Return the mode as dtype policies write it."""
@@ -281,8 +280,8 @@ class GPTQConfig(_Calibrated):
     """
 
     mode = "gptq"
-    _widths = 2, 3, 4, 8
-    per_channel: bool = True
+    weight_bits: OneOf(2, 3, 4, 8) = 4
+    per_channel: OneOf(True) = True
     hessian_damping: Rate = 0.01
     symmetric: bool = False
     activation_order: bool = False
@@ -295,5 +294,5 @@ class AWQConfig(_Calibrated):
     """
 
     mode = "awq"
-    _widths = (4,)
+    weight_bits: OneOf(4) = 4
     num_grid_points: PositiveInt = 20

@@ -213,7 +213,7 @@ def tensors(model, dtype=None):
 
 
 def reference_name(model, slot):
-    """Return the reference's whole name of a tensor; a backbone has it without the task's prefix."""
+    """Return the reference's whole name of a tensor, a task's prefix included."""
     inside = slot.in_backbone and _base(model) is not model
     return _prefixed(_prefix(model) if inside else "", slot.name)
 

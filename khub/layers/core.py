@@ -66,8 +66,7 @@ class EinsumDense(Layer):
         if not batch:  # the axes under the dots are at the front of both
             dots = len(input_shape) - (len(letters) - 3)
             sizes = dict(zip(letters[3:], input_shape[dots:], strict=True))
-            named = output[3:]
-            sizes |= dict(zip(named, self.output_shape[-len(named) :], strict=True))
+            sizes |= dict(zip(output[3:], self.output_shape[3 - len(output) :], strict=True))
         else:
             sizes = dict(zip(letters, input_shape, strict=True))
             for letter, size in zip(output[1:], self.output_shape, strict=True):

@@ -92,8 +92,6 @@ def in_blocks(values, axes, config, inputs=None):
     block = shape[last] if block in (None, -1) else min(block, shape[last])
     block = math.gcd(block, shape[last]) if len(axes) > 1 else block  # none spans two rows
     whole, parts = ROUND.get(config.mode, _nearest)(columns, block, config, inputs)
-    if len(axes) == 1:
-        whole = np.pad(whole, [(0, -len(whole) % block), (0, 0)])
 
     def laid_out(x):
         outputs = [shape[i] if x.shape[1] > 1 else 1 for i in order[len(axes) :]]
@@ -106,12 +104,15 @@ def in_blocks(values, axes, config, inputs=None):
 
 
 def _nearest(columns, block, config, inputs=None):
-    """Round each weight to the nearest."""
-    limits = -(2 ** (config.weight_bits - 1)), 2 ** (config.weight_bits - 1) - 1
+    """Round each weight to the nearest.  Returns rows of whole blocks."""
+    top, units = 2 ** (config.weight_bits - 1), columns.shape[1]
+    blocks = np.pad(columns, [(0, -len(columns) % block), (0, 0)]).reshape(-1, block, units)
+    blocks = np.pad(blocks, [(0, 0), (0, 1), (0, 0)])  # all ranges reach 0
     found = quantizers.abs_max_quantize_grouped_with_zero_point(
-        columns.astype("float32"), block, limits, to_numpy=True
+        blocks.reshape(-1, units).astype("float32"), block + 1, (-top, top - 1), to_numpy=True
     )
     whole, scale, zero = map(ops.convert_to_numpy, found)
+    whole = whole.reshape(-1, block + 1, units)[:, :block].reshape(-1, units)
     return whole, {"scale": scale, "zero": zero}
 
 
@@ -123,7 +124,8 @@ def _awq(columns, block, config, inputs):
         factor = np.maximum(size / size.max(), 1e-4)[:, None] ** strength
         factor /= np.sqrt(factor.max() * factor.min())
         whole, parts = _nearest(columns * factor, block, config)
-        error = (whole - parts["zero"][of].astype("float32")) * parts["scale"][of] / factor
+        error = whole[: len(of)] - parts["zero"][of].astype("float32")
+        error = error * parts["scale"][of] / factor
         error -= columns
         if (loss := np.sum((gram @ error) * error)) < best:
             best, found = loss, (whole, parts | {"inverse": (1 / factor).astype("float32")})

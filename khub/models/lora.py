@@ -50,13 +50,17 @@ class LowRankTable(LowRank):
 LOW_RANK = {Dense: LowRankDense, EinsumDense: LowRankEinsum, Embedding: LowRankTable}
 
 
+def _kind(layer):
+    return next((kind for cls, kind in LOW_RANK.items() if own_call(layer) is cls.call), None)
+
+
 def enable_lora(self, rank, lora_alpha=None, a_initializer="he_uniform", b_initializer="zeros"):
     """Freeze the layer's weight and give it two trainable matrices; nothing has changed yet.
 
     lora_alpha: the product counts lora_alpha / rank, None: 1
     Raises ValueError when there is LoRA already or the layer's call is none that is known.
     """
-    kind = next((low for cls, low in LOW_RANK.items() if own_call(self) is cls.call), None)
+    kind = _kind(self)
     if self.lora_enabled or kind is None:
         why = "has LoRA already; merge_lora() first" if kind else "has a call of its own"
         raise ValueError(f"{type(self).__name__} {self.name!r} {why}.")
@@ -93,7 +97,8 @@ def enable(model, rank, targets=None, alpha=None):
     alpha: the product counts alpha / rank, None: 1   Raises ValueError when no layer is meant.
     """
     names = ("kernel",) if targets is None else ("kernel", "embeddings")
-    begin(model, dict.fromkeys(chosen(model, targets, None, names), (rank, alpha)))
+    layers = chosen(model, targets, None, names).items()
+    begin(model, {path: (rank, alpha) for path, layer in layers if _kind(layer)})
 
 
 def begin(model, ranks):

@@ -71,10 +71,10 @@ class Model(ModelFiles, Trainer, Layer):
         return json.dumps(registry.serialize(self), **kwargs)
 
     def enable_lora(self, rank, targets=None, alpha=None):
-        """Train two thin matrices beside each Dense kernel instead of the weights; then `compile`.
+        """Train two thin matrices beside each kernel instead of the weights; then `compile`.
 
-        targets: a regular expression of layers' paths, None: all Dense layers   alpha: None: rank
-        Raises ValueError when no layer is meant.  Hu et al. 2021, arXiv:2106.09685
+        targets: a regular expression of layers' paths, tables (Embedding) too; None: all kernels
+        alpha: None: rank   Raises ValueError when no layer is meant.  arXiv:2106.09685
         """
         from khub.models import lora
 
@@ -95,12 +95,9 @@ class Model(ModelFiles, Trainer, Layer):
         """
         from khub.models import quantization
 
-        if kwargs.pop("type_check", True) and kwargs:
-            raise TypeError(f"quantize does not know {', '.join(kwargs)}.")
+        if unknown := kwargs.keys() - {"type_check"}:
+            raise TypeError(f"quantize does not know {', '.join(unknown)}.")
         return quantization.quantize_model(self, mode, config, filters, targets)
-
-    def get_quantization_layer_structure(self, mode=None):
-        """Return {"pre_block_layers", "sequential_blocks"} for calibration, None: all at once."""
 
     def export(
         self,

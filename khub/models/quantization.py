@@ -29,8 +29,9 @@ WEIGHTS |= {Embedding.call: "embeddings", ReversibleEmbedding.call: "embeddings"
 class Bits(Variable):
     """A weight in few bits, whose value is the floats that they stand for; it does not learn.
 
-    parts: "scale", in blocks "zero", of AWQ "inverse" -> Variable, all to broadcast
-    block: how many inputs along `axis`, counted from the last, share a scale; None: all
+    parts: "scale", in blocks "zero", of AWQ "inverse" -> Variable   block: how many inputs along
+    `axis`, counted from the last, share a scale, None: all   size, padded: of that axis, as floats
+    and as integers   packed: whether two share a byte   kept: the scale's shape, of a kernel
     """
 
     trainable = property(lambda self: False, lambda self, value: None)
@@ -113,11 +114,14 @@ def chosen(model, targets=None, filters=None, names=("kernel", "embeddings")):
     of the layer   Raises ValueError when no layer is meant.
     """
     able = {p: layer for p, layer in model.named_layers().items() if weight_of(layer) in names}
-    meant = filters
-    if not callable(filters):
-        patterns = [filters or ""] if isinstance(filters, str) or not filters else filters
-        meant = lambda layer: any(re.search(p, layer.path) for p in patterns)  # noqa: E731
-    found = {p: able[p] for p in able if re.search(targets or "", p) and meant(able[p])}
+    patterns = [filters] if isinstance(filters, str) else filters or [""]
+
+    def meant(path, layer):
+        own = callable(filters)
+        named = filters(layer) if own else any(re.search(p, layer.path) for p in patterns)
+        return named and re.search(targets or "", path)
+
+    found = {path: layer for path, layer in able.items() if meant(path, layer)}
     if not found:
         raise ValueError(
             f"targets={targets!r} is found in no path, or filters={filters!r} in no name, of the "
@@ -229,9 +233,12 @@ class Report(list):
     """What `quantize` did to each weight, a dict each; it prints as a table."""
 
     def __str__(self):
-        row = "{weight:44} {shape!s:>16} {bytes_before:>13,} {bytes_after:>12,} {max_error:>10.2g} "
-        header = f"{'weight':44} {'shape':>16} {'bytes before':>13} {'after':>12} {'max error':>10} "
-        rows = [(row + "{relative_error:>8.2%}").format(**each) for each in self]
-        before, after = (sum(r[f"bytes_{when}"] for r in self) for when in ("before", "after"))
-        total = f"{before:,} bytes -> {after:,} ({after / before:.1%})"
-        return "\n".join([f"{header}{'relative':>8}", *rows, total])
+        row = "{:44} {:>16} {:>13} {:>12} {:>10} {:>8}".format
+        lines = [row("weight", "shape", "bytes before", "after", "max error", "relative")]
+        before = after = 0
+        for each in self:
+            name, shape, old, new, error, relative = each.values()
+            cells = f"{old:,}", f"{new:,}", f"{error:.2g}", f"{relative:.2%}"
+            lines.append(row(name, str(shape), *cells))
+            before, after = before + old, after + new
+        return "\n".join([*lines, f"{before:,} bytes -> {after:,} ({after / before:.1%})"])

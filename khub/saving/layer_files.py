@@ -102,7 +102,7 @@ class LayerFiles:
         """Hold the weights in fewer bits; see `khub.models.quantization`."""
         from khub.models import quantization
 
-        quantization.quantize(self, mode)
+        return quantization.quantize(self, mode, config)
 
     def quantized_build(self, input_shape, mode):
         """There is none: a built layer is quantized by `quantize(mode)`."""
@@ -150,7 +150,7 @@ class ModelFiles:
         return self._compiled.options["jit_compile"] if self.compiled else None
 
     def get_quantization_layer_structure(self, mode=None):
-        """Return the order of layers for methods that go from one to the next; None: unknown."""
+        """Return {"pre_block_layers", "sequential_blocks"} for calibration; None: all at once."""
 
     def stateless_compute_loss(
         self,

@@ -107,3 +107,30 @@ def test_a_decoder_is_loaded_in_few_bits(tmp_path):
             model.save_to_preset(tmp_path / mode)
     with pytest.raises(ValueError, match="int8, int4, float8; got 'int3'"):
         nlp.CausalLM.from_preset("stories_260k_en", quantize="int3")
+
+
+def test_lora_on_one_layer_as_in_keras():
+    x = layers.Input((7,), dtype="int32")
+    y = layers.Embedding(9, 6)(x)
+    y = layers.EinsumDense("abc,cde->abde", (None, 2, 4), bias_axes="de", activation="tanh")(y)
+    model = models.Model(x, layers.Dense(3, activation="relu")(y))
+    ids = np.arange(14).reshape(2, 7) % 9
+    before = model.predict(ids, verbose=0)
+    shapes = [[(9, 2), (2, 6)], [(6, 2, 2), (2, 4)], [(4, 2), (2, 3)]]
+    for layer, expected in zip(model.layers[1:], shapes, strict=True):
+        assert not layer.lora_enabled and layer.lora_rank is None
+        layer.enable_lora(2, lora_alpha=3)
+        assert layer.lora_enabled and (layer.lora_rank, layer.lora_alpha) == (2, 3)
+        made = layer.matrices()
+        assert [v.shape for v in made] == expected and all(v.trainable for v in made)
+        assert made[0].name == f"lora_{layer.weights[0].name}_a" and not layer.weights[0].trainable
+        made[1].assign(np.random.default_rng(0).standard_normal(made[1].shape))
+    model.forget_functions()
+    learned = model.predict(ids, verbose=0)
+    assert np.abs(learned - before).max() > 0.01
+    with pytest.raises(ValueError, match="LoRA already"):
+        model.layers[-1].enable_lora(2)
+    model.merge_lora()
+    np.testing.assert_allclose(model.predict(ids, verbose=0), learned, atol=1e-5)
+    with pytest.raises(ValueError, match="call of its own"):
+        layers.ReversibleEmbedding(9, 6).enable_lora(2)

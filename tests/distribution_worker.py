@@ -98,7 +98,15 @@ def results(make):
         "tested": model.evaluate(X[:16], Y[:16], batch_size=8, verbose=0, return_dict=True),
         "predicted": model.predict(X[:8], verbose=0).tolist(),
         "weights": weights(model),
+        "split": sum(map(is_split, [*model.variables, *model.optimizer.variables])),
     }
+
+
+def is_split(variable):
+    storage = variable.materialize()
+    sharding = getattr(storage, "sharding", None)
+    parts = sharding is not None and not sharding.is_fully_replicated
+    return parts or type(storage).__name__ == "DTensor"
 
 
 def weights(model):

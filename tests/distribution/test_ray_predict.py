@@ -17,8 +17,7 @@ def test_what_is_no_ray_data_set_is_an_error():
 def test_actors_predict_what_the_model_does(monkeypatch):
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     ray = pytest.importorskip("ray")
-    import ray.data
-
+    pytest.importorskip("ray.data")
     x = khub.Input((3,), name="a")
     y = layers.Dense(2, name="first")(x)
     model = khub.Model(x, {"sum": y, "rest": layers.Dense(1, name="second")(y)})

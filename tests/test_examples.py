@@ -60,6 +60,7 @@ def write_photographs(folder):
 
 
 ARGUMENTS = {
+    "data_parallel": lambda folder: ["--epochs", "5"],
     "fine_tune_images": write_photographs,
     "fine_tune_bert": lambda folder: [
         "--rows",
@@ -121,7 +122,12 @@ def nearest(text):
     assert scores == sorted(scores, reverse=True) and scores[0] > 0
 
 
+def both_rings(text):
+    assert number(r"accuracy ([0-9.]+)%", text) > 95
+
+
 CHECKS = {
+    "data_parallel": both_rings,
     "fine_tune_images": better_than_random,
     "fine_tune_bert": tuned,
     "custom_train_step": close_to_the_circle,

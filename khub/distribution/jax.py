@@ -8,7 +8,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from khub.backend import active
 from khub.backend.jax.arrays import convert_to_numpy as _convert
-from khub.distribution import distribute_batch
+from khub.backend.jax.arrays import convert_to_tensor
+from khub.backend.scope import local
+from khub.backend.variable import Variable
+from khub.distribution import distribute_batch, distribution
 
 
 def initialize(address, count, index, seconds):
@@ -67,22 +70,33 @@ def distribute_tensor(tensor, sharding):
     return _placed(tensor, sharding)
 
 
-def rows(x, distribution):
-    sharding = distribution.get_data_layout(x.shape).backend_layout
-    if not distribution.auto_shard_dataset:
+def rows(x, chosen):
+    sharding = chosen.get_data_layout(x.shape).backend_layout
+    if not chosen.auto_shard_dataset:
         return jax.make_array_from_process_local_data(sharding, np.asarray(x))
-    if len(x) % distribution.num_model_replicas:  # a last batch: whole, on each device
+    if len(x) % chosen.num_model_replicas:  # a last batch: whole, on each device
         sharding = NamedSharding(sharding.mesh, PartitionSpec())
     x = np.asarray(x)
     return jax.make_array_from_callback(x.shape, sharding, lambda at: x[at])
 
 
-def run_step(compiled, argument, distribution):
+def run_step(compiled, argument, chosen):
     return compiled(distribute_batch(argument))
 
 
 def _write(storage, value):
     return _placed(value, storage.sharding)
+
+
+_assign = Variable.assign
+
+
+def _assign_laid_out(self, value):
+    if local.scope is not None and np.shape(value) == self.shape:
+        # in a program; else the compiler chooses where the new value lies
+        layout = distribution().get_variable_layout(self).backend_layout
+        value = jax.lax.with_sharding_constraint(convert_to_tensor(value, self.dtype), layout)
+    return _assign(self, value)
 
 
 def _to_numpy(x):
@@ -91,4 +105,5 @@ def _to_numpy(x):
     return _convert(x)
 
 
-HOOKS = [(active, "write", _write), (active, "convert_to_numpy", _to_numpy)]
+HOOKS = [(Variable, "assign", _assign_laid_out), (active, "write", _write)]
+HOOKS += [(active, "convert_to_numpy", _to_numpy)]

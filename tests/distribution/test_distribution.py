@@ -16,16 +16,20 @@ import khub
 from khub import distribution
 
 BACKEND = khub.backend.name
-LAUNCHES = {  # backend -> (processes, devices of each, jobs)
+slow = pytest.mark.slow
+LAUNCHES = {  # backend -> (processes, devices of each, jobs); JAX compiles each of them for seconds
     "torch": [(2, 1, "data:plain data:own model2:plain model2:resumed")],
     "jax": [
-        (2, 1, "data:plain model2:plain model2:resumed"),
-        (1, 8, "data:own model2:plain model8:plain"),
+        (2, 1, "data:plain model2:plain"),
+        pytest.param((2, 1, "data:own model2:resumed"), marks=slow),
+        pytest.param((1, 8, "data:plain model2:own model8:plain data:resumed"), marks=slow),
     ],
-    "tensorflow": [(1, 2, "data:plain data:own data:resumed")],
+    "tensorflow": [
+        (1, 2, "data:plain"),
+        pytest.param((1, 2, "data:own data:resumed"), marks=slow),
+    ],
     "numpy": [],
 }[BACKEND]
-IDS = [f"{count} processes, {devices} devices" for count, devices, _ in LAUNCHES]
 SEVERAL = pytest.mark.skipif(BACKEND not in ("torch", "jax"), reason="one process only")
 
 
@@ -50,7 +54,7 @@ def launch(count, devices, jobs, folder, **environment):
     ]
 
 
-@pytest.fixture(scope="module", params=LAUNCHES, ids=IDS)
+@pytest.fixture(scope="module", params=LAUNCHES)
 def launched(request, tmp_path_factory):
     """Return (what each process found, the folder of their files)."""
     folder = tmp_path_factory.mktemp("files")
@@ -65,7 +69,9 @@ def launched(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone():
-    return {what: worker.results(getattr(worker, what)) for what in ("plain", "own")}
+    found = {what: worker.results(getattr(worker, what)) for what in ("plain", "own")}
+    assert [found[what].pop("split") for what in found] == [0, 0]
+    return found
 
 
 def differences(one, other, path=""):
@@ -82,8 +88,10 @@ def differences(one, other, path=""):
 def test_losses_metrics_predictions_and_weights_are_those_of_one_process(launched, alone):
     for found in launched[0]:
         for job, result in found.items():
-            what = job.partition(":")[2]
+            how, what = job.split(":")
             if what in alone:
+                # the Variables with a layout and Adam's two for each of them, still after training
+                assert result.pop("split") == {"data": 0, "model2": 24, "model8": 12}[how]
                 wrong = [x for x in differences(alone[what], result, job) if x[1] > 1e-5]
                 assert not wrong
 
@@ -91,6 +99,8 @@ def test_losses_metrics_predictions_and_weights_are_those_of_one_process(launche
 @pytest.mark.skipif(not LAUNCHES, reason="NumPy has no distribution")
 def test_a_training_goes_on_exactly_from_a_file_that_one_process_wrote(launched):
     jobs = [(f, job) for f in launched[0] for job in f if job.endswith("resumed")]
+    if not jobs:
+        pytest.skip("the slow launches of this backend have it")
     for found, job in jobs:
         assert found[job]["whole"] == found[job]["again"]
         assert found[job] == launched[0][0][job]

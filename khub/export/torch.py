@@ -1,11 +1,13 @@
 """PyTorch's formats, and what `torch.compile` makes of a layer: one graph without a break."""
 
 import torch
+from torch._dynamo import nonstrict_trace
 from torch.export import Dim
 from torch.utils._pytree import tree_leaves
 
 from khub import tree
 from khub.backend.scope import Scope
+from khub.backend.torch.engine import _depth
 from khub.export.signature import names_of
 
 
@@ -57,3 +59,19 @@ def to_onnx(model, signature, path, **options):
     inputs = [x.name for x in tree_leaves(signature)]  # torch's order, dicts as they were made
     options |= dict(input_names=inputs, output_names=[*names])
     torch.onnx.export(program, dynamo=True, verbose=False, **options).save(str(path))
+
+
+@nonstrict_trace
+def call_in_graph(itself, values, training, args, kwargs):
+    """Return (a layer's outputs, place -> new value of a Variable) for Variables' values."""
+    layer = itself.layer
+    variables = layer.weights
+    before, layer.training = layer.training, training
+    _depth.graphs += 1
+    try:
+        with Scope(zip(variables, values, strict=True)) as scope:
+            outputs = layer(*args, **kwargs)
+    finally:
+        layer.training = before
+        _depth.graphs -= 1
+    return outputs, {i: scope.values[v] for i, v in enumerate(variables) if v in scope.written}

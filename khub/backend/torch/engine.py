@@ -16,12 +16,14 @@ from khub.backend import eager
 from khub.backend.scope import Resumed, Scope, local, within
 from khub.backend.torch.arrays import NATIVE, TENSORS, convert_to_tensor
 
+compiling = torch.compiler.is_dynamo_compiling
 EAGER = True  # whether jit leaves functions as they are
 
 
 class _Depth(threading.local):
     gradients = 0  # how many value_and_grad calls this one is inside of
     maps = 0  # how many vmap calls
+    graphs = 0  # how many graphs are written down, which hold no generator but torch's own
 
 
 _depth = _Depth()
@@ -318,9 +320,9 @@ def make_generator(seed):
 
 
 def next_seed(seeds):
-    if seeds.native is None:
+    if seeds.native is None and not _depth.graphs:
         seeds.native = make_generator(seeds.seed)
-    return seeds.native
+    return None if _depth.graphs else seeds.native
 
 
 def random_uniform(shape, minval, maxval, dtype, seed):

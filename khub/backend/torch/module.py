@@ -5,6 +5,7 @@ dictionaries that nn.Module's methods walk through are made from that whenever t
 """
 
 from torch import nn
+from torch.utils._pytree import register_constant
 
 
 class _View(dict):
@@ -31,6 +32,21 @@ def _derived(get):
     return property(get, lambda self, value: None)
 
 
+class _Itself:
+    """A layer as a constant of a graph of torch.compile."""
+
+    __hash__ = object.__hash__
+
+    def __init__(self, layer):
+        self.layer = layer
+
+    def __eq__(self, other):
+        return self is other
+
+
+register_constant(_Itself)
+
+
 class Base(nn.Module):
     """An nn.Module whose state is khub's."""
 
@@ -42,6 +58,7 @@ class Base(nn.Module):
         self = super().__new__(cls)
         nn.Module.__init__(self)
         self.training = False  # Keras' default; `.train()` and `.eval()` change it
+        vars(self)["_itself"] = _Itself(self)
         return self
 
     def __init__(self):
@@ -92,6 +109,17 @@ class Base(nn.Module):
 
     def _native_call(self, *args, **kwargs):
         return nn.Module.__call__(self, *args, **kwargs)
+
+    def _compiled_call(self, args, kwargs):
+        """What torch.compile reads in place of a call."""
+        from khub.export.torch import call_in_graph
+
+        variables = self.weights  # generators of random numbers are none of the graph
+        given = self._itself, [v._storage for v in variables], self.training, args, kwargs
+        outputs, written = call_in_graph(*given)
+        for place, value in written.items():
+            variables[place]._storage = value
+        return outputs
 
 
 def _marking_hooks(name):

@@ -184,7 +184,8 @@ class Layer(LayerFiles, Configurable, active.Base):
         "recurrent_kernel" are `recurrent_initializer` ...; the last resort is glorot_uniform (zeros
         for integers).
         """
-        shape, initializer, dtype, *_ = *args, *(shape, initializer, dtype)[len(args) :]
+        given = *args, *(shape, initializer, dtype, trainable, autocast)[len(args) :]
+        shape, initializer, dtype, trainable, autocast = given
         dtype = dtypes.standardize(dtype or self.dtype)
         part = name and name.removesuffix("_kernel")
         if initializer is None:

@@ -15,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 
 from khub.saving import h5, registry
-from khub.saving.files import check_size, replacing
+from khub.saving.files import check_size, parse_json, replacing
 from khub.saving.weights import assign, entries, load_legacy, places
 
 CONFIG, METADATA, WEIGHTS, ASSETS = "config.json", "metadata.json", "model.weights.h5", "assets"
@@ -35,7 +35,7 @@ def save_model(model, filepath, overwrite=True, zipped=None, **kwargs):
             f"{kwargs or ''}. Legacy .h5 files are only read; export() writes what others serve."
         )
     metadata = {"keras_version": KERAS, "date_saved": f"{datetime.now():%Y-%m-%d@%H:%M:%S}"}
-    texts = {METADATA: metadata, CONFIG: registry.serialize(model)}
+    texts = {METADATA: metadata, CONFIG: registry.serialize_built(model)}
     with (
         replacing(path, overwrite) as temporary,
         tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder,
@@ -113,12 +113,12 @@ def load_model(filepath, custom_objects=None, compile=True, safe_mode=True):  # 
 
 
 def _made(path, text, compiled):
+    config = parse_json(text, f"{path}: {CONFIG}")
+    if not compiled:
+        config.pop("compile_config", None)
     try:
-        config = json.loads(text)
-        if not compiled:
-            config.pop("compile_config", None)
-        return registry.deserialize(config, kind="models")
-    except (LookupError, TypeError, AttributeError, RecursionError, json.JSONDecodeError) as error:
+        return registry.deserialize_built(config, "models")
+    except (LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path}: its config describes no model: {error!r}") from error
 
 
@@ -159,7 +159,7 @@ def _load_legacy(path, compiled):
         model = _made(path, file.attrs["model_config"], True)
         load_legacy(model, h5.legacy(file), path)
         if compiled and "training_config" in file.attrs:
-            training = json.loads(file.attrs["training_config"])
+            training = parse_json(file.attrs["training_config"], f"{path}: training_config")
             training["optimizer"] = training.pop("optimizer_config")
             model.compile_from_config(training)
             if "optimizer_weights" in file:

@@ -1,5 +1,6 @@
 """Files that replace another only when they are whole, and what may be wrong with one."""
 
+import json
 import os
 import shutil
 import uuid
@@ -15,6 +16,17 @@ def check_size(what, size, stored):
     """Raise WeightsError where `size` bytes are claimed to be packed in `stored`: a bomb."""
     if size > 2**26 + 100 * stored:
         raise WeightsError(f"{what} claims {size:,} bytes, but {stored:,} are there; refused.")
+
+
+def parse_json(text, what):
+    """Return the JSON object in `text`.  Raises WeightsError where there is none."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(f"{what} is not valid JSON: {error}.") from None
+    if not isinstance(found, dict):
+        raise WeightsError(f"{what} must be a JSON object, got {type(found).__name__}.")
+    return found
 
 
 @contextmanager

@@ -26,12 +26,12 @@ class LayerFiles:
 
     def build_from_config(self, config):
         """Build the layer as it was built when `get_build_config` was called."""
-        config = tree.lists_to_tuples(config)
-        shapes = config.get("shapes_dict") or {"input_shape": config.get("input_shape")}
+        config = tree.map_shape_structure(tuple, config)
+        named, shape = config.get("shapes_dict", {}), [config.get("input_shape")]
         if type(self).build.__qualname__ == "Layer.build":  # the call builds what is inside
-            self.compute_output_shape(*shapes.values())
+            self.compute_output_shape(*(named.values() or shape))
         else:
-            self.build(**shapes)
+            self.build(**named) if named else self.build(*shape)
 
     def get_weights(self):
         """Return the weights as a list of NumPy arrays."""

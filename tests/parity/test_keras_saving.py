@@ -337,36 +337,43 @@ def agree(ours, theirs, x):
         np.testing.assert_allclose(mine, other, rtol=tolerance, atol=tolerance)
 
 
+def same_weights(ours, theirs):
+    for mine, other in zip(ours.weights, theirs.weights, strict=True):
+        found = [k.ops.convert_to_numpy(v) for k, v in ((khub, mine), (keras, other))]
+        np.testing.assert_array_equal(*found, err_msg=mine.path)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_models(name, tmp_path):
     make, shapes = MODELS[name]
-    x, path = data_of(shapes), tmp_path / "model.keras"
+    path = tmp_path / "model.keras"
     ours, theirs = make(khub), make(keras)
-    for model in (ours, theirs):
-        if name != "bfloat16":
-            randomize_model(model)
-    ours.save(path)
-    agree(ours, keras.saving.load_model(path), x)
-    agree(khub.saving.load_model(path), keras.saving.load_model(path), x)
+    randomize_model(ours), randomize_model(theirs)
     theirs.save(path)
-    agree(khub.saving.load_model(path), theirs, x)
+    read = khub.saving.load_model(path)
+    same_weights(read, theirs)
+    if name != "recurrent" or KERAS != "jax":  # eager loops take half a minute there
+        agree(read, theirs, data_of(shapes))
+    ours.save(path)
+    same_weights(ours, keras.saving.load_model(path))
+    same_weights(khub.saving.load_model(path), keras.saving.load_model(path))
     for file, limit in (("w.weights.h5", None), ("w.weights.json", 1e-6)):
         theirs.save_weights(tmp_path / file.replace("json", "h5"), max_shard_size=limit)
         ours.load_weights(tmp_path / file)
-        agree(ours, theirs, x)
+        same_weights(ours, theirs)
     randomize_model(ours)
     for file, limit in (("v.weights.h5", None), ("v.weights.json", 1e-6)):
         ours.save_weights(tmp_path / file, max_shard_size=limit)
         theirs.load_weights(tmp_path / file)
-        agree(ours, theirs, x)
+        same_weights(ours, theirs)
 
 
 def randomize_model(model):
-    values = [RANDOM.uniform(0.2, 1, v.shape).astype(v.dtype) for v in model.weights]
-    kinds = [v.dtype for v in model.weights]
-    model.set_weights(
-        [v if k.startswith("float") else w for v, k, w in zip(values, kinds, model.get_weights())]
-    )
+    """Give all weights but those of what was adapted: Keras keeps them elsewhere too."""
+    adapted = {id(v) for x in model.layers if x.name == "normalization" for v in x.weights}
+    for v in model.weights:
+        if v.dtype.startswith("float") and id(v) not in adapted:
+            v.assign(RANDOM.uniform(0.2, 1, v.shape).astype("float32"))
 
 
 # --- compiled models -----------------------------------------------------------------------------
@@ -389,28 +396,37 @@ OPTIMIZERS = {
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.skipif(khub.backend.name == "numpy", reason="NumPy has no gradients")
 def test_compiled_models(name, tmp_path):
-    x, y = FLOATS[:8, [0, 1, 2, 0]], FLOATS[:8, :2]
     made = {}
     for k in (khub, keras):
-        model = mlp(k)
+        model = made[k] = mlp(k)
         measured = ["mae", k.metrics.MeanSquaredError("m")]
         model.compile(OPTIMIZERS[name](k), k.losses.MeanSquaredError("sum"), metrics=measured)
-        for _ in range(3):
-            model.train_on_batch(x, y)
-        made[k] = model
+        model.optimizer.build(model.trainable_variables)
+        for v in model.optimizer.variables:
+            if v.shape and name != "multi":  # there a Variable has a second place in the file
+                v.assign(RANDOM.uniform(0.2, 1, v.shape))
+        made[k].optimizer.iterations.assign(7) if name != "accumulating" else None
     for k, other in ((khub, keras), (keras, khub)):
         path = tmp_path / f"{k.__name__}.keras"
         made[k].save(path)
-        read, twin = other.saving.load_model(path), k.saving.load_model(path)
-        for found in (read, twin):
+        for found in (other.saving.load_model(path), k.saving.load_model(path)):
             states = [found.optimizer.variables, made[k].optimizer.variables]
-            assert len(states[0]) == len(states[1])
             for a, b in zip(*states, strict=True):
                 np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
-        made[k].reset_metrics()
-        results = [m.train_on_batch(x, y, return_dict=True) for m in (made[k], read, twin)]
-        for found in results[1:]:
-            assert found == pytest.approx(results[0], rel=1e-4)
-            assert found.keys() == results[0].keys()
+            assert len(found.get_compile_config()["metrics"]) == 2
+
+
+@pytest.mark.skipif(khub.backend.name == "numpy", reason="NumPy has no gradients")
+def test_training_goes_on_in_the_other_library(tmp_path):
+    x, y = FLOATS[:8, [0, 1, 2, 0]], FLOATS[:8, :2]
+    model, path = mlp(khub), tmp_path / "model.keras"
+    model.compile(OPTIMIZERS["adam"](khub), "mse", metrics=["mae"])
+    model.fit(x, y, verbose=0)
+    model.save(path)
+    found = [k.saving.load_model(path) for k in (khub, keras)]
+    results = [m.fit(x, y, epochs=2, shuffle=False, verbose=0).history for m in (model, *found)]
+    for result in results[1:]:
+        assert {k: v[-1] for k, v in result.items()} == pytest.approx(
+            {k: v[-1] for k, v in results[0].items()}, rel=1e-4
+        )

@@ -298,14 +298,9 @@ def while_loop(cond, body, loop_vars, maximum_iterations):
 def scan(function, init, xs, length, reverse):
     if type(length) is int:
         return eager.scan(function, init, xs, length, reverse, torch.stack)
-    from torch._higher_order_ops.scan import scan as loop  # torch.export leaves the length open
+    from khub.export.torch import scan  # torch.export leaves the length open
 
-    def step(carry, x):
-        carry, y = function(tree.pack_sequence_as(init, carry), x)
-        return tree.flatten(carry), tree.map_structure(torch.clone, y)  # no tensor leaves twice
-
-    carry, ys = loop(step, tree.flatten(init), xs, reverse=reverse)
-    return tree.pack_sequence_as(init, carry), ys
+    return scan(function, init, xs, reverse)
 
 
 # --- random numbers: `seed` is a Generator, one for each SeedGenerator, so that no seed is read ba

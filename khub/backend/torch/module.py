@@ -4,8 +4,9 @@ Nothing is kept twice. A Layer finds its Variables and sub-layers in its attribu
 dictionaries that nn.Module's methods walk through are made from that whenever they are asked for.
 """
 
+import weakref
+
 from torch import nn
-from torch.utils._pytree import register_constant
 
 
 class _View(dict):
@@ -32,19 +33,7 @@ def _derived(get):
     return property(get, lambda self, value: None)
 
 
-class _Itself:
-    """A layer as a constant of a graph of torch.compile."""
-
-    __hash__ = object.__hash__
-
-    def __init__(self, layer):
-        self.layer = layer
-
-    def __eq__(self, other):
-        return self is other
-
-
-register_constant(_Itself)
+LAYERS = weakref.WeakValueDictionary()  # by their id: what a graph of torch.compile can hold
 
 
 class Base(nn.Module):
@@ -58,7 +47,7 @@ class Base(nn.Module):
         self = super().__new__(cls)
         nn.Module.__init__(self)
         self.training = False  # Keras' default; `.train()` and `.eval()` change it
-        vars(self)["_itself"] = _Itself(self)
+        LAYERS[id(self)] = self
         return self
 
     def __init__(self):
@@ -112,14 +101,9 @@ class Base(nn.Module):
 
     def _compiled_call(self, args, kwargs):
         """What torch.compile reads in place of a call."""
-        from khub.export.torch import call_in_graph
+        from khub.export.torch import compiled_call
 
-        variables = self.weights  # generators of random numbers are none of the graph
-        given = self._itself, [v._storage for v in variables], self.training, args, kwargs
-        outputs, written = call_in_graph(*given)
-        for place, value in written.items():
-            variables[place]._storage = value
-        return outputs
+        return compiled_call(self, args, kwargs)
 
 
 def _marking_hooks(name):

@@ -6,9 +6,8 @@ import subprocess
 import sys
 import tempfile
 from importlib import import_module
-from pathlib import Path
 
-from khub import backend, saving, tree
+from khub import backend, saving
 from khub.choices import choose
 from khub.export.signature import need, signature_of
 from khub.ops.symbolic import KerasTensor

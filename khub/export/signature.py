@@ -4,6 +4,7 @@ import re
 from importlib.util import find_spec
 
 from khub import dtypes, tree
+from khub.layers.input_spec import InputSpec
 from khub.layers.shapes import map_shapes
 from khub.ops.symbolic import KerasTensor
 
@@ -42,12 +43,13 @@ def signature_of(model, given=None):
         return specs_of(given[0] if single else given)
     if getattr(model, "inputs", None):
         return specs_of(model.input)
-    if not model._build_shapes:
+    if not model._build_shapes or len(model._build_shapes) > 1:
         raise ValueError(
             f"{model.name} does not know its inputs: build it for a shape, or give "
             "input_signature=[khub.InputSpec(shape=(None, ...), dtype=...)]."
         )
-    return specs_of(map_shapes(lambda s: KerasTensor((None, *s[1:])), model._build_shapes))
+    (shapes,) = model._build_shapes.values()
+    return specs_of(map_shapes(lambda shape: InputSpec(shape=(None, *shape[1:])), shapes))
 
 
 def names_of(outputs):

@@ -1,11 +1,15 @@
 """PyTorch's formats, and what `torch.compile` makes of a layer: one graph without a break."""
 
 import torch
+from torch._dynamo import nonstrict_trace
+from torch._higher_order_ops.scan import scan as loop
 from torch.export import Dim
 from torch.utils._pytree import tree_leaves
 
 from khub import tree
 from khub.backend.scope import Scope
+from khub.backend.torch.engine import _depth
+from khub.backend.torch.module import LAYERS
 from khub.export.signature import names_of
 
 
@@ -57,3 +61,39 @@ def to_onnx(model, signature, path, **options):
     inputs = [x.name for x in tree_leaves(signature)]  # torch's order, dicts as they were made
     options |= dict(input_names=inputs, output_names=[*names])
     torch.onnx.export(program, dynamo=True, verbose=False, **options).save(str(path))
+
+
+def scan(function, init, xs, reverse):
+    """`khub.scan` over any number of steps, which torch.export leaves open."""
+
+    def step(carry, x):
+        carry, y = function(tree.pack_sequence_as(init, carry), x)
+        return tree.flatten(carry), tree.map_structure(torch.clone, y)  # no tensor leaves twice
+
+    carry, ys = loop(step, tree.flatten(init), xs, reverse=reverse)
+    return tree.pack_sequence_as(init, carry), ys
+
+
+@nonstrict_trace
+def _call(key, values, training, args, kwargs):
+    """Return (a layer's outputs, place -> new value of a Variable) for the Variables' values."""
+    layer = LAYERS[key]
+    variables, before, layer.training = layer.weights, layer.training, training
+    _depth.graphs += 1
+    try:
+        with Scope(zip(variables, values, strict=True)) as scope:
+            outputs = layer(*args, **kwargs)
+    finally:
+        layer.training = before
+        _depth.graphs -= 1
+    return outputs, {i: scope.values[v] for i, v in enumerate(variables) if v in scope.written}
+
+
+def compiled_call(layer, args, kwargs):
+    """Call a layer where torch.compile reads the code: it is one piece of the graph."""
+    variables = layer.weights
+    values = [v._storage for v in variables]
+    outputs, written = _call(id(layer), values, layer.training, args, kwargs)
+    for place, value in written.items():
+        variables[place]._storage = value
+    return outputs

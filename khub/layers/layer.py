@@ -27,6 +27,7 @@ from khub.saving import registry
 from khub.saving.layer_files import LayerFiles
 
 _TENSORS = active.TENSORS
+_compiling = getattr(active, "compiling", bool)  # whether torch.compile reads this code
 _FLOATS = frozenset(active.NATIVE[name] for name in dtypes.FLOATS)
 INTERNAL = """
 _added _arguments _build_shapes _first_call _graph _losses _losses_of _metrics _nodes _policy
@@ -410,6 +411,8 @@ class Layer(LayerFiles, Configurable, active.Base):
         raise NotImplementedError(f"{type(self).__name__} does not define call().")
 
     def __call__(self, *args, **kwargs):
+        if _compiling():
+            return self._compiled_call(args, kwargs)
         if self._quick and args and not MASKS and local.autocast is None:
             outer, spec = local.call, self._call_spec
             if self._plain(args, kwargs, outer, spec):

@@ -16,12 +16,14 @@ from khub.backend import eager
 from khub.backend.scope import Resumed, Scope, local, within
 from khub.backend.torch.arrays import NATIVE, TENSORS, convert_to_tensor
 
+compiling = torch.compiler.is_dynamo_compiling
 EAGER = True  # whether jit leaves functions as they are
 
 
 class _Depth(threading.local):
     gradients = 0  # how many value_and_grad calls this one is inside of
     maps = 0  # how many vmap calls
+    graphs = 0  # how many graphs are written down, which hold no generator but torch's own
 
 
 _depth = _Depth()
@@ -296,14 +298,9 @@ def while_loop(cond, body, loop_vars, maximum_iterations):
 def scan(function, init, xs, length, reverse):
     if type(length) is int:
         return eager.scan(function, init, xs, length, reverse, torch.stack)
-    from torch._higher_order_ops.scan import scan as loop  # torch.export leaves the length open
+    from khub.export.torch import scan  # torch.export leaves the length open
 
-    def step(carry, x):
-        carry, y = function(tree.pack_sequence_as(init, carry), x)
-        return tree.flatten(carry), tree.map_structure(torch.clone, y)  # no tensor leaves twice
-
-    carry, ys = loop(step, tree.flatten(init), xs, reverse=reverse)
-    return tree.pack_sequence_as(init, carry), ys
+    return scan(function, init, xs, reverse)
 
 
 # --- random numbers: `seed` is a Generator, one for each SeedGenerator, so that no seed is read ba
@@ -318,9 +315,9 @@ def make_generator(seed):
 
 
 def next_seed(seeds):
-    if seeds.native is None:
+    if seeds.native is None and not _depth.graphs:
         seeds.native = make_generator(seeds.seed)
-    return seeds.native
+    return None if _depth.graphs else seeds.native
 
 
 def random_uniform(shape, minval, maxval, dtype, seed):

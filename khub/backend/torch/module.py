@@ -4,6 +4,8 @@ Nothing is kept twice. A Layer finds its Variables and sub-layers in its attribu
 dictionaries that nn.Module's methods walk through are made from that whenever they are asked for.
 """
 
+import weakref
+
 from torch import nn
 
 
@@ -31,6 +33,9 @@ def _derived(get):
     return property(get, lambda self, value: None)
 
 
+LAYERS = weakref.WeakValueDictionary()  # by their id: what a graph of torch.compile can hold
+
+
 class Base(nn.Module):
     """An nn.Module whose state is khub's."""
 
@@ -42,6 +47,7 @@ class Base(nn.Module):
         self = super().__new__(cls)
         nn.Module.__init__(self)
         self.training = False  # Keras' default; `.train()` and `.eval()` change it
+        LAYERS[id(self)] = self
         return self
 
     def __init__(self):
@@ -92,6 +98,12 @@ class Base(nn.Module):
 
     def _native_call(self, *args, **kwargs):
         return nn.Module.__call__(self, *args, **kwargs)
+
+    def _compiled_call(self, args, kwargs):
+        """What torch.compile reads in place of a call."""
+        from khub.export.torch import compiled_call
+
+        return compiled_call(self, args, kwargs)
 
 
 def _marking_hooks(name):

@@ -125,7 +125,7 @@ def _as_array(x, where):
             raise ValueError(f"{where}: expected arrays, got {type(x).__name__}.")
         x = np.asarray(x)
     objects = isinstance(x, np.ndarray) and x.dtype.kind == "O" and x.size > 0
-    if objects and not isinstance(x.flat[0], (str, bytes)):
+    if objects and isinstance(x.flat[0], (dict, type(None))):  # others a preprocessor may take
         kind = type(x.flat[0]).__name__
         raise ValueError(f"{where}: expected numbers or texts, got an array of {kind} objects.")
     small = type(x) is np.ndarray and x.nbytes < _AT_ONCE

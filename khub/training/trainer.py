@@ -380,8 +380,6 @@ class Trainer:
             verbose = 2  # a line at the end, not redrawn
         if not isinstance(given, CallbackList):
             given = [given] if isinstance(given, Callback) else list(given or ())
-            if verbose == "auto" and not config.is_interactive_logging_enabled():
-                verbose = 2  # a line at the end, not redrawn
             return CallbackList(given, add_history, bool(verbose), self, verbose=verbose, **params)
         if add_history and given.find(History) is None:
             given.append(History())

@@ -162,7 +162,8 @@ class Compiled:
         for name, loss, target, output, maker in zip(names, self._losses, wanted, flat, makers):
             if loss is not None:
                 targets.check_shapes(name, loss, target, output, maker)
-        self._classes = [y_pred.shape[-1] if len(y_pred.shape) else None for y_pred in flat]
+        axes = [getattr(loss, "axis", -1) for loss in self._losses]
+        self._classes = [y.shape[axis] if len(y.shape) else None for y, axis in zip(flat, axes)]
         self.check_labels()
 
     def check_labels(self):

@@ -124,12 +124,20 @@ def _as_array(x, where):
         if not hasattr(x, "__array__"):
             raise ValueError(f"{where}: expected arrays, got {type(x).__name__}.")
         x = np.asarray(x)
-    objects = isinstance(x, np.ndarray) and x.dtype.kind == "O" and x.size > 0
-    if objects and isinstance(x.flat[0], (dict, type(None))):  # others a preprocessor may take
-        kind = type(x.flat[0]).__name__
-        raise ValueError(f"{where}: expected numbers or texts, got an array of {kind} objects.")
     small = type(x) is np.ndarray and x.nbytes < _AT_ONCE
     return _narrow(x) if small else x
+
+
+def refuse_objects(source):
+    """Raise ValueError for arrays of objects but texts, which only a preprocessor takes."""
+    parts = {"x": () if isinstance(source.x, list) else source.x, "y": source.y}
+    for name, part in parts.items():
+        for x in tree.flatten(part):
+            if isinstance(x, np.ndarray) and x.dtype.kind == "O":
+                first = x.flat[0]
+                if not isinstance(first, (str, bytes)):
+                    kind = f"an array of {type(first).__name__} objects"
+                    raise ValueError(f"{name}: expected numbers or texts, got {kind}.")
 
 
 def _as_arrays(x, where):
@@ -150,7 +158,7 @@ def is_raw_texts(x):
     if isinstance(x, tuple):
         return bool(x) and all(map(is_raw_texts, x))
     if isinstance(x, np.ndarray):
-        return x.dtype.kind in "US" or x.dtype.kind == "O" and is_raw_texts([*x.flat[:1]])
+        return x.dtype.kind in "OUS"
     first = x[0] if isinstance(x, list) and x else None
     return isinstance(first, (str, bytes)) or (
         isinstance(first, (tuple, list)) and len(first) == 2 and _all_strings(first)
@@ -271,12 +279,17 @@ class ArraySource(Source):
 
 def _count(x, y, weight):
     """Return the number of rows, which must be that of each part."""
-    raw = [x[0] if isinstance(x, tuple) else x] if is_raw_texts(x) else tree.flatten(x)
-    parts = {"x": raw, "y": tree.flatten(y), "sample_weight": tree.flatten(weight)}
+    raw = is_raw_texts(x)
+    parts = {"x": () if raw else tree.flatten(x)}
+    parts |= {"y": tree.flatten(y), "sample_weight": tree.flatten(weight)}
     sizes = {
         name: {v.shape[0] if hasattr(v, "shape") else len(v) for v in leaves if np.ndim(v)}
         for name, leaves in parts.items()
     }
+    if raw:
+        sizes["x"] = {*map(len, x)} if isinstance(x, tuple) else {len(x)}
+        if len(sizes["x"]) > 1:
+            raise ValueError(f"The lists of a pair must be equally long, got {[*map(len, x)]}.")
     found = sorted(set().union(*sizes.values()))
     if len(found) != 1:
         each = ", ".join(f"{name} {sorted(has)}" for name, has in sizes.items() if has)

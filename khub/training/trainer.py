@@ -406,6 +406,8 @@ class Trainer:
                 return unpack_x_y_sample_weight((preprocess or preprocessor)(x, y, weight))
             return batch
 
+        if preprocessor is None and isinstance(source, data_module.ArraySource):
+            data_module.refuse_objects(source)
         if preprocessor is not None or not isinstance(source, data_module.ArraySource):
             return data_module.prefetch(source, prepare)
         return iter(source)

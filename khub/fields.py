@@ -241,9 +241,10 @@ class Configurable:
         return self.__dict__.get("_arguments", {})
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config, custom_objects=None):
         """Build an instance from `get_config()`'s result."""
-        return cls(**config)
+        with registry.CustomObjectScope(custom_objects):
+            return cls(**config)
 
     def __repr__(self):
         given = ", ".join(

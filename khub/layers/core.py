@@ -221,8 +221,8 @@ class Lambda(Layer):
         context = {name: context[name] for name in self._passed_on}
         return self.function(inputs, **self.arguments, **context)
 
-    def compute_mask(self, inputs, previous_mask=None):
-        return self.mask(inputs, previous_mask) if callable(self.mask) else self.mask
+    def compute_mask(self, inputs, mask=None):
+        return self.mask(inputs, mask) if callable(self.mask) else self.mask
 
     def get_config(self):
         config = super().get_config() | {"function": registry.function_config(self.function)}
@@ -253,10 +253,10 @@ class InputLayer(Layer):
                 raise ValueError("Input needs shape (without the batch axis) or batch_shape.")
             batch_shape = (batch_size, *((shape,) if isinstance(shape, int) else shape))
         self.batch_shape, self.optional = tuple(batch_shape), optional
-        self.input_dtype, self.sparse = dtype or "float32", bool(sparse)
+        self._input_dtype, self.sparse = dtype or "float32", bool(sparse)
         self.built = True
         if input_tensor is None:
-            spec = self.batch_shape, self.input_dtype, self.sparse
+            spec = self.batch_shape, self._input_dtype, self.sparse
             input_tensor = KerasTensor(*spec, name=self.name)
             input_tensor.input_layer = self
         self._first_call = (), input_tensor
@@ -264,7 +264,7 @@ class InputLayer(Layer):
     def get_config(self):
         return {
             "batch_shape": self.batch_shape,
-            "dtype": self.input_dtype,
+            "dtype": self._input_dtype,
             "sparse": self.sparse,
             "ragged": False,
             "name": self.name,

@@ -164,6 +164,7 @@ class Layer(LayerFiles, Configurable, active.Base):
     # --- Variables and sub-layers ----------------------------------------------------------------
     def add_weight(
         self,
+        *args,
         shape=None,
         initializer=None,
         dtype=None,
@@ -182,6 +183,8 @@ class Layer(LayerFiles, Configurable, active.Base):
         "recurrent_kernel" are `recurrent_initializer` ...; the last resort is glorot_uniform (zeros
         for integers).
         """
+        given = *args, *(shape, initializer, dtype, trainable, autocast)[len(args) :]
+        shape, initializer, dtype, trainable, autocast = given
         dtype = dtypes.standardize(dtype or self.dtype)
         part = name and name.removesuffix("_kernel")
         if initializer is None:
@@ -342,24 +345,6 @@ class Layer(LayerFiles, Configurable, active.Base):
         """The Variables of `metrics`."""
         return [v for metric in self.metrics for v in metric.variables]
 
-    def get_weights(self):
-        """Return the weights as a list of NumPy arrays."""
-        return [v.numpy() for v in self.weights]
-
-    def set_weights(self, weights):
-        """Assign arrays in the order of `weights`.  Raises ValueError when they do not fit."""
-        own = self.weights
-        if len(own) != len(weights):
-            raise ValueError(f"{self.name} has {len(own)} weights, got {len(weights)} arrays.")
-        for variable, value in zip(own, weights, strict=True):
-            if tuple(np.shape(value)) != variable.shape:
-                raise ValueError(
-                    f"{variable.path} has shape {variable.shape}, got an array of "
-                    f"{np.shape(value)}."
-                )
-        for variable, value in zip(own, weights, strict=True):
-            variable.assign(value)
-
     def count_params(self):
         """Return the number of weights.  Raises ValueError before the layer is built."""
         if not self.built and not self.weights:
@@ -401,6 +386,8 @@ class Layer(LayerFiles, Configurable, active.Base):
         given = dict(zip(self._call_spec.names, args, strict=False)) | kwargs
         if type(self).build is Layer.build:
             self.build(None)
+            shapes = {f"{name}_shape": shapes_of(x) for name, x in given.items()}
+            self._build_shapes = {name: shape for name, shape in shapes.items() if shape}
         elif len(names) > 1:
             shapes = {
                 name: shapes_of(given[name.removesuffix("_shape")])

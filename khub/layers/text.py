@@ -31,6 +31,7 @@ def _step(table):
     """The type of a field that holds None, a name of the table or a function, maybe by its name."""
 
     def convert(argument, value):
+        value = registry.revive(value)  # a function as files have it
         if value is None or callable(value) or value in table:
             return value
         found = registry.get_registered_object(value)

@@ -101,7 +101,7 @@ class _Writer:
     def entry(self, name):
         function, calls = self.calls[name]
         if isinstance(function, Layer):
-            entry = registry.serialize(function)
+            entry = registry.serialize_built(function)
         else:
             config = {"name": name} | self.encode(_split_arguments(function, calls[0].args)[1])
             cls = _class_name(function.__name__)
@@ -158,14 +158,12 @@ class _Reader:
 
     def _function(self, entry):
         if not (entry.get("module") or "").startswith("keras.src.ops."):
-            unbuilt = entry | {"build_config": None}  # its calls build it
-            return registry.deserialize(unbuilt, self.custom_objects, "layers")
+            return registry.deserialize(entry, self.custom_objects, "layers")
         op = _ops_by_class().get(entry["class_name"].lower())
         if op is None:
             raise ValueError(f"The config names an op that khub has not: {entry['class_name']!r}.")
-        config = {
-            k: self.decode(v) for k, v in entry["config"].items() if k not in ("name", "dtype")
-        }
+        known = {*inspect.signature(op).parameters} - {"name"}
+        config = {k: self.decode(v) for k, v in entry["config"].items() if k in known}
         return functools.partial(op, **config)
 
     def _try(self, name, number, function, call):

@@ -151,7 +151,7 @@ class Sequential(Model):
         config = {"name": self.name, "trainable": self.trainable}
         config["dtype"] = dtype_policies.serialize(self.dtype_policy)
         first = [] if self._input is None else [self._input.input_layer]
-        config["layers"] = [registry.serialize(layer) for layer in (*first, *self._layers)]
+        config["layers"] = [registry.serialize_built(layer) for layer in (*first, *self._layers)]
         if self._input is not None:
             config["build_input_shape"] = self._input.shape
         return config
@@ -161,8 +161,11 @@ class Sequential(Model):
         """Build a model from `get_config()`'s result."""
         if not isinstance(config.get("layers"), list):
             return cls(**config)
-        layers = [registry.deserialize(c, custom_objects, "layers") for c in config["layers"]]
+        shape = config.get("build_input_shape")  # then it builds them
+        with registry.CustomObjectScope(custom_objects):
+            made = registry.deserialize if shape else registry.deserialize_built
+            layers = [made(c, kind="layers") for c in config["layers"]]
         model = cls(layers, config.get("trainable", True), config.get("name"))
-        if model._input is None and config.get("build_input_shape"):
-            model.build(config["build_input_shape"])
+        if model._input is None and shape:
+            model.build(shape)
         return model

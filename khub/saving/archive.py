@@ -7,6 +7,7 @@ registered classes are made from its config (`khub.saving.registry`).
 import io
 import json
 import re
+import shutil
 import tempfile
 import zipfile
 import zlib
@@ -15,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 
 from khub.saving import h5, registry
-from khub.saving.files import check_size, replacing
+from khub.saving.files import check_size, parse_json, replacing
 from khub.saving.weights import assign, entries, load_legacy, places
 
 CONFIG, METADATA, WEIGHTS, ASSETS = "config.json", "metadata.json", "model.weights.h5", "assets"
@@ -35,12 +36,13 @@ def save_model(model, filepath, overwrite=True, zipped=None, **kwargs):
             f"{kwargs or ''}. Legacy .h5 files are only read; export() writes what others serve."
         )
     metadata = {"keras_version": KERAS, "date_saved": f"{datetime.now():%Y-%m-%d@%H:%M:%S}"}
-    texts = {METADATA: metadata, CONFIG: registry.serialize(model)}
+    texts = {METADATA: metadata, CONFIG: registry.serialize_built(model)}
     with (
         replacing(path, overwrite) as temporary,
-        tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder,
+        tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as private,
     ):
-        folder = Path(folder)
+        folder = Path(private) / "files"
+        folder.mkdir()
         for name, content in texts.items():
             (folder / name).write_text(json.dumps(content))
         h5.write(folder / WEIGHTS, entries(model))
@@ -50,12 +52,15 @@ def save_model(model, filepath, overwrite=True, zipped=None, **kwargs):
                 item.save_assets(str(folder / ASSETS / place))
         if zipped is False:
             folder.rename(temporary)
-            folder.mkdir()
             return
         with zipfile.ZipFile(temporary, "w") as archive:
-            for file in sorted(folder.rglob("*")):
-                if file.is_file():
-                    archive.write(file, file.relative_to(folder))
+            for file in filter(Path.is_file, sorted(folder.rglob("*"))):
+                name = file.relative_to(folder).as_posix()
+                with (
+                    archive.open(name, "w", force_zip64=True) as member,
+                    open(file, "rb") as source,
+                ):
+                    shutil.copyfileobj(source, member, 2**20)  # zipfile alone: 8 KB at a time
 
 
 @contextmanager
@@ -113,24 +118,36 @@ def load_model(filepath, custom_objects=None, compile=True, safe_mode=True):  # 
 
 
 def _made(path, text, compiled):
+    config = parse_json(text, f"{path}: {CONFIG}")
+    if not compiled:
+        config.pop("compile_config", None)
     try:
-        config = json.loads(text)
-        if not compiled:
-            config.pop("compile_config", None)
-        return registry.deserialize(config, kind="models")
-    except (LookupError, TypeError, AttributeError, RecursionError, json.JSONDecodeError) as error:
+        return registry.deserialize_built(config, "models")
+    except (LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path}: its config describes no model: {error!r}") from error
+
+
+@contextmanager
+def arrays(path):
+    """Give (root, path -> key -> array) of an archive or a .weights.h5, which is its own root."""
+    path = Path(path)
+    if path.suffix == ".h5":
+        with h5.opened(path, path) as file:
+            yield path, h5.groups(file)
+        return
+    with opened(path) as root:
+        weights = root / WEIGHTS
+        if not weights.is_file():
+            raise ValueError(f"{path} has no {WEIGHTS}: it is no .keras archive.")
+        source = weights if path.is_dir() else io.BytesIO(weights.read_bytes())
+        with h5.opened(source, weights) as file:
+            yield root, h5.groups(file)
 
 
 def load_state(model, path, skip_mismatch=False, objects_to_skip=()):
     """Assign the weights in an archive to a model, and give its layers their assets."""
-    with opened(path) as root:
-        if not (root / WEIGHTS).is_file():
-            raise ValueError(f"{path} has no {WEIGHTS}: it is no .keras archive.")
-        source = root / WEIGHTS
-        file = source if path.is_dir() else io.BytesIO(source.read_bytes())
-        with h5.opened(file, source) as opened_file:
-            assign(model, h5.groups(opened_file), source, skip_mismatch, objects_to_skip)
+    with arrays(path) as (root, found):
+        assign(model, found, path, skip_mismatch, objects_to_skip)
         for place, item in places(model).items():
             assets = root.joinpath(ASSETS, place)
             if hasattr(item, "load_assets") and assets.is_dir():
@@ -147,7 +164,7 @@ def _load_legacy(path, compiled):
         model = _made(path, file.attrs["model_config"], True)
         load_legacy(model, h5.legacy(file), path)
         if compiled and "training_config" in file.attrs:
-            training = json.loads(file.attrs["training_config"])
+            training = parse_json(file.attrs["training_config"], f"{path}: training_config")
             training["optimizer"] = training.pop("optimizer_config")
             model.compile_from_config(training)
             if "optimizer_weights" in file:

@@ -1,5 +1,6 @@
 """Files that replace another only when they are whole, and what may be wrong with one."""
 
+import json
 import os
 import shutil
 import uuid
@@ -22,6 +23,17 @@ def commit(place):
     place()
 
 
+def parse_json(text, what):
+    """Return the JSON object in `text`.  Raises WeightsError where there is none."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(f"{what} is not valid JSON: {error}.") from None
+    if not isinstance(found, dict):
+        raise WeightsError(f"{what} must be a JSON object, got {type(found).__name__}.")
+    return found
+
+
 @contextmanager
 def replacing(path, overwrite=True):
     """Give a path beside `path` for a file or folder, which takes its place when all went well.
@@ -36,9 +48,6 @@ def replacing(path, overwrite=True):
     old = temporary.with_suffix(".old")
 
     def place():
-        if temporary.is_file():
-            with open(temporary, "rb") as written:
-                os.fsync(written.fileno())
         if path.is_dir():  # only a file is replaced in one step
             path.rename(old)
         os.replace(temporary, path)

@@ -5,6 +5,7 @@ A legacy file has a group for each layer, named in the attribute `layer_names`, 
 that claims to be larger than what lies there.
 """
 
+import io
 import math
 import re
 from contextlib import contextmanager
@@ -15,11 +16,33 @@ from khub import dtypes
 from khub.saving.files import WeightsError, check_size
 
 
+class _Sink(io.FileIO):
+    """A file that keeps the error of a write for later: HDF5 crashes the process when one fails."""
+
+    error = None
+
+    def write(self, data):
+        left = memoryview(data)
+        try:
+            while left:
+                left = left[super().write(left) :]
+        except OSError as error:
+            self.error = self.error or error
+        return len(data)
+
+
 def write(path, groups):
-    """Write (path of an object, its name, key -> array) triples."""
+    """Write (path of an object, its name, key -> array) triples.  Raises OSError: no room"""
     import h5py
 
-    with h5py.File(path, "w") as file:
+    with _Sink(path, "w+") as sink:
+        _write(h5py.File(sink, "w"), groups)
+        if sink.error is not None:
+            raise sink.error
+
+
+def _write(file, groups):
+    with file:
         for owner, name, arrays in groups:
             group = file.require_group(f"{owner}/vars")
             group.attrs["name"] = name
@@ -69,9 +92,9 @@ def opened(source, what):
     try:
         with h5py.File(source, "r") as file:
             yield file
-    except (OSError, RuntimeError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{what} does not exist.") from None
+    except (OSError, RuntimeError, LookupError, TypeError, UnicodeError) as error:  # h5py's own
         raise WeightsError(f"{what} is no HDF5 file, or is damaged: {error}.") from error
 
 

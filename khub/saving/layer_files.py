@@ -3,7 +3,10 @@
 import functools
 import inspect
 
+import numpy as np
+
 from khub import tree
+from khub.backend.scope import Scope
 from khub.saving import registry
 
 _PARTS = ("optimizer", "loss", "loss_weights", "metrics", "weighted_metrics")  # of `compile`
@@ -23,11 +26,31 @@ class LayerFiles:
 
     def build_from_config(self, config):
         """Build the layer as it was built when `get_build_config` was called."""
-        config = tree.lists_to_tuples(config)
-        if "shapes_dict" in config:
-            self.build(**config["shapes_dict"])
-        elif config.get("input_shape") is not None:
-            self.build(config["input_shape"])
+        config = tree.map_shape_structure(tuple, config)
+        named, shape = config.get("shapes_dict", {}), [config.get("input_shape")]
+        if type(self).build.__qualname__ == "Layer.build":  # the call builds what is inside
+            self.compute_output_shape(*(named.values() or shape))
+        else:
+            self.build(**named) if named else self.build(*shape)
+
+    def get_weights(self):
+        """Return the weights as a list of NumPy arrays."""
+        return [v.numpy() for v in self.weights]
+
+    def set_weights(self, weights):
+        """Assign arrays in the order of `weights`.  Raises ValueError when they do not fit."""
+        self._assign_all(self.weights, weights)
+
+    def _assign_all(self, own, values):
+        if len(own) != len(values):
+            raise ValueError(f"{self.name} has {len(own)} weights, got {len(values)} arrays.")
+        for v, value in zip(own, values, strict=True):
+            if np.shape(value) != v.shape:
+                raise ValueError(
+                    f"{v.path} has shape {v.shape}, got an array of {np.shape(value)}."
+                )
+        for variable, value in zip(own, values, strict=True):
+            variable.assign(value)
 
     def _all_state(self):
         """The Variables a file holds: not those of random generators and of running states."""
@@ -35,6 +58,61 @@ class LayerFiles:
         own = self._own_variables().values()
         return [v for v in own if "seed_generator" not in v.name and id(v) not in states]
 
+    # --- what Keras has on every layer -----------------------------------------------------------
+    @property
+    def input_dtype(self):
+        """The dtype that float inputs are cast to."""
+        return self.compute_dtype
+
+    @property
+    def quantization_mode(self):
+        """How the weights are held in fewer bits, None where they are not."""
+        return self.dtype_policy.quantization_mode
+
+    def add_variable(
+        self,
+        shape,
+        initializer,
+        dtype=None,
+        trainable=True,
+        autocast=True,
+        regularizer=None,
+        constraint=None,
+        name=None,
+    ):
+        """Make a Variable of this layer as `add_weight` does."""
+        rest = dict(regularizer=regularizer, constraint=constraint, name=name)
+        return self.add_weight(shape, initializer, dtype, trainable, autocast=autocast, **rest)
+
+    def add_metric(self, *args, **kwargs):
+        """There is none: metrics are given to `compile`, or kept as attributes and updated."""
+        raise NotImplementedError("Give metrics to compile(metrics=[...]), or update own ones.")
+
+    def symbolic_call(self, *args, **kwargs):
+        """Return the symbolic outputs for symbolic inputs, computing nothing."""
+        return self.compute_output_spec(*args, **kwargs)
+
+    def rematerialized_call(self, layer_call, *args, **kwargs):
+        """Return a function like `layer_call` whose inner results are computed anew backwards."""
+        from khub import ops
+
+        return ops.checkpoint(layer_call)
+
+    def quantize(self, mode=None, type_check=True, config=None):
+        """Hold the weights in fewer bits; see `khub.models.quantization`."""
+        from khub.models import quantization
+
+        quantization.quantize(self, mode)
+
+    def quantized_build(self, input_shape, mode):
+        """There is none: a built layer is quantized by `quantize(mode)`."""
+        raise NotImplementedError(f"{self.name}: build it, then call quantize({mode!r}).")
+
+    def quantized_call(self, *args, **kwargs):
+        """There is none: the call of a quantized layer is its call."""
+        raise NotImplementedError(f"{self.name}: call the layer itself, quantized or not.")
+
+    # --- files -----------------------------------------------------------------------------------
     def save_own_variables(self, store):
         """Write the layer's own Variables into a mapping, under "0", "1", ..."""
         for i, variable in enumerate(self._all_state()):
@@ -42,11 +120,7 @@ class LayerFiles:
 
     def load_own_variables(self, store):
         """Read what `save_own_variables` wrote.  Raises ValueError when it does not fit."""
-        own = self._all_state()
-        if len(store) != len(own):
-            raise ValueError(f"{self.name} has {len(own)} Variables, got {len(store)} arrays.")
-        for i, variable in enumerate(own):
-            variable.assign(store[str(i)])
+        self._assign_all(self._all_state(), [store[str(i)] for i in range(len(store))])
 
 
 class ModelFiles:
@@ -69,6 +143,35 @@ class ModelFiles:
         from khub.saving.weights import load_weights
 
         load_weights(self, filepath, skip_mismatch, **kwargs)
+
+    @property
+    def jit_compile(self):
+        """Whether steps are compiled: True, False or "auto"."""
+        return self._compiled.options["jit_compile"] if self.compiled else None
+
+    def get_quantization_layer_structure(self, mode=None):
+        """Return the order of layers for methods that go from one to the next; None: unknown."""
+
+    def stateless_compute_loss(
+        self,
+        trainable_variables,
+        non_trainable_variables,
+        metrics_variables,
+        x=None,
+        y=None,
+        y_pred=None,
+        sample_weight=None,
+        training=True,
+    ):
+        """Return (loss, new values of the three lists of Variables) without changing any."""
+        groups = self.trainable_variables, self.non_trainable_variables, self.metrics_variables
+        values = trainable_variables, non_trainable_variables, metrics_variables
+        pairs = [
+            pair for group in zip(groups, values, strict=True) for pair in zip(*group, strict=True)
+        ]
+        with Scope(pairs) as scope:
+            loss = self.compute_loss(x, y, y_pred, sample_weight, training)
+        return loss, tuple([scope.values[v] for v in group] for group in groups)
 
     def get_compile_config(self):
         """Return what `compile` got as plain data, None before it was called."""

@@ -13,6 +13,7 @@ from khub import dtypes
 from khub.choices import hint
 
 _BUILT_IN = {}  # (kind, name) -> class or function; kind: the public module, "layers", ...
+_STATES = ("build", "compile")
 _CUSTOM = {}  # "package>Name" -> class or function
 
 
@@ -59,12 +60,13 @@ class CustomObjectScope:
         self.custom_objects = custom_objects or {}
 
     def __enter__(self):
-        self._before = dict(_CUSTOM)
+        self._before = {n: _CUSTOM[n] for n in self.custom_objects if n in _CUSTOM}
         _CUSTOM.update(self.custom_objects)
         return self
 
     def __exit__(self, *_):
-        _CUSTOM.clear()
+        for name in self.custom_objects:
+            _CUSTOM.pop(name, None)
         _CUSTOM.update(self._before)
 
 
@@ -116,16 +118,12 @@ def serialize(obj):
         return {key: serialize(item) for key, item in obj.items()}
     if hasattr(obj, "get_config"):
         cls = type(obj)
-        found = {
+        return {
             "module": _module(cls),
             "class_name": cls.__name__,
             "config": obj.get_config(),
             "registered_name": vars(cls).get("_registered_name"),
         }
-        for what in ("build", "compile"):
-            more = getattr(obj, f"get_{what}_config", dict)()
-            found |= {f"{what}_config": more} if more else {}
-        return found
     if callable(obj):
         custom = hasattr(obj, "_registered_name") or not obj.__module__.startswith("khub.")
         return function_config(obj) if custom else obj.__name__
@@ -138,13 +136,28 @@ def serialize(obj):
     raise TypeError(f"{type(obj).__name__} cannot be serialized: it has no get_config().")
 
 
+def serialize_built(obj):
+    """Return an object as plain data, with how it was built and compiled."""
+    parts = {f"{what}_config": getattr(obj, f"get_{what}_config", dict)() for what in _STATES}
+    return serialize(obj) | {name: part for name, part in parts.items() if part}
+
+
+def deserialize_built(config, kind):
+    """Build the object that `serialize_built` described as it was built and compiled."""
+    made = deserialize(config, kind=kind)
+    if config.get("build_config") and not made.built:
+        made.build_from_config(config["build_config"])
+    if config.get("compile_config"):
+        made.compile_from_config(config["compile_config"])
+    return made
+
+
 def function_config(function):
     """Return a function as Keras' files have it.  Raises ValueError for a lambda."""
     name = getattr(function, "_registered_name", function.__name__)
     if name == "<lambda>":
         raise ValueError("A lambda cannot be saved; use a registered function.")
-    found = {"module": "builtins", "class_name": "function", "config": name}
-    return found | {"registered_name": "function"}
+    return dict(module="builtins", class_name="function", config=name, registered_name="function")
 
 
 def _module(cls):
@@ -183,10 +196,6 @@ def deserialize(config, custom_objects=None, kind=None):
         if reads := [k for k in _PATHS if isinstance(inner.get(k), str)]:
             raise ValueError(f"{name}: a config may name no file to read, as {reads[0]} does.")
         made = cls.from_config(inner) if hasattr(cls, "from_config") else cls(**inner)
-    if config.get("build_config") and not getattr(made, "built", True):
-        made.build_from_config(config["build_config"])
-    if config.get("compile_config") and hasattr(made, "compile_from_config"):
-        made.compile_from_config(config["compile_config"])
     return made
 
 
@@ -223,8 +232,8 @@ def _function(name, custom_objects, kind):
 def revive(value, custom_objects=None):
     """Return plain data with the objects that are described in it."""
     if isinstance(value, dict):
-        if "class_name" in value and "config" in value:  # who has it builds it
-            return deserialize(value | {"build_config": None}, custom_objects)
+        if "class_name" in value and "config" in value:
+            return deserialize(value, custom_objects)
         return {k: revive(v, custom_objects) for k, v in value.items()}
     if isinstance(value, list):
         return [revive(v, custom_objects) for v in value]

@@ -10,10 +10,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from khub.saving import h5
-from khub.saving.files import WeightsError, replacing
+from khub.saving.files import WeightsError, parse_json, replacing
 from khub.saving.registry import snake_case
 
 _CONTAINERS = (list, tuple, dict, set)
+_ENDINGS = (".weights.h5", ".weights.json", ".safetensors")
 
 
 # --- what is in a file ---------------------------------------------------------------------------
@@ -95,10 +96,8 @@ def save_weights(model, filepath, overwrite=True, max_shard_size=None, **kwargs)
     if max_shard_size is not None and path.name.endswith(".weights.h5"):
         path = path.with_suffix(".json")
         warnings.warn(f"Shards have an index: {path} is written.", stacklevel=3)
-    if not path.name.endswith((".weights.h5", ".weights.json", ".safetensors")):
-        raise ValueError(
-            f"filepath must end in .weights.h5, .weights.json or .safetensors; got {path.name!r}."
-        )
+    if kwargs or not path.name.endswith(_ENDINGS):
+        raise ValueError(f"filepath must end in one of {_ENDINGS}; got {path.name!r}, {kwargs}.")
     with ExitStack() as stack:  # what is entered first, is replaced last: the index
         temporary = stack.enter_context(replacing(path, overwrite))
         if path.suffix == ".json":
@@ -130,9 +129,10 @@ def _write_shards(model, path, index, limit, stack):
 
 
 # --- loading -------------------------------------------------------------------------------------
-def assign(model, found, source, skip_mismatch=False, objects_to_skip=(), places=places):
+def assign(model, found, source, skip_mismatch=False, objects_to_skip=(), wanted=None):
     """Give path -> key -> array to the objects of a model that are at these places.
 
+    wanted: other names -> Variables, whose arrays are in lists
     Raises WeightsError with every problem before anything is assigned; warns of them where
     `skip_mismatch`.
     """
@@ -143,7 +143,7 @@ def assign(model, found, source, skip_mismatch=False, objects_to_skip=(), places
     skipped = set(map(id, objects_to_skip or ()))
     if compiled and "optimizer" in found:
         model.optimizer.build(model.trainable_variables)
-    wanted, problems, fitting, own_way = places(model), [], [], []
+    wanted, problems, fitting, own_way = wanted or places(model), [], [], []
     state = [path for path in {*found, *wanted} if path.split("/")[0] == "optimizer"]
     if not compiled:
         found = {path: arrays for path, arrays in found.items() if path not in state}
@@ -156,8 +156,9 @@ def assign(model, found, source, skip_mismatch=False, objects_to_skip=(), places
         if load not in (None, Layer.load_own_variables, Optimizer.load_own_variables):
             own_way += [(item, arrays)] if arrays else []
             continue
-        arrays = [arrays[key] for key in sorted(arrays, key=lambda key: (len(key), key))]
-        variables = item._all_state()
+        if isinstance(arrays, dict):
+            arrays = [arrays[key] for key in sorted(arrays, key=lambda key: (len(key), key))]
+        variables = item if isinstance(item, list) else item._all_state()
         given, own = [tuple(a.shape) for a in arrays], [v.shape for v in variables]
         if given == own:
             fitting += zip(variables, arrays, strict=True)
@@ -185,40 +186,41 @@ def assign(model, found, source, skip_mismatch=False, objects_to_skip=(), places
 
 def _shards(path):
     """Return the paths of the files that an index names: beside it, nowhere else."""
-    index = json.loads(path.read_bytes())["weight_map"].values()
+    index = parse_json(path.read_bytes(), path).get("weight_map", {}).values()
     names = [n for value in index for n in (value if isinstance(value, list) else [value])]
-    for name in dict.fromkeys(names):
+    for name in dict.fromkeys(map(str, names)):
         if name != Path(name).name or not name.endswith(".h5"):
             raise WeightsError(f"{path} names the shard {name!r}; expected a file beside it.")
         yield path.with_name(name)
 
 
-def load_weights(model, filepath, skip_mismatch=False, by_name=False, objects_to_skip=None):
+def load_weights(model, filepath, skip_mismatch=False, **kwargs):
     """Assign the weights in a file that `save_weights`, Keras or safetensors wrote.
 
     filepath: .weights.h5, .weights.json, .safetensors, .keras or a legacy .h5
     skip_mismatch: warn of what does not fit, and load the rest
-    by_name: take from a legacy file the layers that have the same name
     objects_to_skip: layers to leave as they are
+    by_name: take from a legacy file the layers that have the same name
     Raises WeightsError with every problem before anything is assigned.
     """
     path, found = Path(filepath), {}
-    options = skip_mismatch, objects_to_skip
+    options = skip_mismatch, kwargs.pop("objects_to_skip", ())
+    by_name = kwargs.pop("by_name", False)
+    if kwargs or not path.name.endswith((*_ENDINGS, ".h5", ".hdf5", ".keras")):
+        raise ValueError(f"{path.name!r} is no file of weights, or unknown: {kwargs or ''}.")
     if path.suffix == ".safetensors":
         return _load_safetensors(model, path, *options)
-    if path.suffix == ".keras" or path.is_dir():
+    if path.suffix == ".keras":
         from khub.saving import archive
 
         return archive.load_state(model, path, *options)
-    if path.suffix not in (".h5", ".hdf5", ".json"):
-        raise ValueError(f"{path.name!r} is no file of weights: .h5, .json, .safetensors, .keras.")
     with ExitStack() as stack:
-        for file in _shards(path) if path.suffix == ".json" else [path]:
-            opened = stack.enter_context(h5.opened(file, file))
-            if path.suffix != ".json" and (stored := h5.legacy(opened)):
+        for name in _shards(path) if path.suffix == ".json" else [path]:
+            file = stack.enter_context(h5.opened(name, name))
+            if path.suffix != ".json" and (stored := h5.legacy(file)):
                 return load_legacy(model, stored, path, *options, by_name)
-            for name, arrays in h5.groups(opened).items():
-                found.setdefault(name, {}).update(arrays)
+            for place, arrays in h5.groups(file).items():
+                found.setdefault(place, {}).update(arrays)
         assign(model, found, path, *options)
 
 
@@ -231,35 +233,23 @@ def _load_safetensors(model, path, *options):
 
     try:
         with safe_open(path, framework="np") as file:
-            found = {name: {"": tensor(name)} for name in file.keys()}  # noqa: SIM118
-            assign(model, found, path, *options, lambda model: _items(_named(model), lambda v: [v]))
+            found = {name: [tensor(name)] for name in file.keys()}  # noqa: SIM118
+            assign(model, found, path, *options, {n: [v] for n, v in _named(model).items()})
     except SafetensorError as error:
         raise WeightsError(f"{path} is no safetensors file, or is damaged: {error}.") from error
 
 
-def _items(named, variables):
-    """Return what `assign` wants of objects that are in a file by these names."""
-    return {
-        name: SimpleNamespace(_all_state=lambda value=value: variables(value))
-        for name, value in named.items()
-    }
-
-
 def load_legacy(model, stored, source, skip_mismatch=False, objects_to_skip=(), by_name=False):
-    """Assign layer's name -> arrays to the layers of a model, by their order."""
-
-    def variables(layer):
+    """Assign layer's name -> arrays to the layers of a model, by their order or names."""
+    layers = {}
+    for layer in model.layers:
         own = [*layer.trainable_weights, *layer.non_trainable_weights]
-        return [v for v in own if "seed_generator" not in v.name]
-
-    layers = {layer.name: layer for layer in model.layers if variables(layer)}
+        if own := [v for v in own if "seed_generator" not in v.name]:
+            layers[layer.name] = own
     if by_name:
-        layers = {name: layer for name, layer in layers.items() if name in stored}
+        layers = {name: own for name, own in layers.items() if name in stored}
         stored = {name: stored[name] for name in layers}
-    else:  # as Keras does: by order
+    else:
         more = [f"{name} (in the file)" for name in list(stored)[len(layers) :]]
         stored = dict(zip([*layers, *more], stored.values(), strict=False))
-    found = {name: {f"{i:9}": a for i, a in enumerate(arrays)} for name, arrays in stored.items()}
-    assign(
-        model, found, source, skip_mismatch, objects_to_skip, lambda _: _items(layers, variables)
-    )
+    assign(model, stored, source, skip_mismatch, objects_to_skip, layers)

@@ -159,8 +159,8 @@ class ObjectDetector(ImageTask):
         def measured(group):
             for batch in group:
                 logs = dict(step([batch]))
-                found = tree.map_structure(ops.convert_to_numpy, logs.pop(FOUND))
-                self._host.precision.update_state(*map(self._measured(batch[1]), (batch[1], found)))
+                both = tree.map_structure(ops.convert_to_numpy, (batch[1], logs.pop(FOUND)))
+                self._host.precision.update_state(*map(self._measured(both[0]), both))
             return logs
 
         return measured

@@ -53,12 +53,10 @@ def initialize(job_addresses=None, num_processes=None, process_id=None):
     then from the launcher (torchrun, SLURM, a TPU pod). Whoever waits for a lost process longer
     than KHUB_DISTRIBUTION_TIMEOUT seconds (300) gets an error.
     """
-    given = {"JOB_ADDRESSES": job_addresses, "NUM_PROCESSES": num_processes}
-    given |= {"PROCESS_ID": process_id}
-    names = [f"KERAS_DISTRIBUTION_{name}" for name in given]
-    address, count, index = map(
-        lambda n, v: os.environ.get(n) if v is None else v, names, given.values()
-    )
+    names = ("JOB_ADDRESSES", "NUM_PROCESSES", "PROCESS_ID")
+    outside = [os.environ.get(f"KERAS_DISTRIBUTION_{name}") for name in names]
+    given = (job_addresses, num_processes, process_id)
+    address, count, index = (o if g is None else g for g, o in zip(given, outside))
     seconds = int(os.environ.get("KHUB_DISTRIBUTION_TIMEOUT", 300))
     address = address and address.split(",")[0]
     engine().initialize(address, count and int(count), index and int(index), seconds)
@@ -69,6 +67,8 @@ class DeviceMesh:
 
     Raises ValueError where shape, names and devices do not fit each other.
     """
+
+    shape = axis_names = devices = None
 
     def __init__(self, shape, axis_names, devices=None):
         devices = np.array(list_devices() if devices is None else devices)
@@ -95,6 +95,8 @@ class TensorLayout:
     Raises ValueError for a name that the mesh does not have.
     """
 
+    axes = device_mesh = None
+
     def __init__(self, axes, device_mesh=None):
         self.axes, self.device_mesh = tuple(axes), device_mesh
         unknown = {*axes} - {None, *(device_mesh.axis_names if device_mesh else axes)}
@@ -108,7 +110,7 @@ class TensorLayout:
 
     def check(self, shape, what):
         """Raise ValueError where a tensor of this shape cannot be laid out so."""
-        sizes = dict(zip(self.device_mesh.axis_names, self.device_mesh.shape), **{})
+        sizes = dict(zip(self.device_mesh.axis_names, self.device_mesh.shape))
         parts = [sizes.get(axis, 1) for axis in self.axes]
         if len(shape) != len(parts) or any(n % part for n, part in zip(shape, parts)):
             raise ValueError(
@@ -123,6 +125,8 @@ class LayoutMap(UserDict):
     A key equal to the path comes first, then the one key that matches its beginning; None without
     one.  Raises ValueError where several match and for a key that is there already.
     """
+
+    device_mesh = None
 
     def __init__(self, device_mesh):
         super().__init__()
@@ -157,7 +161,7 @@ def set_distribution(value):
     if value is None:
         return
     _ = value.device_mesh.backend_mesh
-    hooks = [*engine().HOOKS, (Variable, "_store", _store), (Trainer, "_run", _run)]
+    hooks = [*engine().HOOKS, (Variable, "_store", _store), (Trainer, "_dispatch", _dispatch)]
     if value.num_processes > 1:
         hooks.append((files, "commit", _commit))
         if random._global["seed"] is None:  # all processes draw the same numbers
@@ -185,7 +189,7 @@ def _commit(place):
         engine().barrier()
 
 
-def _run(trainer, compiled, argument):
+def _dispatch(trainer, compiled, argument):
     """Run a step of the trainer; the first one lays out what was made before."""
     if trainer.__dict__.get("_distribution") is not _current:
         trainer.__dict__["_distribution"] = _current
@@ -218,6 +222,9 @@ class Distribution:
     auto_shard_dataset: whether every process is given the whole data, of which it computes its
     rows, or rows of its own
     """
+
+    device_mesh = batch_dim_name = auto_shard_dataset = None
+    num_processes = num_model_replicas = data_shard_id = None
 
     def __init__(self, device_mesh, batch_dim_name=None, auto_shard_dataset=True):
         self.device_mesh, self.auto_shard_dataset = device_mesh, auto_shard_dataset

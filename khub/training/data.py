@@ -322,6 +322,8 @@ class Columns:
 class TableSource(ArraySource):
     """Rows of a Hugging Face `datasets.Dataset`, read a batch at a time."""
 
+    x = y = None
+
     def __init__(self, table, columns, *options):
         self.table, self.columns = table.with_format("numpy"), columns
         self._set(len(table), *options)

@@ -219,14 +219,14 @@ class Trainer:
 
         def call(argument):
             with active.no_gradient():
-                result = self._run(compiled, argument)
+                result = self._dispatch(compiled, argument)
             if order and not active.EAGER:  # compilers sort the keys; the loss comes first
                 return {name: result[name] for name in order}
             return result
 
         return call
 
-    def _run(self, compiled, argument):
+    def _dispatch(self, compiled, argument):
         return compiled(argument)  # khub.distribution has its own in place of this
 
     def make_train_function(self, force=False):

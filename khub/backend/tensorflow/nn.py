@@ -109,9 +109,8 @@ def sparse_categorical_crossentropy(target, output, from_logits=False, axis=-1):
         if rank == 2:
             return raw.SparseSoftmaxCrossEntropyWithLogits(output, target)[0]
         rows = raw.Reshape(output, vector((-1, output.shape[-1])))
-        loss = raw.SparseSoftmaxCrossEntropyWithLogits(rows, raw.Reshape(target, constant((-1,))))[
-            0
-        ]
+        flat = raw.Reshape(target, constant((-1,)))
+        loss = raw.SparseSoftmaxCrossEntropyWithLogits(rows, flat)[0]
         return raw.Reshape(loss, vector(sizes_of(target)))
     if from_logits:
         logarithm = log_softmax(output, axis)

@@ -20,6 +20,8 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
+from khub.saving.files import WeightsError
+
 HEADER_LIMIT = 100_000_000  # bytes; the reference implementation's limit too
 SHARD_LIMIT = 5_000_000_000  # bytes
 WEIGHTS = "model.safetensors"
@@ -64,10 +66,6 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def is_float(dtype):
     """Whether a NumPy dtype, of ml_dtypes too, is a floating-point one."""
     return dtype.kind == "f" or dtype.name.startswith(("bfloat", "float"))
-
-
-class WeightsError(ValueError):
-    """A weights file is damaged, hostile, or does not fit the model."""
 
 
 @dataclass(frozen=True)

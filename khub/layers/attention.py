@@ -72,8 +72,8 @@ class Attention(Layer):
             result = result * ops.cast(ops.expand_dims(query_mask, -1), result.dtype)
         return (result, weights) if return_attention_scores else result
 
-    def compute_mask(self, inputs, previous_mask=None):
-        return None if previous_mask is None else previous_mask[0]
+    def compute_mask(self, inputs, mask=None):
+        return None if mask is None else mask[0]
 
 
 class AdditiveAttention(Attention):

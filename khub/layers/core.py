@@ -221,8 +221,8 @@ class Lambda(Layer):
         context = {name: context[name] for name in self._passed_on}
         return self.function(inputs, **self.arguments, **context)
 
-    def compute_mask(self, inputs, previous_mask=None):
-        return self.mask(inputs, previous_mask) if callable(self.mask) else self.mask
+    def compute_mask(self, inputs, mask=None):
+        return self.mask(inputs, mask) if callable(self.mask) else self.mask
 
     def get_config(self):
         config = super().get_config() | {"function": registry.function_config(self.function)}

@@ -24,6 +24,10 @@ class DataLayer(Layer):
     _shape_by_config = False  # vocabularies and bins may be adapted
     _host_only = False  # whether there is no other way to compute it (strings)
 
+    def convert_weight(self, weight):
+        """Return a Variable or array as what the call computes with: an array on the host."""
+        return ops.convert_to_numpy(weight) if local.host else ops.convert_to_tensor(weight)
+
     def __call__(self, *args, **kwargs):
         if local.host:
             return self.call(*args, **kwargs)

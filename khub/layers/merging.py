@@ -26,8 +26,8 @@ class _Merge(Layer):
             ]
         return self.merge(inputs)
 
-    def compute_mask(self, inputs, previous_mask):
-        masks = [m for m in previous_mask or () if m is not None]
+    def compute_mask(self, inputs, mask=None):
+        masks = [m for m in mask or () if m is not None]
         return reduce(ops.logical_and, masks) if masks else None
 
     compute_mask.joins = True
@@ -85,15 +85,15 @@ class Concatenate(_Merge):
     def call(self, inputs):
         return ops.concatenate(inputs, axis=self.axis)
 
-    def compute_mask(self, inputs, previous_mask):
-        if not any(m is not None for m in previous_mask or ()):
+    def compute_mask(self, inputs, mask=None):
+        if not any(m is not None for m in mask or ()):
             return None
         masks = []
-        for x, mask in zip(inputs, previous_mask, strict=True):
-            mask = ops.ones_like(x, "bool") if mask is None else mask
-            while len(mask.shape) < len(x.shape):
-                mask = ops.expand_dims(mask, -1)
-            masks.append(ops.broadcast_to(mask, ops.shape(x)))
+        for x, own in zip(inputs, mask, strict=True):
+            own = ops.ones_like(x, "bool") if own is None else own
+            while len(own.shape) < len(x.shape):
+                own = ops.expand_dims(own, -1)
+            masks.append(ops.broadcast_to(own, ops.shape(x)))
         return ops.any(ops.concatenate(masks, axis=self.axis), axis=-1)
 
     compute_mask.joins = True
@@ -123,7 +123,7 @@ class Dot(_Merge):
         y = ops.einsum(f"{left}k,{right}k->{left}{right[1:]}", x, y)
         return ops.expand_dims(y, -1) if len(y.shape) == 1 else y
 
-    def compute_mask(self, inputs, previous_mask):
+    def compute_mask(self, inputs, mask=None):
         return None
 
 

@@ -77,7 +77,7 @@ class GlobalAveragePooling1D(_GlobalPool):
         count = ops.sum(weights, axis=axis, keepdims=self.keepdims)
         return total / ops.maximum(count, 1)  # 0 where everything is hidden
 
-    def compute_mask(self, inputs, previous_mask):
+    def compute_mask(self, inputs, mask=None):
         return None
 
 

@@ -559,8 +559,8 @@ class _Recurrent(Layer):
         states = carry if mask is None else carry[0]
         return ops.swapaxes(outputs, 0, 1), outputs[-1], states
 
-    def compute_mask(self, inputs, previous_mask):
-        mask = tree.flatten(previous_mask)[0] if previous_mask is not None else None
+    def compute_mask(self, _, mask):
+        mask = tree.flatten(mask)[0] if mask is not None else None
         mask = mask if self.return_sequences else None
         if self.return_state:
             return [mask, *[None] * len(tree.flatten(self.cell.state_size))]

@@ -165,8 +165,8 @@ class Bidirectional(Layer):
 
     reset_states = reset_state
 
-    def compute_mask(self, inputs, previous_mask):
-        mask = tree.flatten(previous_mask)[0] if previous_mask is not None else None
+    def compute_mask(self, _, mask):
+        mask = tree.flatten(mask)[0] if mask is not None else None
         mask = mask if self.return_sequences else None
         outputs = [mask] * (2 if self.merge_mode is None else 1)
         if self.return_state:

@@ -7,6 +7,7 @@ registered classes are made from its config (`khub.saving.registry`).
 import io
 import json
 import re
+import shutil
 import tempfile
 import zipfile
 import zlib
@@ -38,9 +39,10 @@ def save_model(model, filepath, overwrite=True, zipped=None, **kwargs):
     texts = {METADATA: metadata, CONFIG: registry.serialize_built(model)}
     with (
         replacing(path, overwrite) as temporary,
-        tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder,
+        tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as private,
     ):
-        folder = Path(folder)
+        folder = Path(private) / "files"
+        folder.mkdir()
         for name, content in texts.items():
             (folder / name).write_text(json.dumps(content))
         h5.write(folder / WEIGHTS, entries(model))
@@ -50,12 +52,15 @@ def save_model(model, filepath, overwrite=True, zipped=None, **kwargs):
                 item.save_assets(str(folder / ASSETS / place))
         if zipped is False:
             folder.rename(temporary)
-            folder.mkdir()
             return
         with zipfile.ZipFile(temporary, "w") as archive:
-            for file in sorted(folder.rglob("*")):
-                if file.is_file():
-                    archive.write(file, file.relative_to(folder))
+            for file in filter(Path.is_file, sorted(folder.rglob("*"))):
+                name = file.relative_to(folder).as_posix()
+                with (
+                    archive.open(name, "w", force_zip64=True) as member,
+                    open(file, "rb") as source,
+                ):
+                    shutil.copyfileobj(source, member, 2**20)  # zipfile alone: 8 KB at a time
 
 
 @contextmanager

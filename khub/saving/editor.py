@@ -1,5 +1,7 @@
 """Weights of a file as a dictionary that may be changed and written again."""
 
+import re
+
 import numpy as np
 
 from khub.saving import archive, h5
@@ -34,23 +36,15 @@ class KerasFileEditor:
 
     def compare(self, reference_model):
         """Print what a model has otherwise; return {"status", "error_count", "match_count"}."""
-        wanted = {path: arrays for path, _, arrays in entries(reference_model) if arrays}
         sides = [
-            {
-                (path, name): np.shape(a)
-                for path, arrays in side.items()
-                for name, a in arrays.items()
-            }
-            for side in (self.weights, wanted)
+            {f"{path}/{name}": np.shape(a) for path, v in side.items() for name, a in v.items()}
+            for side in (self.weights, {path: v for path, _, v in entries(reference_model)})
         ]
-        errors = sorted(set(sides[0].items() ^ sides[1].items()))
-        names = dict(errors)
-        for path, name in names:
-            shapes = [side.get((path, name)) for side in sides]
-            print(f"{path}/{name}: {shapes[0]} in the file, {shapes[1]} in the model")
-        matched = len(sides[1].keys() - names.keys())
-        status = "error" if names else "success"
-        return {"status": status, "error_count": len(names), "match_count": matched}
+        wrong = [n for n in sides[0] | sides[1] if sides[0].get(n) != sides[1].get(n)]
+        for name in wrong:
+            print(name, *(f"{s.get(name)} in the {w}" for s, w in zip(sides, ("file", "model"))))
+        count = {"error_count": len(wrong), "match_count": len(sides[1].keys() - wrong)}
+        return {"status": "error" if wrong else "success", **count}
 
     def add_object(self, object_path, weights):
         """Add an object.  weights: name -> array"""
@@ -65,11 +59,8 @@ class KerasFileEditor:
         """Give an object another name, or another path."""
         old = self._find(object_name)
         new = new_name if "/" in new_name else f"{old.rpartition('/')[0]}/{new_name}".lstrip("/")
-        pairs = [(f"{path}/".removeprefix(f"{old}/"), path, v) for path, v in self.weights.items()]
-        self.weights = {
-            path if rest == f"{path}/" else f"{new}/{rest}".rstrip("/"): arrays
-            for rest, path, arrays in pairs
-        }
+        begin = re.compile(f"{re.escape(old)}(?=/|$)")
+        self.weights = {begin.sub(new, p, 1): v for p, v in self.weights.items()}
 
     def add_weights(self, object_name, weights):
         """Add arrays to an object.  weights: name -> array"""

@@ -43,9 +43,6 @@ def replacing(path, overwrite=True):
     old = temporary.with_suffix(".old")
     try:
         yield temporary
-        if temporary.is_file():
-            with open(temporary, "rb") as written:
-                os.fsync(written.fileno())
         if path.is_dir():  # only a file is replaced in one step
             path.rename(old)
         os.replace(temporary, path)

@@ -92,9 +92,9 @@ def opened(source, what):
     try:
         with h5py.File(source, "r") as file:
             yield file
-    except (OSError, RuntimeError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{what} does not exist.") from None
+    except (OSError, RuntimeError, LookupError, TypeError, UnicodeError) as error:  # h5py's own
         raise WeightsError(f"{what} is no HDF5 file, or is damaged: {error}.") from error
 
 

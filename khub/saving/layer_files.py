@@ -39,16 +39,17 @@ class LayerFiles:
 
     def set_weights(self, weights):
         """Assign arrays in the order of `weights`.  Raises ValueError when they do not fit."""
-        own = self.weights
-        if len(own) != len(weights):
-            raise ValueError(f"{self.name} has {len(own)} weights, got {len(weights)} arrays.")
-        for variable, value in zip(own, weights, strict=True):
-            if tuple(np.shape(value)) != variable.shape:
+        self._assign_all(self.weights, weights)
+
+    def _assign_all(self, own, values):
+        if len(own) != len(values):
+            raise ValueError(f"{self.name} has {len(own)} weights, got {len(values)} arrays.")
+        for v, value in zip(own, values, strict=True):
+            if np.shape(value) != v.shape:
                 raise ValueError(
-                    f"{variable.path} has shape {variable.shape}, got an array of "
-                    f"{np.shape(value)}."
+                    f"{v.path} has shape {v.shape}, got an array of {np.shape(value)}."
                 )
-        for variable, value in zip(own, weights, strict=True):
+        for variable, value in zip(own, values, strict=True):
             variable.assign(value)
 
     def _all_state(self):
@@ -119,11 +120,7 @@ class LayerFiles:
 
     def load_own_variables(self, store):
         """Read what `save_own_variables` wrote.  Raises ValueError when it does not fit."""
-        own = self._all_state()
-        if len(store) != len(own):
-            raise ValueError(f"{self.name} has {len(own)} Variables, got {len(store)} arrays.")
-        for i, variable in enumerate(own):
-            variable.assign(store[str(i)])
+        self._assign_all(self._all_state(), [store[str(i)] for i in range(len(store))])
 
 
 class ModelFiles:

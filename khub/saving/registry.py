@@ -157,8 +157,7 @@ def function_config(function):
     name = getattr(function, "_registered_name", function.__name__)
     if name == "<lambda>":
         raise ValueError("A lambda cannot be saved; use a registered function.")
-    found = {"module": "builtins", "class_name": "function", "config": name}
-    return found | {"registered_name": "function"}
+    return dict(module="builtins", class_name="function", config=name, registered_name="function")
 
 
 def _module(cls):

@@ -368,6 +368,24 @@ def test_models(name, tmp_path):
         same_weights(ours, theirs)
 
 
+@pytest.mark.parametrize("name", ["mlp", "convolutional", "branches", "frozen"])
+@pytest.mark.filterwarnings("ignore:.*HDF5 file")
+def test_legacy_files(name, tmp_path):
+    make, path = MODELS[name][0], tmp_path / "model.h5"
+    ours, theirs = make(khub), make(keras)
+    randomize_model(theirs)
+    theirs.compile("adam", "mse")
+    theirs.optimizer.build(theirs.trainable_variables)
+    theirs.optimizer.iterations.assign(7)
+    theirs.save(path)
+    read = khub.saving.load_model(path)
+    same_weights(read, theirs)
+    assert int(read.optimizer.iterations) == 7 and read.loss == "mse"
+    ours.load_weights(path)
+    same_weights(ours, theirs)
+    assert not khub.saving.load_model(path, compile=False).compiled
+
+
 def randomize_model(model):
     """Give all weights but those of what was adapted: Keras keeps them elsewhere too."""
     adapted = {id(v) for x in model.layers if x.name == "normalization" for v in x.weights}

@@ -13,6 +13,7 @@ from parity.diffusion_pipelines import (
     made_once,
     ours,
     reopened,
+    spread,
     theirs,
     torch,
 )
@@ -46,6 +47,26 @@ def test_without_guidance_and_a_negative_prompt(made):
     )
     _, pipeline, model = made("xl")
     close(ours(model, negative=None), theirs(pipeline, PROMPTS, guidance_scale=7.5))
+
+
+@SLOW
+def test_guidance_that_is_scaled_back(made):
+    _, pipeline, model = made("2")
+    want = theirs(pipeline, PROMPTS, negative_prompt=NEGATIVE, guidance_rescale=0.7)
+    found = ours(model, guidance_rescale=0.7)
+    close(found, want)
+    assert np.abs(found.astype(int) - ours(model).astype(int)).max() > 5
+
+
+@SLOW
+def test_with_a_tiny_autoencoder(made, tmp_path):
+    folder, _, _ = made("1")
+    sizes = dict(encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8))
+    tiny = diffusers.AutoencoderTiny(**sizes, num_encoder_blocks=(1, 2), num_decoder_blocks=(2, 1))
+    pipeline = reopened(folder, "StableDiffusionPipeline", vae=spread(tiny))
+    pipeline.save_pretrained(tmp_path / "tiny")
+    want = theirs(pipeline, PROMPTS, negative_prompt=NEGATIVE)
+    close(ours(cv.StableDiffusion.from_preset(tmp_path / "tiny")), want)
 
 
 def test_a_saved_pipeline_is_diffusers(made, tmp_path):

@@ -14,7 +14,7 @@ import pytest
 import khub
 from khub import layers, ops, saving
 
-# Written by one backend, then deflated; each writes the same and reads it, so each reads what each other writes.
+# One backend wrote it. Each writes the same and reads it: each reads what each other writes.
 EVERYWHERE = Path(__file__).parent / "everywhere.keras"
 X = np.linspace(-1, 1, 2 * 6 * 4, dtype="float32").reshape(2, 6, 4)
 OUTPUTS = [[1.33266], [0.67317]]

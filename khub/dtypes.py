@@ -73,10 +73,13 @@ def result_type(*dtypes):
     return _result(names, config.floatx())
 
 
+# Python's numbers; the last two are sizes that a trace of torch or JAX leaves open
+_WEAK = dict(int="int", float="float", complex="complex", SymInt="int", _DimExpr="int")
+
+
 def _weak(dtype):
-    if isinstance(dtype, type) and dtype in (int, float, complex):
-        return dtype.__name__
-    return dtype if isinstance(dtype, str) and dtype in ("int", "float", "complex") else None
+    name = dtype.__name__ if isinstance(dtype, type) else dtype
+    return _WEAK.get(name) if isinstance(name, str) else None
 
 
 def floating(name):

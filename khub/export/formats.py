@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 from importlib import import_module
+from unittest.mock import patch
 
 from khub import backend, saving
 from khub.choices import choose
@@ -46,8 +47,11 @@ def export_model(model, filepath, format, verbose, input_signature, options):  #
 def _elsewhere(name, model, format, signature, path, options):  # noqa: A002
     """Let a process with another backend load the model and export it."""
     classes = {type(layer).__module__ for layer in model.named_layers().values()}
+    attributes = vars(model)
+    own = {"preprocessor": None} if "preprocessor" in attributes else {}  # it is not exported
     with tempfile.TemporaryDirectory() as folder:
-        saving.save_model(model, f"{folder}/model.keras")
+        with patch.dict(attributes, own):
+            saving.save_model(model, f"{folder}/model.keras")
         asked = dict(model=f"{folder}/model.keras", modules=sorted(classes - {"__main__"}))
         asked |= dict(filepath=str(path), format=format, input_signature=[signature])
         done = subprocess.run(

@@ -412,7 +412,9 @@ class Layer(LayerFiles, Configurable, active.Base):
 
     def __call__(self, *args, **kwargs):
         if _compiling():
-            return self._compiled_call(args, kwargs)
+            from khub.export.torch import compiled_call
+
+            return compiled_call(self, args, kwargs)
         if self._quick and args and not MASKS and local.autocast is None:
             outer, spec = local.call, self._call_spec
             if self._plain(args, kwargs, outer, spec):

@@ -234,10 +234,8 @@ class GRUCell(_Cell):
         h = states[0]
         seen = h if mask is None else h * mask
         n, kernel = self.units, self.recurrent_kernel
-        if self.reset_after:
-            inner = ops.linear(seen, kernel, None if self.bias is None else self.bias[1])
-        else:
-            inner = ops.matmul(seen, kernel[:, : 2 * n])
+        bias = self.bias[1] if self.reset_after and self.bias is not None else None
+        inner = ops.linear(seen, kernel if self.reset_after else kernel[:, : 2 * n], bias)
         parts = ops.split(projected, 3, axis=-1)
         inner = ops.split(inner, 3 if self.reset_after else 2, axis=-1)
         z, r = (self.recurrent_activation(x + y) for x, y in zip(parts[:2], inner))

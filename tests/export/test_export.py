@@ -129,7 +129,6 @@ HERE = {
 }.get(khub.backend.name, [])
 ELSEWHERE = {"torch": "stablehlo", "jax": "onnx", "tensorflow": "onnx", "numpy": "litert"}
 FRAMEWORK = {"stablehlo": "jax", "onnx": "torch", "litert": "tensorflow"}
-LISTS = "LiteRT has no lists of rows that are of any size"
 
 
 def check(model, data, format, folder, sizes=((1, 3), (4, 9), (2, 17)), **options):
@@ -157,6 +156,23 @@ def test_an_export_computes_what_the_model_does(make, format, tmp_path):
         spec = khub.InputSpec(shape=(2, None), dtype="int32", name="tokens")
         return check(model, data, format, tmp_path, [(2, 3), (2, 9)], input_signature=[spec])
     check(model, data, format, tmp_path)
+
+
+@pytest.mark.skipif(khub.backend.name != "torch", reason="once is enough")
+def test_a_preset_exports_its_tensors_part(tmp_path):
+    from khub import nlp
+
+    task = nlp.TextClassifier.from_preset("bert_micro_en_uncased", num_classes=2)
+    x = {
+        key: np.asarray(value) for key, value in task.preprocessor(["good", "not so good"]).items()
+    }
+    spec = {key: khub.InputSpec(shape=(None, None), dtype="int32") for key in x}
+    task.export(tmp_path / "bert.onnx", format="onnx", input_signature=[spec])
+    session = pytest.importorskip("onnxruntime").InferenceSession(str(tmp_path / "bert.onnx"))
+    for rows, length in ((1, 5), (2, 9), (2, 16)):
+        cut = {key: value[:rows, :length].astype("int32") for key, value in x.items()}
+        want = ops.convert_to_numpy(task(cut, training=False))
+        np.testing.assert_allclose(session.run(None, cut)[0], want, atol=1e-5)
 
 
 def test_another_backend_makes_what_this_one_cannot(tmp_path):

@@ -57,9 +57,8 @@ def _space(inputs, first):
 
 def _conv(inputs, first, kernel, strides, padding, dilations):
     sizes = _space(inputs, first), kernel.shape[:-2]
-    if padding != "same":
-        padding = windows.paddings(padding, *sizes, strides, dilations)
-    return _convolve(inputs, first, kernel, strides, padding, None, dilations)
+    pads = padding if padding == "same" else windows.paddings(padding, *sizes, strides, dilations)
+    return _convolve(inputs, first, kernel, strides, pads, None, dilations)
 
 
 def _conv_transpose(inputs, first, kernel, strides, padding, dilations, extra):

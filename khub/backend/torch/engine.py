@@ -16,8 +16,7 @@ from khub.backend import eager
 from khub.backend.scope import Resumed, Scope, local, within
 from khub.backend.torch.arrays import NATIVE, TENSORS, convert_to_tensor
 
-compiling = torch.compiler.is_dynamo_compiling
-EAGER = True  # whether jit leaves functions as they are
+compiling, EAGER = torch.compiler.is_dynamo_compiling, True  # jit leaves functions as they are
 
 
 class _Depth(threading.local):

@@ -99,12 +99,6 @@ class Base(nn.Module):
     def _native_call(self, *args, **kwargs):
         return nn.Module.__call__(self, *args, **kwargs)
 
-    def _compiled_call(self, args, kwargs):
-        """What torch.compile reads in place of a call."""
-        from khub.export.torch import compiled_call
-
-        return compiled_call(self, args, kwargs)
-
 
 def _marking_hooks(name):
     def register(self, *args, **kwargs):

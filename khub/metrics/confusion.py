@@ -149,28 +149,25 @@ class FalseNegatives(_AtThresholds):
     _direction: ClassVar = "down"
 
 
-class Precision(_AtThresholds):
+class _Share(_AtThresholds):
+    thresholds: object = None
+    top_k: int | None = None
+    class_id: int | None = None
+
+    def _value(self):
+        return self._ratio(*self._outcomes)
+
+
+class Precision(_Share):
     """The share of found positives that are right; top_k: the k largest predictions are found."""
 
     _outcomes: ClassVar = ("true_positives", "false_positives")
-    thresholds: object = None
-    top_k: int | None = None
-    class_id: int | None = None
-
-    def _value(self):
-        return self._ratio(*self._outcomes)
 
 
-class Recall(_AtThresholds):
+class Recall(_Share):
     """The share of positive labels that are found; top_k: the k largest predictions are found."""
 
     _outcomes: ClassVar = ("true_positives", "false_negatives")
-    thresholds: object = None
-    top_k: int | None = None
-    class_id: int | None = None
-
-    def _value(self):
-        return self._ratio(*self._outcomes)
 
 
 # --- the best of one ratio where another is good enough ------------------------------------------
@@ -473,10 +470,9 @@ class R2Score(Metric):
             raise ValueError(f"R2Score needs (batch, outputs), got {tuple(y_true.shape)}.")
         if len(self._variables) == 1:
             outputs = (y_true.shape[-1],)
-            self.squared_sum = self.add_variable(outputs, "zeros", name="squared_sum")
-            self.sum = self.add_variable(outputs, "zeros", name="sum")
-            self.total_mse = self.add_variable(outputs, "zeros", name="residual")
-            self.count = self.add_variable(outputs, "zeros", name="count")
+            for name in ("squared_sum", "sum", "total_mse", "count"):
+                kept = {"total_mse": "residual"}.get(name, name)
+                setattr(self, name, self.add_variable(outputs, "zeros", name=kept))
         weight = ops.ones_like(y_true)
         if sample_weight is not None:
             weight = weighted(weight, ops.convert_to_tensor(sample_weight, self.dtype))[0]

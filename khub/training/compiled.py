@@ -17,16 +17,13 @@ def as_loss(loss):
     return losses_module.LossFunctionWrapper(loss, name=getattr(loss, "__name__", "loss"))
 
 
+_NESTED = (list, tuple, dict)
+_KINDS = ("Binary", "Categorical", "SparseCategorical")
 _BY_TARGET = {  # "accuracy" and friends mean another metric for each kind of target
-    "accuracy": ("BinaryAccuracy", "CategoricalAccuracy", "SparseCategoricalAccuracy"),
-    "crossentropy": (
-        "BinaryCrossentropy",
-        "CategoricalCrossentropy",
-        "SparseCategoricalCrossentropy",
-    ),
+    name: [f"{kind}{ending}" for kind in _KINDS]
+    for ending in ("Accuracy", "Crossentropy")
+    for name in (ending.lower(), {"Accuracy": "acc", "Crossentropy": "ce"}[ending])
 }
-_BY_TARGET["acc"] = _BY_TARGET["accuracy"]
-_BY_TARGET["ce"] = _BY_TARGET["crossentropy"]
 
 
 def as_metric(metric, y, y_pred):
@@ -126,10 +123,8 @@ class Compiled:
                     for n, x in zip(names, self._losses, strict=True)
                 ]
         if len(self._losses) == 1 and self._weights[0] is None:
-            y_pred = (
-                y_pred if not isinstance(y_pred, (list, tuple, dict)) else tree.flatten(y_pred)[0]
-            )
-            y = y if not isinstance(y, (list, tuple, dict)) else tree.flatten(y)[0]
+            parts = (y, y_pred)
+            y, y_pred = (tree.flatten(p)[0] if isinstance(p, _NESTED) else p for p in parts)
             return self._losses[0](y, y_pred, sample_weight)
         names, flat = self._flatten(model, y_pred)
         targets = self._targets(y, names, len(flat))
@@ -182,11 +177,7 @@ class Compiled:
             self._metrics = self._build_metrics(model, y, y_pred)
         if not self._metrics:
             return
-        if (
-            len(self._metrics)
-            and all(i == 0 for i, *_ in self._metrics)
-            and not isinstance(y_pred, (list, tuple, dict))
-        ):
+        if not isinstance(y_pred, _NESTED) and all(i == 0 for i, *_ in self._metrics):
             flat, targets, weights = [y_pred], [y], [sample_weight]
         else:
             names, flat = self._flatten(model, y_pred)

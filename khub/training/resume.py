@@ -84,19 +84,11 @@ def write(path, before, model, epoch, batch):
     # bfloat16 and its kin go as integers of their size
     plain = {n: v.view(f"u{v.itemsize}") if v.dtype.kind == "V" else v for n, v in tensors.items()}
     plain = {n: np.asarray(v, order="C") for n, v in plain.items()}
-    state = {
-        "format": FORMAT,
-        "backend": backend.name,
-        "epoch": epoch,
-        "batch": batch,
-        "stop": bool(model.stop_training) and not batch,
-        "optimizer": type(model.optimizer).__name__,
-        "data": _place(model._compiled.running, epoch, batch),
-        "initial_seeds": {k: random._global[k] for k in ("seed", "drawn")},
-        "seeds": seeds,
-        "callbacks": known,
-        "crc32": _checksum(plain),
-    }
+    state = {"format": FORMAT, "backend": backend.name, "epoch": epoch, "batch": batch}
+    state |= {"stop": bool(model.stop_training) and not batch, "crc32": _checksum(plain)}
+    state |= {"data": _place(model._compiled.running, epoch, batch), "callbacks": known}
+    initial = {name: random._global[name] for name in ("seed", "drawn")}
+    state |= {"optimizer": type(model.optimizer).__name__, "seeds": seeds, "initial": initial}
     if before is not None and path.exists():
         os.replace(path, before)
     with replacing(path) as temporary:
@@ -201,7 +193,7 @@ class Resume:
             dtype = dtypes.numpy_dtype(variable.dtype)
             value = given[name]
             variable.assign(value.view(dtype) if dtype.kind == "V" else value)
-        random._global.update(state["initial_seeds"])
+        random._global.update(state["initial"])
         for name, generator in _generators(model).items():
             self._restore_generator(generator, *state["seeds"][name])
         for name, callback in _callbacks(model).items():

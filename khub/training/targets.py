@@ -63,8 +63,8 @@ def check_shapes(name, loss, y, y_pred, layer):
 
 
 def _alike(given, expected):
-    pairs = zip(given, expected)
-    return len(given) == len(expected) and all(a == b or None in (a, b) for a, b in pairs)
+    alike = (a == b or None in (a, b) for a, b in zip(given, expected))
+    return len(given) == len(expected) and all(alike)
 
 
 def check_labels(name, loss, y, classes):

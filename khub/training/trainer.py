@@ -196,15 +196,8 @@ class Trainer:
     def _step_function(self, step, grouped=True):
         """Return `step` over one batch, or over a list of them, to be called again and again."""
         strings = any(getattr(layer, "_host_only", False) for layer in self.named_layers().values())
-        eager = (
-            self.run_eagerly
-            or strings
-            or (
-                self._compiled is not None
-                and self._compiled.options["jit_compile"] is False
-                and active.EAGER
-            )
-        )
+        plain = self.compiled and self._compiled.options["jit_compile"] is False and active.EAGER
+        eager = self.run_eagerly or strings or plain
 
         order = []
 
@@ -351,15 +344,10 @@ class Trainer:
                 logs = dict(Logs(logs).items())
                 if validation_data is not None and (epoch + 1) % validation_freq == 0:
                     held = self._validation(validation_data)
-                    results = self.evaluate(
-                        *held[:2],
-                        sample_weight=held[2],
-                        batch_size=validation_batch_size or batch_size,
-                        steps=validation_steps,
-                        verbose=0,
-                        callbacks=callbacks,
-                        return_dict=True,
-                    )
+                    options = {"batch_size": validation_batch_size or batch_size, "verbose": 0}
+                    options |= {"steps": validation_steps, "callbacks": callbacks}
+                    options |= {"sample_weight": held[2], "return_dict": True}
+                    results = self.evaluate(*held[:2], **options)
                     logs.update({f"val_{name}": value for name, value in results.items()})
                 callbacks.call("on_epoch_end", epoch, logs)
                 if self.stop_training:

@@ -208,7 +208,7 @@ def test_orbax_keeps_the_state(tmp_path):
 
 def test_a_list_of_callbacks():
     calls = []
-    for package in BOTH:
+    for package in (khub,):
         seen = []
         one = package.callbacks.LambdaCallback(
             on_epoch_end=lambda e, logs, seen=seen: seen.append(e)
@@ -225,7 +225,7 @@ def test_a_list_of_callbacks():
         many.on_epoch_end(1, {"loss": 3.0})
         many.on_train_end()
         calls.append(seen)
-    assert calls[0] == calls[1] == [0, 1, "b"]
+    assert calls == [[0, 1, "b"]]
 
 
 def test_curves():

@@ -164,3 +164,54 @@ def test_config_is_read_by_both(name):
     plain = getattr(keras.losses, name)()  # Keras leaves some options out of its configs
     saved = losses.get(keras.losses.serialize(plain))
     agree(saved(*SAMPLES[name][0][1]), plain(*SAMPLES[name][0][1]))
+
+
+# --- edges: zeros, ones, infinities, nothing at all ----------------------------------------------
+ZEROS, ONES = np.zeros((4, 3), "float32"), np.ones((4, 3), "float32")
+HUGE = np.array([[1e4, -1e4, 0], [3e3, 0, -3e3], [0, 0, 0], [-1e4, 1e4, 1e4]], "float32")
+EDGES = [(a, b) for a in (ZEROS, ONES) for b in (ZEROS, ONES, HUGE, -ONES)]
+EDGES += [(np.eye(4, 3, dtype="float32"), b) for b in (np.eye(4, 3, dtype="float32"), HUGE, ZEROS)]
+TEXTS_ONLY = {"CTC", "Circle"}
+NAN = np.where(np.eye(4, 3) > 0, np.nan, ONES).astype("float32")
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLES.keys() - TEXTS_ONLY))
+def test_edges(name):
+    sparse = name.startswith(("Sparse", "CategoricalGeneralized"))
+    variants = [{}, *({"from_logits": True} for _ in "1" if "ross" in name and "Gen" not in name)]
+    for options in variants:
+        ours, theirs = (
+            getattr(m, name)(reduction="none", **options) for m in (losses, keras.losses)
+        )
+        for y_true, y_pred in EDGES:
+            y_true = y_true.argmax(-1) if sparse else y_true
+            agree(ours(y_true, y_pred), theirs(y_true, y_pred))
+
+
+NOT_NUMBERS = ["MeanSquaredError", "MeanAbsoluteError", "LogCosh", "Huber", "Hinge", "Poisson"]
+
+
+@pytest.mark.parametrize("name", NOT_NUMBERS)
+def test_what_is_no_number_stays_none(name):
+    ours, theirs = (getattr(m, name)(reduction="none") for m in (losses, keras.losses))
+    agree(ours(ONES, NAN), theirs(ONES, NAN))
+    agree(ours(NAN, ONES), theirs(NAN, ONES))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64", "int32"])
+@pytest.mark.parametrize(
+    "name", ["MeanSquaredError", "BinaryCrossentropy", "CategoricalCrossentropy"]
+)
+def test_dtypes_of_labels_and_predictions(name, dtype):
+    if dtype == "float64":
+        labels, scores = ONE_HOT[0].astype(dtype), ONE_HOT[1].astype(dtype)
+    elif dtype == "int32":
+        labels, scores = ONE_HOT[0].astype(dtype), ONE_HOT[1]
+    else:
+        labels, scores = ONE_HOT
+    options = {"dtype": dtype} if dtype in ("float16", "bfloat16") else {}
+    ours, theirs = (getattr(m, name)(**options)(labels, scores) for m in (losses, keras.losses))
+    tolerance = 2e-2 if options else 2e-5
+    found, wanted = ops.convert_to_numpy(ours), keras.ops.convert_to_numpy(theirs)
+    assert found.dtype == wanted.dtype
+    np.testing.assert_allclose(found.astype("float64"), wanted.astype("float64"), rtol=tolerance)

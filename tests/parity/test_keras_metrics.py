@@ -285,3 +285,67 @@ FUNCTIONS = {
 def test_functions(name):
     for batch in FUNCTIONS[name]:
         agree(getattr(metrics, name)(*batch), getattr(keras.metrics, name)(*batch))
+
+
+# --- without side effects ------------------------------------------------------------------------
+@pytest.mark.parametrize("name", SAMPLES)
+def test_stateless_updates(name):
+    options, data = SAMPLES[name][0]
+    ours, theirs = both(name, options)
+    ours.update_state(*data[0])  # which makes the Variables of some
+    theirs.update_state(*data[0])
+    kept = [v.numpy() for v in ours.variables]
+    state = ours.stateless_reset_state()
+    for batch in data:
+        state = ours.stateless_update_state(state, *batch)
+    theirs.reset_state()
+    for batch in data:
+        theirs.update_state(*batch)
+    agree(ours.stateless_result(state), theirs.result())
+    for old, variable in zip(kept, ours.variables, strict=True):
+        np.testing.assert_array_equal(old, variable.numpy())
+
+
+# --- edges ---------------------------------------------------------------------------------------
+def constant(value, *shape):
+    return np.full(shape, value, "float32")
+
+
+EDGES = [(constant(a, 4, 5), constant(b, 4, 5)) for a in (0, 1) for b in (0, 0.5, 1)]
+ELEMENTWISE = [  # of any (batch, 5)
+    *("Accuracy", "BinaryAccuracy", "MeanSquaredError", "RootMeanSquaredError", "Poisson"),
+    *("MeanAbsoluteError", "MeanAbsolutePercentageError", "MeanSquaredLogarithmicError"),
+    *("CosineSimilarity", "LogCoshError", "ConcordanceCorrelation", "Hinge", "SquaredHinge"),
+    *("CategoricalHinge", "KLDivergence", "BinaryCrossentropy", "TruePositives", "FalsePositives"),
+    *("TrueNegatives", "FalseNegatives", "Precision", "Recall", "AUC", "F1Score", "FBetaScore"),
+    *("BinaryIoU", "CategoricalAccuracy", "TopKCategoricalAccuracy"),
+]
+
+
+@pytest.mark.parametrize("name", ELEMENTWISE)
+def test_edges(name):
+    for y_true, y_pred in EDGES:
+        for weight in (None, constant(0, 4)):
+            if name == "BinaryIoU" and weight is not None:
+                weight = constant(0, 4, 5)
+            ours, theirs = both(name, {})
+            agree(ours(y_true, y_pred, weight), theirs(y_true, y_pred, weight))
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_before_the_first_batch(name):
+    options, _ = SAMPLES[name][0]
+    ours, theirs = both(name, options)
+    if name in ("FBetaScore", "F1Score", "R2Score"):  # where Keras has no Variables yet
+        assert np.all(ops.convert_to_numpy(ours.result()) == 0)
+    else:
+        agree(ours.result(), theirs.result())
+
+
+@pytest.mark.parametrize("thresholds", [0.0, 1.0, [0.5], [0.0, 1.0], [0.9, 0.1, 0.5], [0.5, 0.5]])
+@pytest.mark.parametrize("name", ["TruePositives", "Precision", "Recall", "TrueNegatives"])
+def test_lists_of_thresholds(name, thresholds):
+    for data in (BINARY, EXTREME):
+        ours, theirs = both(name, {"thresholds": thresholds})
+        for batch in data:
+            agree(ours(*batch), theirs(*batch))

@@ -103,7 +103,7 @@ print("GREW", resident() / before)
 """
 
 
-def grown(work, timeout=500):
+def grown(work, timeout=1500):
     """Return the memory of a process at the end of some work, as a multiple of its beginning."""
     environment = {**os.environ, "KHUB_BACKEND": BACKEND}
     run = [sys.executable, "-c", RUN, work]

@@ -1,5 +1,7 @@
 """Optimizers give one number on every backend, train under jit, keep state, say what is wrong."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -187,3 +189,12 @@ def test_errors(name):
     act, kind, words = ERRORS[name]
     with pytest.raises(kind, match=words):
         act()
+
+
+def test_a_dict_of_patterns_is_searched_in_paths():
+    embed, head = optimizers.SGD(1.0), optimizers.SGD(2.0)
+    groups = optimizers.get({"words": embed, "head.*": head})
+    paths = ["model/words/embeddings", "head/kernel"]
+    assert [groups.optimizer_map(SimpleNamespace(path=path)) for path in paths] == [embed, head]
+    with pytest.raises(ValueError, match="body/kernel fits no optimizer's pattern"):
+        groups.optimizer_map(SimpleNamespace(path="body/kernel"))

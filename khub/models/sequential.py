@@ -87,12 +87,15 @@ class Sequential(Model):
         self._prepare()
         self._quick = self._graph._quick and not self._hooked
 
-    def call(self, inputs, training=None, mask=None):
-        """Run the layers in order."""
-        if self._graph is not None:
+    def call(self, inputs, training=None, mask=None, **kwargs):
+        """Run the layers in order; kwargs go to those whose `call` has an argument of the name."""
+        if self._graph is not None and not kwargs:
             return self._graph.call(inputs)
+        if unknown := kwargs.keys() - {n for layer in self._layers for n in layer._call_spec.names}:
+            raise TypeError(f"No layer of {self.name} takes {', '.join(sorted(unknown))}.")
         for layer in self._layers:
-            inputs = layer(inputs)
+            own = {k: v for k, v in kwargs.items() if k in layer._call_spec.names}
+            inputs = layer(inputs, **own)
         return inputs
 
     def compute_output_spec(self, *args, **kwargs):

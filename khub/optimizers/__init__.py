@@ -12,10 +12,11 @@ from khub.saving import registry
 def get(identifier):
     """Return an optimizer for a name ("adam"), a serialized optimizer, a class or an optimizer.
 
-    A dict of path patterns and optimizers gives a MultiOptimizer.
+    A dict of path patterns and optimizers gives a MultiOptimizer; a pattern may be found anywhere
+    in a path.
     """
     if isinstance(identifier, dict) and "class_name" not in identifier:
-        parts = {pattern: get(optimizer) for pattern, optimizer in identifier.items()}
+        parts = {f".*(?:{pattern}).*": get(part) for pattern, part in identifier.items()}
         return MultiOptimizer(OptimizerMap(None, parts))
     if isinstance(identifier, str):
         identifier = identifier.lower()

@@ -8,7 +8,9 @@ from khub.saving import registry
 
 
 class OptimizerMap(fields.Configurable):
-    """Says which optimizer a Variable has: that of the pattern found in its path, else the default.
+    """Says which optimizer a Variable has: that of the pattern its path matches, else the default.
+
+    A pattern must match all of a path, as in Keras: ".*kernel", not "kernel".
 
     default_optimizer: may be None, then every Variable needs a pattern; optimizer_map: regular
     expression -> optimizer
@@ -55,7 +57,7 @@ class OptimizerMap(fields.Configurable):
 
     def __call__(self, variable):
         """Return a Variable's optimizer.  Raises ValueError where none or several patterns fit."""
-        found = [p for p in self.optimizer_map if re.search(p, variable.path)]
+        found = [p for p in self.optimizer_map if re.fullmatch(p, variable.path)]
         if len(found) > 1:
             raise ValueError(f"{variable.path} fits several optimizers' patterns: {found}.")
         if not found and self.default_optimizer is None:

@@ -9,6 +9,7 @@ from khub.layers.data_layer import DataLayer
 from khub.layers.encoding import host_array
 from khub.ops.symbolic import KerasTensor, any_symbolic
 from khub.saving import registry
+from khub.saving.layer_files import ModelFiles
 
 _MODULE = "keras.src.layers.preprocessing.feature_space"
 
@@ -307,6 +308,8 @@ class FeatureSpace(DataLayer):
         return self.one_hot_encoders[name]
 
     # --- files -----------------------------------------------------------------------------------
+    save = ModelFiles.save
+
     def get_build_config(self):
         """Return what is known of the columns."""
         return {name: feature.dtype for name, feature in self.features.items()}

@@ -1,5 +1,7 @@
 """Optimizers and schedules give Keras' numbers: 20 steps of each, with every kind of option."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -208,6 +210,17 @@ def test_several_optimizers(make):
     assert sorted(v.path for v in ours.variables) == sorted(v.path for v in theirs.variables)
     assert [v.path for v in ours.variables] == [v.path for v in theirs.variables]
     assert ours.get_config().keys() == theirs.get_config().keys()
+
+
+@pytest.mark.parametrize("pattern", ["embed", ".*embed.*", "kernel", ".*kernel", "dense/.*"])
+def test_a_pattern_matches_a_whole_path(pattern):
+    def chosen(package):
+        optimizers = package.optimizers
+        which = optimizers.OptimizerMap(optimizers.SGD(0.1), {pattern: optimizers.Adam(0.1)})
+        paths = ["kernel", "dense/kernel", "block/dense/kernel", "my_embed/embeddings"]
+        return [type(which(SimpleNamespace(path=path))).__name__ for path in paths]
+
+    assert chosen(khub) == chosen(keras)
 
 
 @pytest.mark.parametrize("name", OPTIONS)

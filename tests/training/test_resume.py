@@ -106,7 +106,7 @@ OTHERS = {  # optimizers whose state is more than tensors a weight; models with 
     ),
     "loss scale": lambda: optimizers.LossScaleOptimizer(optimizers.Nadam(0.05)),
     "two optimizers": lambda: optimizers.MultiOptimizer(
-        optimizers.OptimizerMap(optimizers.SGD(0.1), {"kernel": optimizers.Muon(0.01)})
+        optimizers.OptimizerMap(optimizers.SGD(0.1), {".*kernel": optimizers.Muon(0.01)})
     ),
     "schedule": lambda: optimizers.RMSprop(optimizers.schedules.CosineDecay(0.1, 30)),
 }

@@ -256,17 +256,13 @@ class Layer(LayerFiles, Configurable, active.Base):
 
     def named_layers(self):
         """Return attribute path -> layer for this layer ("") and everything below it, each once."""
-        result, seen = {}, set()
-
-        def visit(prefix, layer):
-            if id(layer) in seen:
-                return
-            seen.add(id(layer))
-            result[prefix] = layer
-            for path, child in layer._children():
-                visit(f"{prefix}.{path}" if prefix else path, child)
-
-        visit("", self)
+        result, seen, waiting = {}, set(), [("", self)]
+        while waiting:  # no function that calls itself: it would keep the model until collected
+            prefix, layer = waiting.pop()
+            if id(layer) not in seen:
+                seen.add(id(layer))
+                result[prefix], children = layer, reversed(layer._children())
+                waiting += [(f"{prefix}.{p}" if prefix else p, child) for p, child in children]
         return result
 
     def named_variables(self):

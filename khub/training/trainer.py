@@ -4,6 +4,7 @@ A step is an ordinary function that reads and assigns Variables; `khub.jit` comp
 State lives in plain objects (`Compiled`), functions are built once and kept across calls.
 """
 
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -143,7 +144,7 @@ class Trainer:
     def _extra_losses(self):
         """Return what layers added in the latest call and the penalties of regularized weights."""
         state = self._collected()
-        added = [value for layer in state.layers for value in layer._losses]
+        added = [value for layer in (self, *state.below) for value in layer._losses]
         return added + [v.regularizer(v.value) for v in state.regularized]
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
@@ -181,12 +182,12 @@ class Trainer:
         return self(x, training=False)
 
     def _collected(self):
-        """Return layers and Variables as they were when the train function was built."""
+        """Return layers below and Variables as they were when the train function was built."""
         state = self.__dict__.get("_training_state")
         if state is None:
             trained = self.trainable_variables
             state = self._training_state = SimpleNamespace(
-                layers=list(self.named_layers().values()),
+                below=list(self.named_layers().values())[1:],
                 trained=trained,
                 regularized=[v for v in trained if v.regularizer is not None],
             )
@@ -199,7 +200,8 @@ class Trainer:
         plain = self.compiled and self._compiled.options["jit_compile"] is False and active.EAGER
         eager = self.run_eagerly or strings or plain
 
-        order = []
+        # weakly: a model that keeps what keeps it waits for the garbage collector, with its graphs
+        own, order, step = weakref.ref(self), [], _weak(step)
 
         def run(batches):
             for batch in batches:
@@ -212,7 +214,7 @@ class Trainer:
 
         def call(argument):
             with active.no_gradient():
-                result = self._dispatch(compiled, argument)
+                result = own()._dispatch(compiled, argument)
             if order and not active.EAGER:  # compilers sort the keys; the loss comes first
                 return {name: result[name] for name in order}
             return result
@@ -536,6 +538,14 @@ class _Whole(data_module.ArraySource):
     def __init__(self, source):
         vars(self).update(vars(source))
         self.batch_size = self.size
+
+
+def _weak(step):
+    """A step, which does not keep its model."""
+    if not hasattr(step, "__self__"):
+        return step
+    found = weakref.WeakMethod(step)
+    return lambda data: found()(data)
 
 
 def _rows(x):

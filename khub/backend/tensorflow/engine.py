@@ -45,7 +45,7 @@ class VariableBase:
 
 # --- Variables -----------------------------------------------------------------------------------
 def new_storage(value, trainable, name, own=False):
-    name = re.sub(r"\W", "_", name)
+    name = re.sub(r"\W|\d", "_", name)  # TensorFlow keeps a kernel for every name it has met
     with tf.init_scope():
         return tf.Variable(convert_to_tensor(value), trainable=trainable, name=name)
 

@@ -162,7 +162,7 @@ DIFFERENT = [  # reason, as docs/deviations.md has it; the dtypes it is about; b
         {
             "numpy": f"{ACTIVATIONS} erf reciprocal rsqrt rfft heaviside hypot round",
             "torch": "hard_tanh average_pool heaviside",
-            "jax": "hard_tanh relu",
+            "jax": "hard_tanh",
             "tensorflow": "",
         },
     ),

@@ -6,7 +6,7 @@ import pytest
 # Keras' own NumPy backend has faults here (cosine similarity over axis 0, the circle loss).
 keras = pytest.importorskip("keras")
 
-from khub import losses, ops  # noqa: E402
+from khub import backend, losses, ops  # noqa: E402
 from khub.layers.masks import set_mask  # noqa: E402
 from khub.saving import registry  # noqa: E402
 
@@ -184,10 +184,11 @@ def test_edges(name):
             getattr(m, name)(reduction="none", **options) for m in (losses, keras.losses)
         )
         for y_true, y_pred in EDGES:
-            if "ross" in name and not options and not (abs(y_pred - 0.5) <= 0.5).all():
+            shares = (abs(y_pred - 0.5) <= 0.5).all() and y_pred.sum(-1).all()
+            if "ross" in name and not options and not shares:
                 continue  # no probabilities: backends of Keras differ in what they make of them
             huge = options and abs(y_pred).max() > 1
-            if name == "BinaryFocalCrossentropy" and huge and khub.backend.name == "tensorflow":
+            if name == "BinaryFocalCrossentropy" and huge and backend.name == "tensorflow":
                 continue  # there alone Keras finds the logits behind a sigmoid
             y_true = y_true.argmax(-1) if sparse else y_true
             agree(ours(y_true, y_pred), theirs(y_true, y_pred))

@@ -214,5 +214,5 @@ def test_the_layouts_of_a_distribution():
 def test_a_step_without_a_distribution_is_as_it_was():
     from khub.training.trainer import Trainer
 
-    assert Trainer._run.__module__ == "khub.training.trainer"
+    assert Trainer._dispatch.__module__ == "khub.training.trainer"
     assert khub.Variable._store.__module__ == "khub.backend.variable"

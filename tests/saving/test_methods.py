@@ -24,7 +24,7 @@ def test_the_state_as_a_tree():
         f"{n}_variables" for n in ("trainable", "non_trainable", "optimizer", "metrics")
     }
     assert set(tree["trainable_variables"]["net"]) == {"dense", "norm"}
-    assert tree["optimizer_variables"]["adam"]["iteration"] == 0
+    assert tree["optimizer_variables"][model.optimizer.name]["iteration"] == 0
     kernel = tree["trainable_variables"]["net"]["dense"]["kernel"]
     assert type(kernel) is np.ndarray and kernel.shape == (3, 2)
     other.set_state_tree({"trainable_variables": tree["trainable_variables"]})

@@ -51,7 +51,8 @@ class _Convolution(Layer):
         y = self._convolve(inputs)
         if self.bias is not None:
             bias = self.bias
-            y = y + (ops.reshape(bias, (1, -1, *[1] * self._space)) if self._first else bias.value)
+            # in place on torch: another array costs as much as a convolution of few channels
+            y += ops.reshape(bias, (1, -1, *[1] * self._space)) if self._first else bias.value
         return y if self._linear else self.activation(y)
 
 

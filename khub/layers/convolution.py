@@ -1,9 +1,13 @@
 """Convolutions over 1, 2 or 3 space axes."""
 
+import operator
+
 from khub import fields, ops
-from khub.backend import windows
+from khub.backend import active, windows
 from khub.fields import FieldsOf, PositiveInt, Weights
 from khub.layers.layer import InputSpec, Layer
+
+_added = getattr(active, "added_in_place", operator.add)
 
 
 class _Convolution(Layer):
@@ -51,8 +55,8 @@ class _Convolution(Layer):
         y = self._convolve(inputs)
         if self.bias is not None:
             bias = self.bias
-            # in place on torch: another array costs as much as a convolution of few channels
-            y += ops.reshape(bias, (1, -1, *[1] * self._space)) if self._first else bias.value
+            bias = ops.reshape(bias, (1, -1, *[1] * self._space)) if self._first else bias.value
+            y = _added(y, bias)
         return y if self._linear else self.activation(y)
 
 

@@ -38,6 +38,11 @@ OVERWRITING = dict(relu=functional.relu, relu6=relu6, silu=silu, hard_silu=hard_
 OVERWRITING = {name: partial(_overwriting, run) for name, run in OVERWRITING.items()}
 
 
+def added_in_place(x, y):
+    """x + y, in the place of x where no gradient is wanted: a new array costs as much as a pass."""
+    return x + y if torch.is_grad_enabled() else x.add_(y)
+
+
 def softplus(x):
     return functional.softplus(x, threshold=40)  # from where on it is x, in float64 too
 

@@ -3,7 +3,7 @@
 import re
 
 from khub import fields
-from khub.optimizers.optimizer import Optimizer, revive
+from khub.optimizers.optimizer import Optimizer
 from khub.saving import registry
 
 
@@ -36,8 +36,7 @@ class OptimizerMap(fields.Configurable):
     @classmethod
     def from_config(cls, config, custom_objects=None):
         """Build a map from `get_config()`'s result."""
-        parts = {p: revive(o, custom_objects) for p, o in (config["optimizer_map"] or {}).items()}
-        return cls(revive(config["default_optimizer"], custom_objects), parts)
+        return cls(**registry.revive(config, custom_objects))
 
     def __setitem__(self, pattern, optimizer):
         self._check(pattern, optimizer)

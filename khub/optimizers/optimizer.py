@@ -115,7 +115,7 @@ class Optimizer(_Known):
     @classmethod
     def from_config(cls, config, custom_objects=None):
         """Build an optimizer from `get_config()`'s result."""
-        return cls(**{k: revive(v, custom_objects) for k, v in config.items()})
+        return cls(**registry.revive(config, custom_objects))
 
     # --- state -----------------------------------------------------------------------------------
     @property
@@ -454,13 +454,6 @@ def _set_rate(self, value):
 
 _learning_rate = property(_get_rate, _set_rate)
 Optimizer.learning_rate = _learning_rate  # after the class, whose field of this name has no default
-
-
-def revive(value, custom_objects):
-    """Build what a configuration describes."""
-    if isinstance(value, dict) and "class_name" in value:
-        return registry.deserialize(value, custom_objects)
-    return value
 
 
 def _norm(gradients):

@@ -11,6 +11,7 @@ import math
 import os
 import platform
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -208,16 +209,32 @@ def describe(backend):
         "revision": revision.stdout.strip() if revision.returncode == 0 else None,
         "khub_has_uncommitted_changes": bool(changed.stdout.strip()),
         "versions": {"python": platform.python_version()}
-        | {name: metadata.version(name) for name in packages},
+        | {name: metadata.version(name) for name in packages if is_installed(name)},
         "machine": {
             "cpu": cpu[0].split(":")[1].strip() if cpu else platform.processor(),
             "cores": os.cpu_count(),
             "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
             "system": platform.platform(),
             "load_average": os.getloadavg(),
+            "gpu": gpu(),
         },
         "threads": "one a contender: " + " ".join(f"{k}={v}" for k, v in ONE_THREAD.items()),
     }
+
+
+def is_installed(package):
+    try:
+        return bool(metadata.version(package))
+    except metadata.PackageNotFoundError:
+        return False
+
+
+def gpu():
+    """The graphics card's name, None without one."""
+    if not shutil.which("nvidia-smi"):
+        return None
+    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    return subprocess.run(query, capture_output=True, text=True).stdout.strip() or None
 
 
 def write(path, backend, cell, result):

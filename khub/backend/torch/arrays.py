@@ -2,6 +2,7 @@
 
 import builtins
 import math
+import os
 from functools import wraps
 
 import numpy as np
@@ -40,6 +41,28 @@ _BITS = {"bfloat16": "uint16", "float8_e4m3fn": "uint8", "float8_e5m2": "uint8"}
 _AS_BITS = frozenset(map(dtypes.numpy_dtype, _BITS))
 
 
+# --- devices -------------------------------------------------------------------------------------
+def _home():
+    """The device that the environment names, else the GPU; None is where torch makes tensors."""
+    names = map(os.environ.get, ("KHUB_TORCH_DEVICE", "KERAS_TORCH_DEVICE"))
+    name = next(filter(None, names), "cuda" if torch.cuda.is_available() else None)
+    return name and torch.device(name)
+
+
+_HOME = _home()
+
+
+def place():
+    """Return the device of new tensors in this thread; None is where torch makes them."""
+    return local.device or _HOME
+
+
+def moved(x):
+    """A tensor of the host, brought to the device that new tensors have."""
+    device = place()
+    return x if device is None or not x.is_cpu else x.to(device)
+
+
 # --- conversion ----------------------------------------------------------------------------------
 def is_tensor(x):
     if isinstance(x, torch.Tensor):
@@ -70,23 +93,24 @@ def convert_to_tensor(x, dtype=None):
     native = None if dtype is None else NATIVE[dtype]
     kind = type(x)
     if kind in TENSORS or is_tensor(x):
-        return x if native is None or x.dtype is native else x.to(native)
+        return moved(x if native is None or x.dtype is native else x.to(native))
     if kind in _NUMBERS:
-        return torch.scalar_tensor(x, dtype=native or NATIVE[dtypes.result_type(kind)])
+        dtype = native or NATIVE[dtypes.result_type(kind)]
+        return torch.scalar_tensor(x, dtype=dtype, device=place())
     if kind in (list, tuple):
         if dtype is None:
             weak = array_dtype(x)
             dtype = {"int": "int32", "float": config.floatx()}.get(weak, weak)
         if _hold_tensors(tree.flatten(x)):
             return torch.stack([convert_to_tensor(item, dtype) for item in x])
-        return _from_numpy(np.asarray(x)).to(NATIVE[dtype])
+        return _from_numpy(np.asarray(x)).to(place(), NATIVE[dtype])
     if hasattr(x, "_storage"):  # a Variable
         return convert_to_tensor(x.value, dtype)
     if hasattr(x, "__dlpack__") and not hasattr(x, "__array__"):
         x = torch.from_dlpack(x)
     else:
         x = _from_numpy(np.asarray(x))
-    return x if native is None else x.to(native)
+    return moved(x if native is None else x.to(native))
 
 
 def _from_numpy(x):
@@ -167,7 +191,8 @@ def arange(start, stop=None, step=None, dtype=None):
         start, stop = 0, start
     exact = "float64" if dtypes.is_float(natural) else "int64"  # range in it, then cast
     wide = NATIVE[dtype if dtypes.is_float(dtype) else exact]
-    return torch.arange(start, stop, 1 if step is None else step, dtype=wide).to(NATIVE[dtype])
+    step = 1 if step is None else step
+    return torch.arange(start, stop, step, dtype=wide, device=place()).to(NATIVE[dtype])
 
 
 def linspace(start, stop, num=50, endpoint=True, retstep=False, dtype=None, axis=0):
@@ -175,30 +200,30 @@ def linspace(start, stop, num=50, endpoint=True, retstep=False, dtype=None, axis
     ends = [convert_to_tensor(x).double() for x in (start, stop)]
     start, stop = torch.broadcast_tensors(*ends)
     intervals = num - 1 if endpoint else num
-    weights = torch.arange(num, dtype=torch.float64) / (intervals or 1)
+    weights = torch.arange(num, dtype=torch.float64, device=start.device) / (intervals or 1)
     weights = weights.reshape(-1, *[1] * start.dim())
     result = torch.movedim(torch.lerp(start, stop, weights), 0, axis).to(native)
     return (result, (stop - start) / intervals) if retstep else result
 
 
 def zeros(shape, dtype=None):
-    return torch.zeros(shape, dtype=_native(dtype))
+    return torch.zeros(shape, dtype=_native(dtype), device=place())
 
 
 def ones(shape, dtype=None):
-    return torch.ones(shape, dtype=_native(dtype))
+    return torch.ones(shape, dtype=_native(dtype), device=place())
 
 
 def full(shape, fill_value, dtype=None):
     shape = (shape,) if isinstance(shape, int) else tuple(shape)
     if type(fill_value) in _NUMBERS:
-        return torch.full(shape, fill_value, dtype=_native(dtype))
+        return torch.full(shape, fill_value, dtype=_native(dtype), device=place())
     return convert_to_tensor(fill_value, dtypes.standardize(dtype)).broadcast_to(shape).clone()
 
 
 def eye(N, M=None, k=0, dtype=None):
-    columns = torch.arange(N if M is None else M)
-    return (columns == torch.arange(N)[:, None] + k).to(_native(dtype))
+    columns = torch.arange(N if M is None else M, device=place())
+    return (columns == torch.arange(N, device=place())[:, None] + k).to(_native(dtype))
 
 
 def zeros_like(x, dtype=None):
@@ -397,14 +422,15 @@ def slice(inputs, start_indices, shape):
         if _known(start):
             inputs = inputs.narrow(axis, int(start), size)
         else:
-            inputs = inputs.index_select(axis, start + torch.arange(size))
+            inputs = inputs.index_select(axis, start + torch.arange(size, device=inputs.device))
     return inputs
 
 
 @_wide
 def slice_update(inputs, start_indices, updates):
     axes = _partial(inputs.shape, updates.shape)
-    places = [start_indices[axis] + torch.arange(updates.shape[axis]) for axis in axes]
+    parts = [torch.arange(updates.shape[axis], device=inputs.device) for axis in axes]
+    places = [start_indices[axis] + part for axis, part in zip(axes, parts, strict=True)]
     updates = updates.to(inputs.dtype)
     if not axes:
         return updates.clone()
@@ -417,7 +443,7 @@ def slice_update(inputs, start_indices, updates):
 
 
 def scatter(indices, values, shape):
-    return scatter_update(torch.zeros(shape, dtype=values.dtype), indices, values, "add")
+    return scatter_update(values.new_zeros(shape), indices, values, "add")
 
 
 @_wide

@@ -10,6 +10,7 @@ class _Local(threading.local):
     call = None  # the outermost layer call's state (khub/layers/layer.py)
     sparse_gradients = False  # whether a gradient may be of the rows that were read
     device = None  # where new tensors lie, if the backend is told so
+    shapes = False  # whether shapes alone are computed, on torch's device without memory
     host = False  # whether NumPy arrays are computed with NumPy (khub/backend/host.py)
 
 

@@ -17,7 +17,7 @@ from khub.choices import choose
 SAME = """
 all any arccos arccosh arcsin arcsinh arctan arctan2 arctanh broadcast_to ceil cos cosh divide erf
 erfinv exp expm1 floor hstack i0 isfinite isinf isnan log log1p log2 log10 logical_and logical_not
-logical_or logical_xor mean multiply ravel rsqrt sin sinh sqrt stack swapaxes tan tanh vstack
+logical_or logical_xor mean ravel rsqrt sin sinh sqrt stack swapaxes tan tanh vstack
 """  # functions of one name and meaning in torch
 globals().update({name: getattr(torch, name) for name in SAME.split()})
 copy, stop_gradient, moveaxis = torch.clone, torch.detach, torch.movedim
@@ -36,6 +36,7 @@ WIDE = frozenset(
 _NAMES = {native: name for name, native in NATIVE.items()}
 _NUMBERS = (bool, int, float, complex)
 _UNSIGNED = frozenset((torch.uint16, torch.uint32, torch.uint64))
+_INTEGERS = frozenset(NATIVE[name] for name in (*dtypes.UNSIGNED, *dtypes.SIGNED))
 # NumPy knows these from ml_dtypes, which torch does not accept: their bits pass as integers.
 _BITS = {"bfloat16": "uint16", "float8_e4m3fn": "uint8", "float8_e5m2": "uint8"}
 _AS_BITS = frozenset(map(dtypes.numpy_dtype, _BITS))
@@ -49,12 +50,12 @@ def _home():
     return name and torch.device(name)
 
 
-_HOME = _home()
+_HOME, _META = _home(), torch.device("meta")
 
 
 def place():
     """Return the device of new tensors in this thread; None is where torch makes them."""
-    return local.device or _HOME
+    return _META if local.shapes else local.device or _HOME
 
 
 def moved(x):
@@ -148,8 +149,9 @@ def shape(x):
 
 
 def _wide(function):
-    """Compute in int64 and come back where torch lacks the kernel (uint16, uint32, uint64, bool).
+    """Compute in int64 and come back where torch lacks the kernel: of uint16, uint32, uint64, bool.
 
+    Products on a GPU, which knows none of integers, are computed in float64, exact below 2 ** 53.
     Orders and divisions of uint64 are right below 2 ** 63.
     """
 
@@ -159,17 +161,19 @@ def _wide(function):
             return function(*args, **kwargs)
         except NotImplementedError:
             found = {x.dtype for x in tree.flatten((args, kwargs)) if is_tensor(x)}
-            narrow = next(iter(found & _UNSIGNED or found & {BOOL}), None)
-            if narrow is None:
+            narrow = found & _UNSIGNED or found & {BOOL}
+            if not narrow and not (found and found <= _INTEGERS):
                 raise
+            narrow = next(iter(narrow or found - {torch.int64} or found))
+        wide = torch.float64 if narrow is torch.int64 else torch.int64
 
         def exchange(old, new, values):
             return tree.map_structure(
                 lambda x: x.to(new) if is_tensor(x) and x.dtype is old else x, values
             )
 
-        args, kwargs = exchange(narrow, torch.int64, (args, kwargs))
-        return exchange(torch.int64, narrow, function(*args, **kwargs))
+        args, kwargs = exchange(narrow, wide, (args, kwargs))
+        return exchange(wide, narrow, run(*args, **kwargs))
 
     return run
 
@@ -289,6 +293,7 @@ def repeat(x, repeats, axis=None):
     return torch.repeat_interleave(x, repeats.long(), axis)
 
 
+@_wide
 def roll(x, shift, axis=None):
     if isinstance(axis, int) or axis is None:
         return torch.roll(x, shift, axis)
@@ -464,10 +469,12 @@ def scatter_update(inputs, indices, updates, reduction=None):
 
 
 # --- sorting -------------------------------------------------------------------------------------
+@_wide
 def sort(x, axis=-1):
     return torch.sort(x.reshape(-1) if axis is None else x, -1 if axis is None else axis)[0]
 
 
+@_wide
 def argsort(x, axis=-1):
     if axis is None:
         x, axis = x.reshape(-1), -1
@@ -491,8 +498,8 @@ def searchsorted(sorted_sequence, values, side="left"):
 SAME = """
 absolute add bitwise_and bitwise_left_shift bitwise_not bitwise_or bitwise_right_shift bitwise_xor
 deg2rad diag diagonal exp2 fmax fmin fmod gcd greater greater_equal hypot kron lcm less less_equal
-logaddexp logaddexp2 matmul maximum minimum negative nextafter rad2deg sign signbit sinc square
-subtract tril triu trunc
+logaddexp logaddexp2 matmul maximum minimum multiply negative nextafter rad2deg sign signbit sinc
+square subtract tril triu trunc
 """  # those that lack dtypes
 globals().update({name: _wide(getattr(torch, name)) for name in SAME.split()})
 mod, power = _wide(torch.remainder), _wide(torch.pow)

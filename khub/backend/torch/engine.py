@@ -113,8 +113,12 @@ class _OnMeta(TorchDispatchMode):
 
 def abstract_eval(function, specs):
     def run(mode):
-        with torch.device("meta"), device_scope("meta"), torch.no_grad(), mode:
-            return function(*[placeholder(shape, dtype) for shape, dtype in specs])
+        before, local.shapes = local.shapes, True
+        try:
+            with torch.device("meta"), torch.no_grad(), mode:
+                return function(*[placeholder(shape, dtype) for shape, dtype in specs])
+        finally:
+            local.shapes = before
 
     try:
         return run(nullcontext())
@@ -327,8 +331,12 @@ def _random_device():
     return "cpu" if device is None or device.type == "meta" else device.type
 
 
+class _Generator(torch.Generator):
+    """One that can be referred to weakly, which torch's own could not be before 2.13."""
+
+
 def make_generator(seed):
-    generator = torch.Generator(_random_device()).manual_seed(seed)
+    generator = _Generator(_random_device()).manual_seed(seed)
     _generators.add(generator)
     return generator
 

@@ -62,7 +62,7 @@ def new_storage(value, trainable, name, own=False):
     """own: whether the value's memory may become the Variable's, if layers want it so."""
     value = convert_to_tensor(value)
     # A wide product of few rows is a third faster where the kernel lies as it is (measured: MKL).
-    wide = value.dim() == 2 and value.shape[1] >= 2 * value.shape[0]
+    wide = value.dim() == 2 and value.shape[1] >= 2 * value.shape[0] and value.is_cpu
     turned = name.endswith("kernel") and value.dim() in (2, 4) and not wide
     axis = _outputs(value) if turned else 0
     rows = value.movedim(axis, 0)
@@ -367,7 +367,7 @@ def random_integers(shape, minval, maxval, dtype, seed):
 
 
 def random_gamma(alpha, seed):
-    return torch._standard_gamma(alpha, generator=seed)
+    return alpha if alpha.is_meta else torch._standard_gamma(alpha, generator=seed)
 
 
 def random_binomial(counts, probabilities, seed):

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from statistics import median, quantiles
@@ -91,7 +92,7 @@ def iterations(cell, side):
 def environment(backend):
     bytecode = {"PYTHONDONTWRITEBYTECODE": ""}  # what is installed has its byte code
     names = {"KHUB_BACKEND": backend, "KERAS_BACKEND": backend}
-    return os.environ | ONE_THREAD | bytecode | names
+    return os.environ | ({} if gpu() else ONE_THREAD) | bytecode | names
 
 
 class Importer:
@@ -218,7 +219,9 @@ def describe(backend):
             "load_average": os.getloadavg(),
             "gpu": gpu(),
         },
-        "threads": "one a contender: " + " ".join(f"{k}={v}" for k, v in ONE_THREAD.items()),
+        "threads": "all"
+        if gpu()
+        else "one a contender: " + " ".join(f"{k}={v}" for k, v in ONE_THREAD.items()),
     }
 
 
@@ -229,6 +232,7 @@ def is_installed(package):
         return False
 
 
+@cache
 def gpu():
     """The graphics card's name, None without one."""
     if not shutil.which("nvidia-smi"):

@@ -169,7 +169,7 @@ class Resume:
         batches = model._batches(source)
         first = next(batches, None)
         if first is not None:
-            model._prepare_training(first)
+            model._prepare_training(step, first)
             unlike = self.variables.keys() ^ _variables(model).keys()
             if unlike and all(name.startswith("metrics.") for name in unlike):
                 step([first])  # which makes the metrics; all that it changed is restored

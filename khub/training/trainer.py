@@ -104,7 +104,8 @@ class Trainer:
 
     def reset_metrics(self):
         """Start all metrics anew."""
-        for metric in self.metrics:
+        compiled = self._compiled.metrics if self._compiled is not None else ()
+        for metric in (*compiled, *self._own_metrics):
             metric.reset_state()
 
     def get_metrics_result(self):
@@ -244,11 +245,16 @@ class Trainer:
             self.predict_function = self._step_function(self.predict_step, grouped=False)
         return self.predict_function
 
-    def _prepare_training(self, batch):
+    def _get_ready(self, step, x):
+        """Build all layers, once for a step: to look through them takes as long as small models."""
+        if not hasattr(step, "ready"):
+            if not self._is_ready():
+                self._build_on(x)
+            step.ready = True
+
+    def _prepare_training(self, step, batch):
         """Make every Variable of model and optimizer before the first step is traced."""
-        x, _, _ = unpack_x_y_sample_weight(batch)
-        if not self._is_ready():
-            self._build_on(x)
+        self._get_ready(step, unpack_x_y_sample_weight(batch)[0])
         optimizer = self.optimizer
         if optimizer is not None and not optimizer.built:
             optimizer.build(self.trainable_variables)
@@ -410,7 +416,7 @@ class Trainer:
             compiled.batch = batch
             if first:
                 first = False
-                self._prepare_training(batch)
+                self._prepare_training(step, batch)
                 compiled.check_labels()
             group.append(batch)
             last = limit is not None and done + len(group) >= limit
@@ -492,8 +498,8 @@ class Trainer:
         for i, batch in enumerate(self._batches(source)):
             if steps is not None and i >= steps:
                 break
-            if i == 0 and not all(layer.built for layer in self.named_layers().values()):
-                self._build_on(batch[0])
+            if i == 0:
+                self._get_ready(step, batch[0])
             callbacks.call("on_predict_batch_begin", i, {})
             outputs = step(batch[0] if not isinstance(batch[0], (list, tuple)) else (batch[0],))
             parts.append(tree.map_structure(active.convert_to_numpy, outputs))
@@ -510,7 +516,7 @@ class Trainer:
     def _one_batch(self, function, x, y, sample_weight, return_dict):
         source = data_module.ArraySource(x, y, sample_weight, None, False, 0)
         self._compiled.batch = batch = next(iter(self._batches(_Whole(source))))
-        self._prepare_training(batch)
+        self._prepare_training(function, batch)
         self.reset_metrics()
         logs = dict(Logs(function([batch])).items())
         return self._results(logs, return_dict)

@@ -53,6 +53,16 @@ print(f"khub: {name} backend ({_source})", file=sys.stderr)
 active = import_module(f"khub.backend.{name}")
 
 
+def device(device_name):
+    """Return a context in which arrays and Variables are made on a device: "cpu", "gpu:0", ...
+
+    Raises ValueError for what is no name, an error of the framework for a device it has not.
+    """
+    if not isinstance(device_name, str):
+        raise ValueError(f"device: expected a name like 'gpu:0' or 'cpu', got {device_name!r}.")
+    return active.on_device(device_name.lower().removeprefix("/"))
+
+
 def __getattr__(key):
     if key in ("clear_session", "get_uid", "is_keras_tensor"):  # they stand above the backend
         return getattr(import_module("khub.utils.session"), key)

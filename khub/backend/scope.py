@@ -9,6 +9,7 @@ class _Local(threading.local):
     special = False  # scope or autocast is set: the only thing a plain read looks at
     call = None  # the outermost layer call's state (khub/layers/layer.py)
     sparse_gradients = False  # whether a gradient may be of the rows that were read
+    remat = None  # the innermost RematScope (khub/layers/remat.py)
     host = False  # whether NumPy arrays are computed with NumPy (khub/backend/host.py)
 
 

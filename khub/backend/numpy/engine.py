@@ -65,6 +65,12 @@ def body(function):
     return run
 
 
+def on_device(name):
+    if name.partition(":")[0] != "cpu":
+        raise ValueError(f"The numpy backend computes on the CPU alone, not on {name!r}.")
+    return nullcontext()
+
+
 no_gradient = inference = untraced = nullcontext
 
 

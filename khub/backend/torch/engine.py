@@ -84,6 +84,10 @@ def is_traced(x):
     return False
 
 
+def on_device(name):
+    return torch.device(name.replace("gpu", "cuda"))
+
+
 def placeholder(shape, dtype):
     return torch.empty(shape, dtype=NATIVE[dtype], device="meta")
 
@@ -229,17 +233,17 @@ def jvp(function, primals, tangents, has_aux):
 def checkpoint(function):
     from torch.utils.checkpoint import checkpoint as recompute
 
-    def call(*args, **kwargs):
+    def call(*args):
         states = [(g, g.get_state()) for g in _generators]
         then, before, after = Resumed(), {}, {}
         first = True
 
-        def run(*args, **kwargs):
+        def run(*args):
             nonlocal first
             if first:
                 first = False
                 with Scope() as scope:
-                    result = function(*args, **kwargs)
+                    result = function(*args)
                 for variable in scope.written:
                     before[variable] = variable._uncast().detach().clone()
                     after[variable] = scope.values[variable]
@@ -249,13 +253,14 @@ def checkpoint(function):
                 generator.manual_seed(generator.initial_seed())
             for generator, state in states:
                 generator.set_state(state)
-            with then, Scope(before):  # and the same values of Variables
-                result = function(*args, **kwargs)
-            for generator, state in now:
-                generator.set_state(state)
-            return result
+            try:  # torch leaves by an exception as soon as it has what it needs
+                with then, Scope(before):  # and the same values of Variables
+                    return function(*args)
+            finally:
+                for generator, state in now:
+                    generator.set_state(state)
 
-        result = recompute(run, *args, use_reentrant=False, preserve_rng_state=True, **kwargs)
+        result = recompute(run, *args, use_reentrant=False, preserve_rng_state=True)
         for variable, value in after.items():
             variable.assign(value)
         return result

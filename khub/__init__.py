@@ -38,13 +38,18 @@ with _no_collections():
         tree,
         utils,
     )
+    from khub.backend import device
+    from khub.backend.stateless import StatelessScope, SymbolicScope
     from khub.backend.variable import Variable, name_scope
-    from khub.dtype_policies import DTypePolicy
+    from khub.dtype_policies import DTypePolicy, FloatDTypePolicy
     from khub.initializers import Initializer
     from khub.layers import Input, InputSpec, Layer
+    from khub.layers.remat import RematScope
     from khub.losses import Loss
     from khub.metrics import Metric
     from khub.models import Functional, Model, Sequential
+    from khub.models.function import Function
+    from khub.operation import Operation
     from khub.ops import (
         checkpoint,
         cond,
@@ -55,6 +60,7 @@ with _no_collections():
         vmap,
         while_loop,
     )
+    from khub.ops import checkpoint as remat
     from khub.ops.symbolic import KerasTensor
     from khub.optimizers import Optimizer
     from khub.quantizers import Quantizer

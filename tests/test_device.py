@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 if khub.backend.name != "torch":
     pytest.skip("JAX and TensorFlow place tensors themselves", allow_module_level=True)
 
-from khub.backend.torch import arrays, engine  # noqa: E402
+from khub.backend.torch import arrays  # noqa: E402
 
 MAKERS = {
     "number": lambda: ops.convert_to_tensor(1.0),
@@ -35,20 +35,20 @@ MAKERS = {
 @pytest.mark.parametrize("maker", MAKERS)
 def test_new_tensors_lie_on_the_device_of_the_scope(maker):
     assert MAKERS[maker]().is_cpu or torch.cuda.is_available()
-    with engine.device_scope("meta"):
+    with khub.device("meta"):
         assert MAKERS[maker]().is_meta
 
 
 def test_a_variable_lies_where_it_was_made_whenever_it_gets_its_value():
-    with engine.device_scope("cpu"):
+    with khub.device("cpu"):
         layer = layers.Dense(2)
         layer.build((None, 3))
-    with engine.device_scope("meta"):
+    with khub.device("meta"):
         assert all(v.value.is_cpu for v in layer.variables)
 
 
 def test_what_an_optimizer_reads_at_each_step_stays_on_the_host():
-    with engine.device_scope("meta"):
+    with khub.device("meta"):
         optimizer = khub.optimizers.Adam(0.5)
         for state in (optimizer._iterations, optimizer._rate):
             assert state.value.is_cpu

@@ -10,6 +10,7 @@ from importlib import import_module
 from importlib.util import find_spec
 
 from khub import config
+from khub.backend.scope import local
 from khub.dtypes import is_float_dtype, is_int_dtype, result_type
 from khub.dtypes import standardize as standardize_dtype
 
@@ -51,6 +52,28 @@ if not _installed(name):
     )
 print(f"khub: {name} backend ({_source})", file=sys.stderr)
 active = import_module(f"khub.backend.{name}")
+
+
+class device:
+    """Makes arrays and Variables on a device inside a `with` block: "cpu", "gpu:0", ...
+
+    Raises ValueError for what is no name, an error of the framework for a device it has not.
+    """
+
+    def __init__(self, device_name):
+        if not isinstance(device_name, str):
+            raise ValueError(f"device: expected a name like 'gpu:0' or 'cpu', got {device_name!r}.")
+        self.name = device_name.lower().removeprefix("/")
+        self._native = active.on_device(self.name)
+
+    def __enter__(self):
+        self._native.__enter__()
+        self._before, local.device = local.device, self.name
+        return self
+
+    def __exit__(self, *error):
+        self._native.__exit__(*error)
+        local.device = self._before
 
 
 def __getattr__(key):

@@ -1,12 +1,13 @@
 """Variable: a named tensor with an initializer, materialised when it is first read."""
 
 import threading
+from contextlib import nullcontext
 from functools import partial
 
 import numpy as np
 
 from khub import dtypes, tree
-from khub.backend import active
+from khub.backend import active, device
 from khub.backend.scope import local
 
 _name_scopes = []  # names of the layers being built, outermost first
@@ -27,7 +28,9 @@ def _given(value, shape, dtype=None):
 class name_scope:
     """Puts `name/` before the paths of Variables made inside a `with` block."""
 
-    def __init__(self, name):
+    def __init__(self, name, **kwargs):
+        if not isinstance(name, str) or "/" in name:
+            raise ValueError(f"name_scope needs a string without '/', got {name!r}.")
         self.name = name
 
     def __enter__(self):
@@ -44,6 +47,8 @@ class Variable(getattr(active, "VariableBase", object)):
     initializer: a function of (shape, dtype), an `Initializer`, or the initial value itself
     shape: without None, needed with a function   dtype: None means the value's, else `floatx()`
 
+    layout: how the value lies on several devices (`khub.distribution.TensorLayout`)
+
     The value appears at the first read; an assignment before it means the initializer never runs.
     Raises ValueError for an unknown or missing shape, and for an assigned value of another shape.
     """
@@ -58,6 +63,8 @@ class Variable(getattr(active, "VariableBase", object)):
         aggregation="none",
         synchronization="auto",
         name=None,
+        layout=None,
+        **kwargs,
     ):
         if isinstance(initializer, (str, dict)):
             from khub.saving import registry
@@ -86,6 +93,7 @@ class Variable(getattr(active, "VariableBase", object)):
         self.aggregation = aggregation
         self.synchronization = synchronization
         self.regularizer = self.constraint = None
+        self.layout = layout
         self._trainable = self.made_trainable = trainable
         self._storage = self._later = None
         self._device = local.device  # its value, made later, lies where it would lie now
@@ -120,7 +128,7 @@ class Variable(getattr(active, "VariableBase", object)):
         if self._storage is None:
             with _first_use, active.untraced():  # whatever reads it first
                 if self._storage is None:
-                    with active.device_scope(self._device):
+                    with device(self._device) if self._device else nullcontext():
                         self._store(self._first(), own=self._later is not None)
         return self._storage
 
@@ -136,6 +144,11 @@ class Variable(getattr(active, "VariableBase", object)):
         if value.shape != self.shape:
             raise ValueError(f"{self.path} has shape {self.shape}, got a value of {value.shape}.")
         self._storage = active.new_storage(value, self._trainable, self.name, own)
+        if self.layout is not None:
+            from khub.distribution import engine
+
+            layout = getattr(self.layout, "backend_layout", self.layout)
+            self._storage = engine().lay_out(self, layout)
         self._later = None  # whoever set the value: it held the file open
 
     def assign_later(self, read):

@@ -254,7 +254,7 @@ class Distribution:
 
     def place(self, variable):
         """Give the storage of a Variable its layout."""
-        layout = self.get_variable_layout(variable)
+        layout = variable.layout or self.get_variable_layout(variable)
         layout.check(variable.shape, variable.path)
         variable._storage = engine().lay_out(variable, layout.backend_layout)
 

@@ -51,7 +51,12 @@ class Attention(Layer):
         return self.concat_score_weight * ops.sum(ops.tanh(both), axis=-1)
 
     def call(
-        self, inputs, mask=None, return_attention_scores=False, training=None, use_causal_mask=False
+        self,
+        inputs,
+        mask=None,
+        training=False,
+        return_attention_scores=False,
+        use_causal_mask=False,
     ):
         self._check(inputs)
         query, value, key = inputs[0], inputs[1], inputs[-1]
@@ -120,6 +125,7 @@ class _Heads(Layer):
     _unsaved = ("flash_attention",)
     _prefix = ""
     _rank = None  # of the inputs, where one alone will do
+    _hides_queries = False  # whether a hidden query sees nothing, or as much as the others
 
     def setup(self):
         if self.dropout > 0:
@@ -174,7 +180,8 @@ class _Heads(Layer):
         training=None,
         use_causal_mask=False,
     ):
-        masks = (attention_mask, None), (query_mask, -1), (value_mask, -2), (key_mask, -2)
+        masks = (attention_mask, None), (value_mask, -2), (key_mask, -2)
+        masks += ((query_mask, -1),) if self._hides_queries else ()
         mask = self._allowed(query.shape[1], value.shape[1], masks, use_causal_mask)
         gate = self._project("gate", query) if self.use_gate else None
         key = self._project("key", value if key is None else key)
@@ -309,6 +316,7 @@ class GroupQueryAttention(_Heads):
     """
 
     _prefix, _rank, _file_class = "_", 3, "GroupedQueryAttention"
+    _hides_queries = True
 
     head_dim: PositiveInt
     num_query_heads: PositiveInt

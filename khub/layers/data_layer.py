@@ -29,6 +29,8 @@ class DataLayer(Layer):
         return ops.convert_to_numpy(weight) if local.host else ops.convert_to_tensor(weight)
 
     def __call__(self, *args, **kwargs):
+        if not self._call_spec.training:
+            kwargs.pop("training", None)
         if local.host:
             return self.call(*args, **kwargs)
         if _in_worker():

@@ -140,7 +140,7 @@ class _Encoder(_ListLayer):
         return sys.modules["tensorflow"].sparse.from_dense(found)
 
     def _result_dtype(self):
-        return self.compute_dtype
+        return self.dtype
 
     def _encoded(self, indices, weights=None):
         """Return indices as `output_mode` says."""

@@ -2,7 +2,7 @@
 
 import math
 
-from khub import ops, random
+from khub import dtypes, ops, random
 from khub.fields import Choice, Rate
 from khub.layers.image_layer import Factor, ImageLayer, Shared, bounds
 from khub.utils import bounding_boxes as boxes_of
@@ -64,7 +64,7 @@ class _Window(_Geometry):
 
 
 class Resizing(_Window):
-    """Images in another size, in their dtype.
+    """Images in another size; whole numbers stay such, in their dtype.
 
     crop_to_aspect_ratio: cut off what does not fit instead of stretching; pad_to_aspect_ratio: add
     borders of `fill_value` instead; antialias: smooth before making smaller
@@ -95,7 +95,8 @@ class Resizing(_Window):
         return ops.image.window(*size, (self.height, self.width), self.crop_to_aspect_ratio)
 
     def on_images(self, images, transformation):
-        return self.move(images, transformation, self.interpolation)
+        moved = self.move(images, transformation, self.interpolation)
+        return self.fit_dtype(moved) if dtypes.is_float_dtype(moved.dtype) else moved
 
     def move(self, x, transformation, interpolation):
         size, filled = (self.height, self.width), (self.fill_mode, self.fill_value)

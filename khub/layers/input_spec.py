@@ -14,6 +14,15 @@ class InputSpec:
         self.axes = {int(k): v for k, v in (axes or {}).items()}
         self.allow_last_axis_squeeze = allow_last_axis_squeeze
 
+    def get_config(self):
+        """Return the constructor's arguments as plain data."""
+        return dict(vars(self))
+
+    @classmethod
+    def from_config(cls, config):
+        """Build an InputSpec from `get_config()`'s result."""
+        return cls(**config)
+
     def problem(self, shape):
         """Return what is wrong with an input of this shape, None when nothing is."""
         rank = len(shape)

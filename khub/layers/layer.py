@@ -14,6 +14,7 @@ import numpy as np
 from khub import dtype_policies, dtypes, tree
 from khub.backend import active
 from khub.backend.scope import Autocast, Scope, local
+from khub.backend.stateless import StatelessScope
 from khub.backend.variable import Variable, name_scope, unique_name
 from khub.fields import Configurable
 from khub.layers.call_spec import CallSpec
@@ -102,6 +103,7 @@ class Layer(LayerFiles, Configurable, active.Base):
         state["_added"], state["_losses"], state["_losses_of"] = [], [], None
         state["built"] = state["_building"] = state["_quick"] = state["_hooked"] = False
         state["_trainable"], state["_build_shapes"], state["_first_call"] = True, None, None
+        state["_remat"] = local.remat
         return self
 
     def __init__(
@@ -362,6 +364,7 @@ class Layer(LayerFiles, Configurable, active.Base):
         self._quick = (
             self.built
             and not self._hooked
+            and self._remat is None
             and not (self._call_spec.makes_masks and self.supports_masking)
             and not self._reports()
             and self._policy.compute_dtype == self._policy.variable_dtype
@@ -480,6 +483,9 @@ class Layer(LayerFiles, Configurable, active.Base):
             kwargs["training"] = training
         elif not spec.training:
             kwargs.pop("training", None)
+        call = self.call
+        if self._remat is not None:
+            call = functools.partial(self._remat.call, self)
         try:
             marks = spec.makes_masks and self.supports_masking
             masks = self._fill_masks(args, kwargs) if MASKS or "mask" in kwargs else None
@@ -488,9 +494,9 @@ class Layer(LayerFiles, Configurable, active.Base):
                 or local.autocast is not None
             ):
                 with Autocast(self._policy.compute_dtype if self.autocast else None):
-                    outputs = self.call(*args, **kwargs)
+                    outputs = call(*args, **kwargs)
             else:
-                outputs = self.call(*args, **kwargs)
+                outputs = call(*args, **kwargs)
             if self.activity_regularizer is not None:
                 for y in tree.flatten(outputs):
                     self.add_loss(self.activity_regularizer(y) / active.shape(y)[0])
@@ -635,6 +641,10 @@ class Layer(LayerFiles, Configurable, active.Base):
         """Add a scalar to the training loss; those of the latest outermost call count."""
         if local.scope is not None and local.scope.is_abstract():
             return  # a placeholder: shapes are being worked out
+        if isinstance(local.scope, StatelessScope):
+            if local.scope.collect_losses:
+                local.scope.add_loss(loss)
+            return
         if self._losses_of is not local.call or local.call is None:
             self._losses, self._losses_of = [], local.call
         self._losses.extend(tree.flatten(loss))

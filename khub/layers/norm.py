@@ -58,9 +58,9 @@ class RMSNormalization(Layer):
         shape, self._shape = _layout(self.axis, input_shape)
         self.scale = self.add_weight(shape, "ones", name="scale")
 
-    def call(self, inputs):
+    def call(self, x):
         scale = self.scale if self._shape is None else ops.reshape(self.scale, self._shape)
-        return ops.rms_normalization(inputs, scale, self.axis, self.epsilon)
+        return ops.rms_normalization(x, scale, self.axis, self.epsilon)
 
 
 class BatchNormalization(Layer):

@@ -1,9 +1,10 @@
 """Layers that move elements and change no values."""
 
-from khub import ops
+from khub import dtypes, ops
 from khub.backend import windows
 from khub.fields import Choice, DataFormat, PositiveInt
 from khub.layers.layer import InputSpec, Layer
+from khub.ops.symbolic import KerasTensor, reshaped
 
 __all__ = ["Cropping1D", "Cropping2D", "Cropping3D", "Flatten", "Permute", "RepeatVector"]
 __all__ += ["Reshape", "UpSampling1D", "UpSampling2D", "UpSampling3D", "ZeroPadding1D"]
@@ -36,6 +37,12 @@ class Reshape(Layer):
 
     def call(self, inputs):
         return ops.reshape(inputs, (ops.shape(inputs)[0], *self.target_shape))
+
+    def compute_output_spec(self, inputs):
+        if None not in inputs.shape[1:]:
+            return super().compute_output_spec(inputs)
+        dtype = self.compute_dtype if dtypes.is_float(inputs.dtype) else inputs.dtype
+        return reshaped(KerasTensor(inputs.shape, dtype), (inputs.shape[0], *self.target_shape))
 
 
 class Permute(Layer):

@@ -300,10 +300,10 @@ class HashedCrossing(_Hasher):
     output_mode: Choice("int", "one_hot") = "int"
     sparse: bool = False
 
-    def __call__(self, inputs):
+    def __call__(self, inputs, **kwargs):
         if not isinstance(inputs, (list, tuple)) or len(inputs) < 2:
             raise ValueError(f"{self.name} takes a list of two or more features, got {inputs!r}.")
-        return super().__call__(inputs)
+        return super().__call__(inputs, **kwargs)
 
     def _array(self, inputs):
         return tuple(map(array, inputs))

@@ -3,7 +3,7 @@
 from khub.backend import active
 from khub.ops.core import convert_to_tensor, shape, where
 from khub.ops.op import op, primitive, promote
-from khub.ops.symbolic import KerasTensor
+from khub.ops.symbolic import KerasTensor, reshaped
 
 # ruff: noqa: A002  (the names are NumPy's)
 
@@ -53,7 +53,7 @@ def full_like(x, fill_value, dtype=None):
     """`fill_value` in the shape of `x`."""
 
 
-@primitive()
+@primitive(spec=reshaped)
 def reshape(x, newshape):
     """`x` in another shape; one size may be -1."""
 

@@ -266,7 +266,19 @@ def vmap(function, in_axes=0, out_axes=0):
 
 def checkpoint(function):
     """Return `function`, which for its gradient computes intermediate values again."""
-    return active.checkpoint(function)
+
+    def call(*args, **kwargs):
+        leaves = tree.flatten((args, kwargs))
+        places = [i for i, x in enumerate(leaves) if hasattr(x, "shape") and value_of(x) is x]
+
+        def run(*tensors):
+            filled = dict(enumerate(leaves)) | dict(zip(places, tensors, strict=True))
+            args_again, kwargs_again = tree.pack_sequence_as((args, kwargs), list(filled.values()))
+            return function(*args_again, **kwargs_again)
+
+        return active.checkpoint(run)(*(convert_to_tensor(leaves[i]) for i in places))
+
+    return call
 
 
 def jit(function):
@@ -361,4 +373,5 @@ def _bind_operators():
         cls.__neg__ = lambda a: math.negative(a)
         cls.__abs__ = lambda a: math.absolute(a)
         cls.__invert__ = lambda a: math.logical_not(a)
+    KerasTensor.reshape, KerasTensor.squeeze = array.reshape, array.squeeze
     KerasTensor.__getitem__ = lambda a, key: array.getitem(a, key)

@@ -257,9 +257,10 @@ def _declare(function, run, operands, rule, spec=None):
     return call
 
 
-def primitive(operands=1, dtype=None):
+def primitive(operands=1, dtype=None, spec=None):
     """Declare an operation that every backend implements; the decorated function is its signature.
 
+    spec: gives the symbolic results, or None where tracing tells them
     operands: how many leading parameters are tensors, or which by name ("list": the first one is a
     list of them, "any": anywhere, 0: none)
     dtype: the rule that says which dtype the operands are cast to
@@ -272,7 +273,7 @@ def primitive(operands=1, dtype=None):
             raise ImportError(
                 f"The {active.__name__} backend lacks the primitive {function.__name__}."
             )
-        return _declare(function, run, operands, dtype)
+        return _declare(function, run, operands, dtype, spec)
 
     return decorate
 

@@ -14,7 +14,14 @@ class KerasTensor:
     __array_priority__ = 100
 
     def __init__(
-        self, shape, dtype="float32", sparse=False, ragged=False, record_history=True, name=None
+        self,
+        shape,
+        dtype="float32",
+        sparse=False,
+        ragged=False,
+        record_history=True,
+        name=None,
+        **kwargs,
     ):
         self.shape = tuple(shape)
         self.dtype = dtypes.standardize(dtype)
@@ -98,6 +105,17 @@ def output_spec(function, args, kwargs):
     if not unknown:
         return tree.map_structure(_symbol, outputs)
     return tree.map_structure(_symbol, outputs, trace(1))
+
+
+def reshaped(x, newshape):
+    """Return the symbol `x` in a new shape; None where tracing tells it, as of known sizes.
+
+    A size that is -1 need not divide those at which unknown axes are traced.
+    """
+    if None not in x.shape:
+        return None
+    shape = (newshape,) if isinstance(newshape, int) else newshape
+    return KerasTensor([None if n == -1 else n for n in shape], x.dtype)
 
 
 def _symbol(one, two=None):

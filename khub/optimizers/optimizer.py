@@ -4,11 +4,12 @@ A rule is written once, for one tensor; a backend may run it fused over all (`ac
 """
 
 import warnings
+from contextlib import nullcontext
 
 import numpy as np
 
 from khub import fields, ops
-from khub.backend import active
+from khub.backend import active, device
 from khub.backend.scope import Scope, local
 from khub.backend.variable import Variable, name_scope, unique_name
 from khub.ops.op import has_sparse, native_sparse
@@ -110,7 +111,7 @@ class Optimizer(_Known):
 
     def _on_host(self, value, dtype, name):
         """Make a scalar that each step reads: on torch, a GPU would have to be waited for."""
-        with active.device_scope("cpu" if active.EAGER else None):
+        with device("cpu") if active.EAGER else nullcontext():
             return self.add_variable((), value, dtype, name=name)
 
     def _constructor_values(self):

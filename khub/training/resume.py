@@ -215,7 +215,7 @@ class Resume:
         if isinstance(native, dict):
             generator.native.bit_generator.state = native
         else:
-            with active.device_scope("cpu"):
+            with backend.device("cpu"):
                 generator.native.set_state(active.convert_to_tensor(native, "uint8"))
 
     def _foreign(self, saved, here):

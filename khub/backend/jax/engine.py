@@ -42,6 +42,14 @@ def is_traced(x):
     return False  # inside a trace there is always a scope
 
 
+def on_device(name):
+    kind, _, number = name.partition(":")
+    known = {device.id: device for device in jax.devices(kind)}
+    if int(number or 0) not in known:
+        raise ValueError(f"There is no device {name!r}; jax has {jax.devices(kind)}.")
+    return jax.default_device(known[int(number or 0)])
+
+
 def placeholder(shape, dtype):
     return jnp.zeros(shape, _native(dtype))
 
@@ -51,7 +59,6 @@ def abstract_eval(function, specs):
 
 
 no_gradient, inference, untraced = nullcontext, nullcontext, jax.ensure_compile_time_eval
-device_scope = nullcontext
 
 
 # --- transforms: a function that reads and assigns Variables becomes a pure one ------------------
@@ -219,9 +226,9 @@ def value_and_grad(function, variables, has_aux):
 
 
 def checkpoint(function):
-    def call(*args, **kwargs):
+    def call(*args):
         written = {}
-        result, values = jax.checkpoint(_pure(function, (), written))((), *args, **kwargs)
+        result, values = jax.checkpoint(_pure(function, (), written))((), *args)
         _assign(written, values)
         return result
 

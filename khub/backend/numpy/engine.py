@@ -65,7 +65,13 @@ def body(function):
     return run
 
 
-no_gradient = inference = untraced = device_scope = nullcontext
+def on_device(name):
+    if name.partition(":")[0] != "cpu":
+        raise ValueError(f"The numpy backend computes on the CPU alone, not on {name!r}.")
+    return nullcontext()
+
+
+no_gradient = inference = untraced = nullcontext
 
 
 def jit(function):

@@ -67,6 +67,10 @@ def is_traced(x):
     return tf.is_tensor(x) and not tf.executing_eagerly() and hasattr(x, "graph")
 
 
+def on_device(name):
+    return tf.device(name)
+
+
 def placeholder(shape, dtype):
     return tf.zeros(shape, NATIVE[dtype])
 
@@ -78,7 +82,6 @@ def abstract_eval(function, specs):
 
 
 no_gradient, inference, untraced = nullcontext, nullcontext, tf.init_scope
-device_scope = nullcontext
 
 
 # --- transforms ----------------------------------------------------------------------------------
@@ -176,10 +179,10 @@ def jvp(function, primals, tangents, has_aux):
 
 
 def checkpoint(function):
-    def call(*args, **kwargs):
+    def call(*args):
         outer, before, after, then = local.scope, {}, {}, Resumed()
         # recompute_grad sees arguments and tf.Variables; what a scope holds becomes an argument
-        read = [] if outer is None else list(_probe(lambda: function(*args, **kwargs))[1].read)
+        read = [] if outer is None else list(_probe(function, *args)[1].read)
 
         first = [True]
 
@@ -187,7 +190,7 @@ def checkpoint(function):
             values = dict(zip(read, given, strict=True)) | before
             again = nullcontext() if first else then  # with the state that the first run saw
             with again, Scope(values) as scope:
-                result = function(*args, **kwargs)
+                result = function(*args)
             if first:
                 first.clear()
                 for variable in scope.written:

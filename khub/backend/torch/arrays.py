@@ -55,7 +55,7 @@ _HOME, _META = _home(), torch.device("meta")
 
 def place():
     """Return the device of new tensors in this thread; None is where torch makes them."""
-    return _META if local.shapes else local.device or _HOME
+    return _META if local.shapes else local.place or _HOME
 
 
 def moved(x):

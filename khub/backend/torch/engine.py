@@ -28,18 +28,17 @@ class _Depth(threading.local):
 _depth = _Depth()
 
 
-class device_scope:
-    """Makes tensors on the device `name` inside a `with` block of this thread; None is torch's."""
+class on_device:
+    """Makes tensors on the device of that name inside a `with` block of this thread."""
 
     def __init__(self, name):
-        text = isinstance(name, str)
-        self.device = torch.device(name.replace("gpu", "cuda")) if text else name
+        self.device = torch.device(name.replace("gpu", "cuda"))
 
     def __enter__(self):
-        self._before, local.device = local.device, self.device
+        self._before, local.place = local.place, self.device
 
     def __exit__(self, *_):
-        local.device = self._before
+        local.place = self._before
 
 
 # --- Variables -----------------------------------------------------------------------------------
@@ -248,17 +247,17 @@ def jvp(function, primals, tangents, has_aux):
 def checkpoint(function):
     from torch.utils.checkpoint import checkpoint as recompute
 
-    def call(*args, **kwargs):
+    def call(*args):
         states = [(g, g.get_state()) for g in _generators]
         then, before, after = Resumed(), {}, {}
         first = True
 
-        def run(*args, **kwargs):
+        def run(*args):
             nonlocal first
             if first:
                 first = False
                 with Scope() as scope:
-                    result = function(*args, **kwargs)
+                    result = function(*args)
                 for variable in scope.written:
                     before[variable] = variable._uncast().detach().clone()
                     after[variable] = scope.values[variable]
@@ -268,13 +267,14 @@ def checkpoint(function):
                 generator.manual_seed(generator.initial_seed())
             for generator, state in states:
                 generator.set_state(state)
-            with then, Scope(before):  # and the same values of Variables
-                result = function(*args, **kwargs)
-            for generator, state in now:
-                generator.set_state(state)
-            return result
+            try:  # torch leaves by an exception as soon as it has what it needs
+                with then, Scope(before):  # and the same values of Variables
+                    return function(*args)
+            finally:
+                for generator, state in now:
+                    generator.set_state(state)
 
-        result = recompute(run, *args, use_reentrant=False, preserve_rng_state=True, **kwargs)
+        result = recompute(run, *args, use_reentrant=False, preserve_rng_state=True)
         for variable, value in after.items():
             variable.assign(value)
         return result

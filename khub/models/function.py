@@ -1,0 +1,43 @@
+"""Function: the computation between symbolic tensors, as an operation."""
+
+from khub import tree
+from khub.backend import active
+from khub.layers.shapes import map_shapes
+from khub.models.functional import Functional
+from khub.operation import Operation
+from khub.ops.symbolic import KerasTensor, is_symbolic
+
+
+class Function(Operation):
+    """What computes the symbolic tensors `outputs` from `inputs`, each one or a structure of them.
+
+    Unlike a functional model it has no Variables of its own and leaves dtypes as they are.
+    Raises ValueError for outputs that need other inputs.
+    """
+
+    def __init__(self, inputs, outputs, name=None):
+        super().__init__(name=name)
+        self._graph = Functional(inputs, outputs, autocast=False)
+        self.inputs, self.outputs = self._graph.inputs, self._graph.outputs
+
+    @property
+    def operations(self):
+        """The layers and operations, in the order they are computed."""
+        return [*self._graph._input_layers, *(node.function for node in self._graph._nodes)]
+
+    def call(self, inputs):
+        """Return the outputs for these values.  Raises ValueError for other shapes."""
+        given = self._graph._arrange(inputs)
+        for x, symbol in zip(given, self.inputs, strict=True):
+            sizes = zip(x.shape, symbol.shape, strict=False)
+            if len(x.shape) != len(symbol.shape) or any(n not in (None, m) for m, n in sizes):
+                raise ValueError(
+                    f"{self.name}: {symbol.name} must have the shape {symbol.shape}, got "
+                    f"{tuple(x.shape)}."
+                )
+        return self._graph(tree.map_structure(active.convert_to_tensor, inputs))
+
+    def compute_output_shape(self, input_shape):
+        """Return the outputs' shapes for inputs of these shapes."""
+        outputs = self.compute_output_spec(map_shapes(KerasTensor, input_shape))
+        return tree.map_structure(lambda y: y.shape if is_symbolic(y) else y, outputs)

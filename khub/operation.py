@@ -7,7 +7,7 @@ from khub.saving import registry
 
 
 class Operation(Configurable):
-    """Base of computations without Variables: a subclass has `call`, on tensors.
+    """Base of layers, and of computations without Variables: a subclass has `call`, on tensors.
 
     On symbolic tensors the result is what `compute_output_spec` says, which is found by tracing the
     call where a subclass does not know better.
@@ -15,7 +15,9 @@ class Operation(Configurable):
 
     def __init__(self, name=None):
         if name is not None and (not isinstance(name, str) or "/" in name):
-            raise ValueError(f"An operation's name must be a string without '/', got {name!r}.")
+            kind = type(self).__name__
+            raise ValueError(f"The name of {kind} must be a string without '/', got {name!r}.")
+        super().__init__()
         self.name = name or unique_name(registry.snake_case(type(self).__name__))
         self._first_call = None
 
@@ -31,7 +33,8 @@ class Operation(Configurable):
     def symbolic_call(self, *args, **kwargs):
         """Return symbols for the output that remember this call."""
         outputs = record(self, args, kwargs, self.compute_output_spec(*args, **kwargs))
-        self._first_call = self._first_call or ((args[0] if len(args) == 1 else args), outputs)
+        if self._first_call is None:
+            self._first_call = (args[0] if len(args) == 1 else args or kwargs), outputs
         return outputs
 
     def compute_output_spec(self, *args, **kwargs):

@@ -62,7 +62,7 @@ def test_a_function_is_what_lies_between_symbols():
     assert values(khub.Function(middle, middle * 2)(ops.ones((1, 2)))) == [[2, 2]]
     for inputs, message in (
         ([ops.ones((1, 2))], "takes 2 inputs, got 1"),
-        ([ops.ones((1, 3)), ops.ones((1, 2))], r"must have the shape \(None, 2\), got \(1, 3\)"),
+        ([ops.ones((1, 3)), ops.ones((1, 2))], r"must have size 2 at axis 1, got the shape .*1, 3"),
     ):
         with pytest.raises(ValueError, match=message):
             function(inputs)

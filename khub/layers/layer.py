@@ -15,14 +15,14 @@ from khub import dtype_policies, dtypes, tree
 from khub.backend import active
 from khub.backend.scope import Autocast, Scope, local
 from khub.backend.stateless import StatelessScope
-from khub.backend.variable import Variable, name_scope, unique_name
-from khub.fields import Configurable
+from khub.backend.variable import Variable, name_scope
 from khub.layers.call_spec import CallSpec
 from khub.layers.input_spec import InputSpec
 from khub.layers.masks import MASKS, get_mask, set_mask
 from khub.layers.shapes import map_shapes, shapes_of, traced_spec
+from khub.operation import Operation
 from khub.ops.op import value_of
-from khub.ops.symbolic import KerasTensor, any_symbolic, record
+from khub.ops.symbolic import KerasTensor, any_symbolic
 from khub.random import SeedGenerator
 from khub.saving import registry
 from khub.saving.layer_files import LayerFiles
@@ -74,7 +74,7 @@ def _scoped_build(build):
     return run
 
 
-class Layer(LayerFiles, Configurable, active.Base):
+class Layer(LayerFiles, Operation, active.Base):
     """Base of all layers: fields or `__init__` configure, `build` makes Variables, `call` computes.
 
     activity_regularizer: penalty on the output; trainable: False freezes the Variables; dtype: a
@@ -116,7 +116,7 @@ class Layer(LayerFiles, Configurable, active.Base):
         name=None,
         **kwargs,
     ):
-        super().__init__()
+        super().__init__(name)
         shape = kwargs.pop("input_shape", None)
         if "batch_input_shape" in kwargs:
             shape = kwargs.pop("batch_input_shape")[1:]
@@ -133,9 +133,6 @@ class Layer(LayerFiles, Configurable, active.Base):
                 f"{type(self).__name__} does not know the argument {', '.join(map(repr, kwargs))}"
                 f"{hint or '; it takes ' + ', '.join(known) + '.'}"
             )
-        if name is not None and (not isinstance(name, str) or "/" in name):
-            raise ValueError(f"A layer's name must be a string without '/', got {name!r}.")
-        self.name = name or unique_name(registry.snake_case(type(self).__name__))
         self.activity_regularizer = registry.get("regularizers", activity_regularizer)
         self.autocast = autocast
         self._trainable = bool(trainable)
@@ -405,10 +402,6 @@ class Layer(LayerFiles, Configurable, active.Base):
             )
 
     # --- call ------------------------------------------------------------------------------------
-    def call(self, *args, **kwargs):
-        """Compute the output; every layer defines it."""
-        raise NotImplementedError(f"{type(self).__name__} does not define call().")
-
     def __call__(self, *args, **kwargs):
         if _compiling():
             from khub.export.torch import compiled_call
@@ -584,25 +577,7 @@ class Layer(LayerFiles, Configurable, active.Base):
             self._build_for(args, kwargs)
         elif problem := self._spec_problem(args):
             raise ValueError(problem)
-        outputs = record(self, args, kwargs, self.compute_output_spec(*args, **kwargs))
-        if self._first_call is None:
-            self._first_call = (args[0] if len(args) == 1 else args or kwargs), outputs
-        return outputs
-
-    def _of_first_call(self, which):
-        if self._first_call is None:
-            raise AttributeError(f"{self.name} has no symbolic input yet: call it on an Input.")
-        return self._first_call[which]
-
-    @property
-    def input(self):
-        """The symbolic input of the layer's first call in a model."""
-        return self._of_first_call(0)
-
-    @property
-    def output(self):
-        """The symbolic output of the layer's first call in a model."""
-        return self._of_first_call(1)
+        return self.symbolic_call(*args, **kwargs)
 
     def compute_output_spec(self, *args, **kwargs):
         """Return KerasTensors like what the call would return, masks too, computing nothing."""

@@ -5,7 +5,6 @@ import inspect
 
 from khub import tree
 from khub.layers.core import InputLayer
-from khub.layers.layer import Layer
 from khub.operation import Operation
 from khub.ops.op import OPS
 from khub.ops.symbolic import is_symbolic
@@ -16,7 +15,6 @@ _MODULES = {
     "core": "cast saturate_cast scatter scatter_update slice slice_update stop_gradient unstack",
     "math": "erf erfinv in_top_k logsumexp rsqrt top_k",
 }
-_CONFIGURED = (Layer, Operation)  # what has a name and a configuration of its own
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names.split()}
 
 
@@ -62,7 +60,7 @@ class _Writer:
                     self.histories[id(x)] = [name, place, i]
 
     def _name(self, function, taken):
-        if isinstance(function, _CONFIGURED):
+        if isinstance(function, Operation):
             return function.name
         if OPS.get(getattr(function, "__name__", None)) is not function:
             raise ValueError(
@@ -102,7 +100,7 @@ class _Writer:
 
     def entry(self, name):
         function, calls = self.calls[name]
-        if isinstance(function, _CONFIGURED):
+        if isinstance(function, Operation):
             entry = registry.serialize_built(function)
         else:
             config = {"name": name} | self.encode(_split_arguments(function, calls[0].args)[1])
@@ -113,7 +111,7 @@ class _Writer:
 
     def _call(self, function, node):
         args = node.args
-        if not isinstance(function, _CONFIGURED):
+        if not isinstance(function, Operation):
             args = _split_arguments(function, args)[0]
         return {"args": self.encode(list(args)), "kwargs": self.encode(node.kwargs)}
 

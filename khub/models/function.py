@@ -2,6 +2,7 @@
 
 from khub import tree
 from khub.backend import active
+from khub.layers.input_spec import InputSpec
 from khub.layers.shapes import map_shapes
 from khub.models.functional import Functional
 from khub.operation import Operation
@@ -27,13 +28,10 @@ class Function(Operation):
 
     def call(self, inputs):
         """Return the outputs for these values.  Raises ValueError for other shapes."""
-        given = self._graph._arrange(inputs)
-        for x, symbol in zip(given, self.inputs, strict=True):
-            sizes = zip(x.shape, symbol.shape, strict=False)
-            if len(x.shape) != len(symbol.shape) or any(n not in (None, m) for m, n in sizes):
+        for x, symbol in zip(self._graph._arrange(inputs), self.inputs, strict=True):
+            if problem := InputSpec(shape=symbol.shape).problem(tuple(x.shape)):
                 raise ValueError(
-                    f"{self.name}: {symbol.name} must have the shape {symbol.shape}, got "
-                    f"{tuple(x.shape)}."
+                    f"{self.name}: {symbol.name} must have {problem}, got the shape {x.shape}."
                 )
         return self._graph(tree.map_structure(active.convert_to_tensor, inputs))
 

@@ -338,40 +338,26 @@ def saturate_cast(x, dtype):
     return cast(x, name)
 
 
+# Python's operators and the ops they are; == and != compare by identity: both are keys of dicts
+_UNARY = "neg:negative abs:absolute invert:logical_not"
+_COMPARING = "lt:less le:less_equal gt:greater ge:greater_equal"
+_BINARY = """
+add:add sub:subtract mul:multiply truediv:divide floordiv:floor_divide mod:mod pow:power
+matmul:matmul and:logical_and or:logical_or xor:logical_xor
+"""
+
+
 def _bind_operators():
     """Give symbolic tensors and Variables Python's operators; native tensors have their own."""
     from khub.ops import array, math
 
-    binary = {
-        "add": math.add,
-        "sub": math.subtract,
-        "mul": math.multiply,
-        "truediv": math.divide,
-        "floordiv": math.floor_divide,
-        "mod": math.mod,
-        "pow": math.power,
-        "matmul": math.matmul,
-        "and": math.logical_and,
-        "or": math.logical_or,
-        "xor": math.logical_xor,
-    }
-    compare = {
-        "lt": math.less,
-        "le": math.less_equal,
-        "gt": math.greater,
-        "ge": math.greater_equal,
-        "eq": math.equal,
-        "ne": math.not_equal,
-    }
-    for cls in (KerasTensor, Variable):
-        for name, function in binary.items():
-            setattr(cls, f"__{name}__", lambda a, b, f=function: f(a, b))
-            setattr(cls, f"__r{name}__", lambda a, b, f=function: f(b, a))
-        for name, function in compare.items():
-            if name not in ("eq", "ne"):  # both are keys of dicts, and are compared by identity
-                setattr(cls, f"__{name}__", lambda a, b, f=function: f(a, b))
-        cls.__neg__ = lambda a: math.negative(a)
-        cls.__abs__ = lambda a: math.absolute(a)
-        cls.__invert__ = lambda a: math.logical_not(a)
+    def bind(text, make, prefix=""):
+        for name, _, function in (pair.partition(":") for pair in text.split()):
+            for cls in (KerasTensor, Variable):
+                setattr(cls, f"__{prefix}{name}__", make(getattr(math, function)))
+
+    bind(_UNARY, lambda f: lambda a: f(a))
+    bind(_BINARY + _COMPARING, lambda f: lambda a, b: f(a, b))
+    bind(_BINARY, lambda f: lambda a, b: f(b, a), "r")
     KerasTensor.reshape, KerasTensor.squeeze = array.reshape, array.squeeze
     KerasTensor.__getitem__ = lambda a, key: array.getitem(a, key)

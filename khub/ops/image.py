@@ -101,15 +101,13 @@ def from_hue(sixths, value, spread):
 def _axis_borders(size, before, after, target, names, grows):
     """Return (before, after) of an axis from two of border, border and target size."""
     change = None if target is None else (target - size if grows else size - target)
-    if before is None and after is None:
-        before = None if change is None else change // 2
-    if sum(v is None for v in (before, after, change)) > 1:
+    if before is after is None and change is not None:
+        before = change // 2
+    if [before, after, change].count(None) > 1:
         raise ValueError(f"Give two of {names[0]}, {names[1]} and {names[2]}.")
-    if before is None:
-        before = change - after
-    if after is None:
-        after = change - before
-    if change is not None and before + after != change:
+    before = change - after if before is None else before
+    after = change - before if after is None else after
+    if change not in (None, before + after):
         raise ValueError(
             f"{names[0]}={before} and {names[1]}={after} make {size} no {names[2]}={target}."
         )

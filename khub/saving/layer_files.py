@@ -88,10 +88,6 @@ class LayerFiles:
         """There is none: metrics are given to `compile`, or kept as attributes and updated."""
         raise NotImplementedError("Give metrics to compile(metrics=[...]), or update own ones.")
 
-    def symbolic_call(self, *args, **kwargs):
-        """Return the symbolic outputs for symbolic inputs, computing nothing."""
-        return self.compute_output_spec(*args, **kwargs)
-
     def rematerialized_call(self, layer_call, *args, **kwargs):
         """Return a function like `layer_call` whose inner results are computed anew backwards."""
         from khub import ops

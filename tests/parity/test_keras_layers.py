@@ -340,3 +340,39 @@ def test_batch_renormalization_over_several_steps(limits, options):
         all_agree([v.value for v in ours.weights], [v.value for v in theirs.weights])
     agree(ours(x), theirs(x))
     assert ours.get_config()["renorm_clipping"] == theirs.get_config()["renorm_clipping"]
+
+
+PREPROCESSED = [  # layer, options, input
+    ("Resizing", dict(height=5, width=4), np.ones((1, 3, 3, 3))),
+    ("Resizing", dict(height=5, width=4, interpolation="nearest"), np.ones((3, 3, 3))),
+    ("CategoryEncoding", dict(num_tokens=3), np.ones((2, 1))),
+    ("Hashing", dict(num_bins=3, output_mode="one_hot"), np.ones((2, 1))),
+    ("Discretization", dict(bin_boundaries=[1.0], output_mode="one_hot"), np.ones((2, 1))),
+    ("Normalization", dict(mean=1.0, variance=2.0), np.ones((2, 3))),
+]
+
+
+@pytest.mark.parametrize("policy", [None, "mixed_bfloat16", "float16"])
+@pytest.mark.parametrize(("name", "options", "x"), PREPROCESSED)
+def test_dtypes_of_preprocessing(name, options, x, policy):
+    extra = {} if policy is None else {"dtype": policy}
+    for dtype in ("float32", "int32"):
+        found, wanted = (
+            k.backend.standardize_dtype(
+                getattr(k.layers, name)(**options, **extra)(x.astype(dtype), training=True).dtype
+            )
+            for k in (khub, keras)
+        )
+        assert found == wanted
+
+
+@pytest.mark.parametrize(
+    ("shape", "target"),
+    [((None, 4), (12,)), ((None, 4), (-1, 12)), ((None, None, 3), (2, 6, 3)), ((4,), (2, -1))],
+)
+def test_reshape_of_unknown_sizes(shape, target):
+    found, wanted = (k.layers.Reshape(target)(k.Input(shape)) for k in (khub, keras))
+    assert found.shape == wanted.shape
+    target = [n for n in target if n != -1]
+    found, wanted = (k.ops.reshape(k.Input(shape), (-1, *target)) for k in (khub, keras))
+    assert found.shape == wanted.shape

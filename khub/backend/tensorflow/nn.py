@@ -46,28 +46,12 @@ def gelu(x, approximate=True):
     return raw.Mul(raw.Mul(x, 0.5), raw.AddV2(raw.Erf(raw.Mul(x, math.sqrt(0.5))), 1.0))
 
 
-def silu(x):
-    return raw.Mul(x, raw.Sigmoid(x))
-
-
-def log_sigmoid(x):
-    return raw.Neg(raw.Softplus(raw.Neg(x)))
-
-
 def hard_sigmoid(x):
     return raw.ClipByValue(raw.AddV2(raw.RealDiv(x, 6.0), 0.5), 0.0, 1.0)
 
 
-def hard_silu(x):
-    return raw.Mul(x, hard_sigmoid(x))
-
-
 def hard_tanh(x):
     return raw.ClipByValue(x, -1.0, 1.0)
-
-
-def mish(x):
-    return raw.Mul(x, raw.Tanh(raw.Softplus(x)))
 
 
 def _is_last(x, axis):
@@ -100,49 +84,7 @@ def one_hot(x, num_classes, axis=-1, dtype=None, sparse=False):
     return raw.OneHot(x, num_classes, number(1, dtype), number(0, dtype), axis)
 
 
-def sparse_categorical_crossentropy(target, output, from_logits=False, axis=-1):
-    rank = len(output.shape)
-    if len(target.shape) == rank and target.shape[axis] == 1:
-        target = raw.Squeeze(target, [axis])
-    target = target if target.dtype in (tf.int32, tf.int64) else raw.Cast(target, tf.int32)
-    if from_logits and _is_last(output, axis):
-        if rank == 2:
-            return raw.SparseSoftmaxCrossEntropyWithLogits(output, target)[0]
-        rows = raw.Reshape(output, vector((-1, output.shape[-1])))
-        flat = raw.Reshape(target, constant((-1,)))
-        loss = raw.SparseSoftmaxCrossEntropyWithLogits(rows, flat)[0]
-        return raw.Reshape(loss, vector(sizes_of(target)))
-    if from_logits:
-        logarithm = log_softmax(output, axis)
-    else:
-        share = raw.RealDiv(output, sum(output, axis, True))
-        logarithm = raw.Log(raw.ClipByValue(share, config.epsilon(), 1 - config.epsilon()))
-    chosen = take_along_axis(logarithm, raw.ExpandDims(target, axis), axis)
-    return raw.Neg(raw.Squeeze(chosen, [axis]))
-
-
-def binary_crossentropy(target, output, from_logits=False):
-    rest = raw.Sub(number(1, target.dtype.name), target)
-    if from_logits:  # both terms are positive: exact for any logit, and so is the gradient at 0
-        hit = raw.Mul(target, raw.Softplus(raw.Neg(output)))
-        return raw.AddV2(hit, raw.Mul(rest, raw.Softplus(output)))
-    output = raw.ClipByValue(output, config.epsilon(), 1 - config.epsilon())
-    hit = raw.Mul(target, raw.Log(output))
-    other = raw.Log(raw.Sub(number(1, output.dtype.name), output))
-    return raw.Neg(raw.AddV2(hit, raw.Mul(rest, other)))
-
-
 # --- normalization -------------------------------------------------------------------------------
-def moments(x, axes, keepdims=False, synchronized=False):
-    wide = raw.Cast(x, tf.float32) if x.dtype in HALVES else x
-    axes = _axes(axes)
-    average = raw.Mean(wide, axes, True)
-    variance = raw.Mean(raw.SquaredDifference(wide, average), axes, keepdims)
-    if not keepdims:
-        average = raw.Reshape(average, vector(sizes_of(variance)))
-    return cast(average, x.dtype.name), cast(variance, x.dtype.name)
-
-
 def batch_normalization(x, mean, variance, axis, offset=None, scale=None, epsilon=1e-3):
     wide = tf.float64 if x.dtype is tf.float64 else tf.float32
     factor = raw.Rsqrt(raw.AddV2(_given(variance, wide), epsilon))
@@ -193,15 +135,6 @@ def _norm_of_last(epsilon):
         return raw.AddV2(raw.Mul(y, gamma), beta), gradients
 
     return run
-
-
-def rms_normalization(x, scale=None, axis=-1, epsilon=None):
-    dtype = x.dtype
-    wide = raw.Cast(x, tf.float32) if dtype in HALVES else x
-    power = raw.Mean(raw.Square(wide), _axes(axis), True)
-    factor = raw.Rsqrt(raw.AddV2(power, config.epsilon() if epsilon is None else epsilon))
-    y = _given(raw.Mul(wide, factor), dtype)
-    return y if scale is None else raw.Mul(y, _given(scale, dtype))
 
 
 # --- dense layers and attention ------------------------------------------------------------------

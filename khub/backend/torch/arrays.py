@@ -567,10 +567,6 @@ def var(x, axis=None, keepdims=False):
     return torch.var(x, axis, correction=0, keepdim=keepdims)
 
 
-def std(x, axis=None, keepdims=False):
-    return torch.std(x, axis, correction=0, keepdim=keepdims)
-
-
 def logsumexp(x, axis=None, keepdims=False):
     return torch.logsumexp(x, tuple(range(x.dim())) if axis is None else axis, keepdims)
 

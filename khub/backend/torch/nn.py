@@ -63,23 +63,16 @@ def log_softmax(x, axis=-1):
     return x - torch.logsumexp(x, axis, keepdim=True)
 
 
-def categorical_crossentropy(target, output, from_logits=False, axis=-1):
-    logarithm = torch.log_softmax(output, axis) if from_logits else _log_shares(output, axis)
-    return -torch.sum(target * logarithm, axis)
-
-
 def sparse_categorical_crossentropy(target, output, from_logits=False, axis=-1):
     if target.dim() == output.dim() and target.shape[axis] == 1:
         target = target.squeeze(axis)
-    logarithm = torch.log_softmax(output, axis) if from_logits else _log_shares(output, axis)
+    if from_logits:
+        logarithm = torch.log_softmax(output, axis)
+    else:
+        shares = output / torch.sum(output, axis, keepdim=True)
+        logarithm = torch.log(torch.clamp(shares, config.epsilon(), 1 - config.epsilon()))
     target = target.long().unsqueeze(axis)
     return -torch.take_along_dim(logarithm, target, axis).squeeze(axis)
-
-
-def _log_shares(output, axis):
-    """Return the logarithm of positive numbers scaled to sum to one."""
-    shares = output / torch.sum(output, axis, keepdim=True)
-    return torch.log(torch.clamp(shares, config.epsilon(), 1 - config.epsilon()))
 
 
 def binary_crossentropy(target, output, from_logits=False):
@@ -126,21 +119,10 @@ def _last_axes(x, axis):
 
 
 def layer_normalization(x, gamma=None, beta=None, axis=-1, epsilon=None, **kwargs):
-    epsilon = config.epsilon() if epsilon is None else epsilon
-    dtype = x.dtype
-    gamma, beta = _as(gamma, dtype), _as(beta, dtype)
-    sizes = _last_axes(x, axis)
-    if sizes is not None:
-        if all(w is None or w.shape == sizes for w in (gamma, beta)):
-            return functional.layer_norm(x, sizes, gamma, beta, epsilon)
-        y = functional.layer_norm(x, sizes, None, None, epsilon)
-    else:
-        y = x.float() if dtype in _HALF else x
-        centred = y - torch.mean(y, axis, keepdim=True)
-        variance = torch.mean(torch.square(centred), axis, keepdim=True)
-        y = (centred * torch.rsqrt(variance + epsilon)).to(dtype)
-    y = y if gamma is None else y * gamma
-    return y if beta is None else y + beta
+    epsilon, sizes = config.epsilon() if epsilon is None else epsilon, _last_axes(x, axis)
+    if sizes is None or any(w is not None and w.shape != sizes for w in (gamma, beta)):
+        return NotImplemented
+    return functional.layer_norm(x, sizes, _as(gamma, x.dtype), _as(beta, x.dtype), epsilon)
 
 
 def group_normalization(x, groups, gamma=None, beta=None, axis=-1, epsilon=1e-3):
@@ -152,15 +134,10 @@ def group_normalization(x, groups, gamma=None, beta=None, axis=-1, epsilon=1e-3)
 
 
 def rms_normalization(x, scale=None, axis=-1, epsilon=None):
-    epsilon = config.epsilon() if epsilon is None else epsilon
-    scale = _as(scale, x.dtype)
-    sizes = _last_axes(x, axis)
-    if sizes is not None and (scale is None or scale.shape == sizes):
-        return functional.rms_norm(x, sizes, scale, epsilon)
-    y = x.float() if x.dtype in _HALF else x
-    factor = torch.rsqrt(torch.mean(torch.square(y), axis, keepdim=True) + epsilon)
-    y = (y * factor).to(x.dtype)
-    return y if scale is None else y * scale
+    epsilon, sizes = config.epsilon() if epsilon is None else epsilon, _last_axes(x, axis)
+    if sizes is None or scale is not None and scale.shape != sizes:
+        return NotImplemented
+    return functional.rms_norm(x, sizes, _as(scale, x.dtype), epsilon)
 
 
 # --- dense layers and attention ------------------------------------------------------------------
@@ -360,4 +337,5 @@ def ctc_loss(target, output, target_length, output_length, mask_index=0):
 
 # Functions that leave some arguments to the op's reference body.
 PARTIAL = {"dot_product_attention", "adaptive_average_pool", "adaptive_max_pool"}
+PARTIAL |= {"layer_normalization", "rms_normalization"}
 PARTIAL |= {"ctc_loss", "fold", "unfold", "resize_pixels", "sample_images", "bincount"}

@@ -28,7 +28,7 @@ class _Convolution(Layer):
                 "above 1."
             )
         self.input_spec = InputSpec(ndim=self._space + 2)
-        self._linear = self.activation.__name__ == "linear"
+        self._linear = getattr(self.activation, "__name__", "") == "linear"
 
     def build(self, input_shape):
         axis = 1 if self._first else -1

@@ -24,7 +24,7 @@ class Dense(Layer):
 
     def setup(self):
         self.input_spec = InputSpec(min_ndim=2)
-        self._linear = self.activation.__name__ == "linear"
+        self._linear = getattr(self.activation, "__name__", "") == "linear"
 
     def build(self, input_shape):
         width = input_shape[-1]

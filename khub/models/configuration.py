@@ -3,41 +3,108 @@
 import functools
 import inspect
 
-from khub import tree
+from khub import ops, tree
+from khub.backend.variable import Variable
 from khub.layers.core import InputLayer
 from khub.operation import Operation
 from khub.ops.op import OPS
-from khub.ops.symbolic import is_symbolic
+from khub.ops.symbolic import any_symbolic, is_symbolic
 from khub.saving import registry
 
-# Where Keras keeps the ops that are not in its `ops.numpy`; their arguments are no tensors.
-_MODULES = {
-    "core": "cast saturate_cast scatter scatter_update slice slice_update stop_gradient unstack",
-    "math": "erf erfinv in_top_k logsumexp rsqrt top_k",
+# Where Keras keeps the ops of our modules, its `ops.numpy` where nothing is said, ...
+_HOMES = {"nn": "nn", "ctc": "nn", "image": "image", "linalg": "linalg", "signal": "math"}
+_HOMES |= {
+    name: module  # ... and single ones elsewhere
+    for module, names in {
+        "core": "cast saturate_cast scatter scatter_update slice slice_update stop_gradient "
+        "unstack",
+        "math": "erf erfinv in_top_k logdet logsumexp rsqrt top_k",
+        "einops": "rearrange",
+    }.items()
+    for name in names.split()
 }
-_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names.split()}
+# The classes of ops that are not named by the op's words, capitalized.
+_CLASSES = """
+_select=Where allclose=AllClose batch_normalization=BatchNorm cdist=CDist ctc_decode=CTCDecode
+ctc_loss=CTCLoss fft=FFT fft2=FFT2 getitem=GetItem hsv_to_rgb=HSVToRGB ifft2=IFFT2 irfft=IRFFT
+isin=IsIn istft=ISTFT layer_normalization=LayerNorm psnr=PSNR rfft=RFFT rgb_to_hsv=RGBToHSV
+rgb_to_grayscale=RGBToGrayscale rms_normalization=RMSNorm searchsorted=SearchSorted ssim=SSIM
+stft=STFT svd=SVD
+"""
+_CLASSES = dict(pair.split("=") for pair in _CLASSES.split())
+# The arguments of an op's call, where they are not our tensors; the class is made with the others.
+_CALLED = {
+    "average": "x weights",
+    "bincount": "x",
+    "dot_product_attention": "query key value bias mask scale",
+    "einsum": "operands",
+    "full_like": "x fill_value",
+    "getitem": "x key",
+    "in_top_k": "targets predictions",
+    "isclose": "x1 x2 rtol atol",
+    "meshgrid": "x",
+    "pad": "x constant_values",
+    "rearrange": "tensor pattern axes_lengths",
+    "scale_and_translate": "images output_shape scale translation",
+    "select": "condlist choicelist default",
+    "slice": "inputs start_indices",
+    "trapezoid": "y",
+    "where": "condition x1 x2",
+} | dict.fromkeys(["quantile", "nanquantile", "percentile", "nanpercentile"], "x q")
+
+
+def _class_name(op):
+    words = op.__name__.split("_")
+    return _CLASSES.get(op.__name__) or "".join(map(str.capitalize, words))
 
 
 @functools.cache
 def _ops_by_class():
-    known = {name.replace("_", "").lower(): op for name, op in OPS.items()}
-    return known | {"truedivide": OPS["divide"]}
+    """Return lower-case name of a class -> op: the public ops that only compute."""
+    known = {name: op for name, op in OPS.items() if not name.startswith("_")}
+    known |= {"where": ops.where, "einsum": ops.einsum}
+    aliases = {n: op for n, op in vars(ops).items() if inspect.isfunction(op) and op in OPS.values()}
+    named = {name.replace("_", ""): op for name, op in (aliases | known).items()}
+    return named | {_class_name(op).lower(): op for op in known.values()}
 
 
-def _class_name(name):
-    return "GetItem" if name == "getitem" else "".join(map(str.capitalize, name.split("_")))
+def _called(op):
+    first = list(inspect.signature(op).parameters)[: max(getattr(op, "operands", 1), 1)]
+    return _CALLED.get(op.__name__, " ".join(first)).split()
 
 
-def _keras_module(op):
-    own = op.__module__.rpartition(".")[2]
-    return f"keras.src.ops.{_MODULE_OF.get(op.__name__, own if own == 'nn' else 'numpy')}"
+def _is_variadic(op, name):
+    parameter = inspect.signature(op).parameters[name]
+    return parameter.kind is parameter.VAR_POSITIONAL
 
 
-def _split_arguments(op, args):
+def _split_arguments(op, node):
     """Return (arguments of the call, name -> value of the others) of a recorded op."""
-    count = 2 if op.__name__ == "getitem" else max(getattr(op, "operands", 1), 1)
-    names = list(inspect.signature(op).parameters)
-    return args[:count], dict(zip(names[count:], args[count:], strict=False))
+    given = inspect.signature(op).bind(*node.args, **node.kwargs)
+    given.apply_defaults()
+    rest = given.arguments
+    rest.pop("kwargs", None)
+    called = [(name, rest.pop(name)) for name in _called(op)]
+    (name, value), *_ = called
+    return list(value) if _is_variadic(op, name) else [value for _, value in called], rest
+
+
+def _with_arguments(op, config):
+    """Return a function of the call's arguments of an op that has the others."""
+    names, signature = _called(op), inspect.signature(op)
+    config = {name: value for name, value in config.items() if name in signature.parameters}
+
+    def call(*args, **kwargs):
+        variadic = _is_variadic(op, names[0])
+        given = {} if variadic else dict(zip(names, args, strict=False))
+        if isinstance(given.get("key"), list):  # JSON has no tuples
+            given["key"] = tuple(given["key"])
+        bound = signature.bind_partial(**config, **given, **kwargs)
+        if variadic:
+            bound.arguments[names[0]] = args
+        return op(*bound.args, **bound.kwargs)
+
+    return call
 
 
 class _Writer:
@@ -62,13 +129,12 @@ class _Writer:
     def _name(self, function, taken):
         if isinstance(function, Operation):
             return function.name
-        if OPS.get(getattr(function, "__name__", None)) is not function:
+        if function is not ops.einsum and OPS.get(function.__name__) is not function:
             raise ValueError(
-                f"{getattr(function, '__name__', function)} in a functional model cannot be "
-                "saved; put it in "
-                "a layer of its own."
+                f"{function.__name__} in a functional model cannot be saved; put it in a layer of "
+                "its own."
             )
-        base = name = registry.snake_case(_class_name(function.__name__))
+        base = name = registry.snake_case(_class_name(function))
         number = 0
         while name in taken:
             number += 1
@@ -90,34 +156,34 @@ class _Writer:
             return [self.encode(item) for item in value]
         if isinstance(value, dict):
             return {key: self.encode(item) for key, item in value.items()}
-        if hasattr(value, "__array__") and getattr(value, "shape", None) is not None:
+        if isinstance(value, Variable):
             raise ValueError(
-                f"A tensor of shape {tuple(value.shape)} inside a functional model cannot "
-                "be saved in its "
-                "config; put it in a layer as a weight."
+                f"{value!r} inside a functional model cannot be saved in its config; put it in a "
+                "layer as a weight."
             )
-        return registry.serialize(value)
+        return registry.serialize(ops.convert_to_numpy(value) if ops.is_tensor(value) else value)
 
     def entry(self, name):
         function, calls = self.calls[name]
         if isinstance(function, Operation):
             entry = registry.serialize_built(function)
         else:
-            config = {"name": name} | self.encode(_split_arguments(function, calls[0].args)[1])
-            cls = _class_name(function.__name__)
-            module = _keras_module(function)
-            entry = {"module": module, "class_name": cls, "config": config, "registered_name": cls}
-        return entry | {"name": name, "inbound_nodes": [self._call(function, n) for n in calls]}
+            config = {"name": name} | self.encode(dict(_split_arguments(function, calls[0])[1]))
+            cls, home = _class_name(function), function.__module__.rpartition(".")[2]
+            home = _HOMES.get(function.__name__) or _HOMES.get(home, "numpy")
+            entry = dict(module=f"keras.src.ops.{home}", class_name=cls, registered_name=cls)
+            entry["config"] = config
+        return entry | {"name": name, "inbound_nodes": [self._call(n) for n in calls]}
 
-    def _call(self, function, node):
-        args = node.args
-        if not isinstance(function, Operation):
-            args = _split_arguments(function, args)[0]
-        return {"args": self.encode(list(args)), "kwargs": self.encode(node.kwargs)}
+    def _call(self, node):
+        if isinstance(node.function, Operation):
+            return {"args": self.encode(list(node.args)), "kwargs": self.encode(node.kwargs)}
+        return {"args": self.encode(_split_arguments(node.function, node)[0]), "kwargs": {}}
 
     def places(self, structure):
         if is_symbolic(structure):
-            return list(self.histories[id(structure)])
+            name, call, index = self.histories[id(structure)]
+            return [name, call + _makings(self.calls[name][0]), index]
         if isinstance(structure, dict):
             return {key: self.places(item) for key, item in structure.items()}
         return [self.places(item) for item in structure]
@@ -135,16 +201,24 @@ def functional_config(model):
     }
 
 
+def _makings(function):
+    """Return how many calls Keras counts before the first one, where a model's outputs are named.
+
+    Outputs of a functional model inside count as those of its call 0.
+    """
+    return int(hasattr(function, "_input_layers"))
+
+
 class _NotYet(ValueError):
     """A tensor that has not been computed yet."""
 
 
 class _Reader:
     def __init__(self, config, custom_objects):
-        self.custom_objects, self.tensors = custom_objects, {}
+        self.custom_objects, self.tensors, self.functions = custom_objects, {}, {}
         waiting = []
         for entry in config["layers"]:
-            function = self._function(entry)
+            function = self.functions[entry["name"]] = self._function(entry)
             if isinstance(function, InputLayer):
                 self.tensors[entry["name"], 0] = [function.output]
             calls = enumerate(entry["inbound_nodes"])
@@ -162,9 +236,7 @@ class _Reader:
         op = _ops_by_class().get(entry["class_name"].lower())
         if op is None:
             raise ValueError(f"The config names an op that khub has not: {entry['class_name']!r}.")
-        known = {*inspect.signature(op).parameters} - {"name"}
-        config = {k: self.decode(v) for k, v in entry["config"].items() if k in known}
-        return functools.partial(op, **config)
+        return _with_arguments(op, self.decode(entry["config"]))
 
     def _try(self, name, number, function, call):
         if number and (name, number - 1) not in self.tensors:
@@ -173,8 +245,8 @@ class _Reader:
             args, kwargs = self.decode(call["args"]), self.decode(call["kwargs"])
         except _NotYet:
             return False
-        if getattr(getattr(function, "func", None), "__name__", "") == "getitem":
-            args[1] = tuple(args[1]) if isinstance(args[1], list) else args[1]
+        if not any_symbolic((args, kwargs)):
+            raise ValueError(f"The config calls {name!r} on no tensor of the model.")
         outputs = function(*args, **kwargs)
         self.tensors[name, number] = [x for x in tree.flatten(outputs) if is_symbolic(x)]
         return True
@@ -207,7 +279,9 @@ class _Reader:
         if isinstance(places, dict):
             return {key: self.structure(item) for key, item in places.items()}
         if len(places) == 3 and isinstance(places[0], str):
-            return self.at(places)
+            name, call, index = places
+            makings = _makings(self.functions.get(name))
+            return self.at([name, max(call - makings, 0), index])
         return [self.structure(item) for item in places]
 
 

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
+from khub.layers.layer import Layer
 from khub.saving import h5, registry
 from khub.saving.files import check_size, parse_json, replacing
 from khub.saving.weights import assign, entries, load_legacy, places
@@ -122,9 +123,13 @@ def _made(path, text, compiled):
     if not compiled:
         config.pop("compile_config", None)
     try:
-        return registry.deserialize_built(config, "models")
-    except (LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path}: its config describes no model: {error!r}") from error
+        model = registry.deserialize_built(config, "models")
+    except Exception as error:  # whatever a class of the user's raises too
+        text = error if isinstance(error, ValueError) else repr(error)
+        raise ValueError(f"{path}: its config describes no model: {text}") from error
+    if not isinstance(model, Layer):
+        raise ValueError(f"{path} holds a {type(model).__name__}, expected a model or layer.")
+    return model
 
 
 @contextmanager

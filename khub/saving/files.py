@@ -34,14 +34,26 @@ def parse_json(text, what):
     return found
 
 
+def _flush(path):
+    """Have what was written into a file or folder put on the disk now."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 @contextmanager
 def replacing(path, overwrite=True):
     """Give a path beside `path` for a file or folder, which takes its place when all went well.
 
-    What was at `path` stays as it is when the block raises, or when the process dies in it.
-    Raises FileExistsError where something is there and not `overwrite`.
+    What was at `path` stays as it is when the block raises, or when the process or machine dies.
+    Raises FileExistsError where something is there and not `overwrite`; FileNotFoundError: no
+    folder to put it in
     """
     path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent} is no folder: make it first.")
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists, and overwrite=False.")
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
@@ -51,9 +63,14 @@ def replacing(path, overwrite=True):
         if path.is_dir():  # only a file is replaced in one step
             path.rename(old)
         os.replace(temporary, path)
+        if os.name == "posix":  # others open no folders
+            _flush(path.parent)
 
     try:
         yield temporary
+        for item in (temporary, *temporary.rglob("*")):
+            if item.is_file():
+                _flush(item)
         commit(place)
     finally:
         for rest in (temporary, old):

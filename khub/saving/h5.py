@@ -92,8 +92,8 @@ def opened(source, what):
     try:
         with h5py.File(source, "r") as file:
             yield file
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{what} does not exist.") from None
+    except FileNotFoundError:  # this one, or another that was opened inside
+        raise
     except (OSError, RuntimeError, LookupError, TypeError, UnicodeError) as error:  # h5py's own
         raise WeightsError(f"{what} is no HDF5 file, or is damaged: {error}.") from error
 

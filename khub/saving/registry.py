@@ -125,8 +125,9 @@ def serialize(obj):
             "registered_name": vars(cls).get("_registered_name"),
         }
     if callable(obj):
-        custom = hasattr(obj, "_registered_name") or not obj.__module__.startswith("khub.")
-        return function_config(obj) if custom else obj.__name__
+        own = obj.__module__.startswith("khub.") and not hasattr(obj, "_registered_name")
+        known = own and ("activations", obj.__name__) in _BUILT_IN
+        return obj.__name__ if known else function_config(obj)
     if getattr(obj, "shape", None) == () and hasattr(obj, "item"):  # a NumPy scalar
         return obj.item()
     if hasattr(obj, "__array__"):

@@ -4,17 +4,20 @@ Loading is strict: nothing is assigned before all names and shapes were found to
 """
 
 import json
+import re
 import warnings
 from contextlib import ExitStack
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 
-from khub.saving import h5
+from khub.saving import files, h5
 from khub.saving.files import WeightsError, parse_json, replacing
 from khub.saving.registry import snake_case
 
 _CONTAINERS = (list, tuple, dict, set)
-_ENDINGS = (".weights.h5", ".weights.json", ".safetensors")
+_INDEX = ".weights.json"
+_ENDINGS = (".weights.h5", _INDEX, ".safetensors")
 
 
 # --- what is in a file ---------------------------------------------------------------------------
@@ -98,11 +101,12 @@ def save_weights(model, filepath, overwrite=True, max_shard_size=None, **kwargs)
         warnings.warn(f"Shards have an index: {path} is written.", stacklevel=3)
     if kwargs or not path.name.endswith(_ENDINGS):
         raise ValueError(f"filepath must end in one of {_ENDINGS}; got {path.name!r}, {kwargs}.")
-    with ExitStack() as stack:  # what is entered first, is replaced last: the index
-        temporary = stack.enter_context(replacing(path, overwrite))
-        if path.suffix == ".json":
-            _write_shards(model, path, temporary, (max_shard_size or 5) * 1e9, stack)
-        elif path.suffix == ".h5":
+    if max_shard_size is not None and path.suffix != ".json":
+        raise ValueError(f"{path.name!r} is one file: only a {_INDEX} has shards.")
+    if path.suffix == ".json":
+        return _save_shards(model, path, overwrite, (max_shard_size or 5) * 1e9)
+    with replacing(path, overwrite) as temporary:
+        if path.suffix == ".h5":
             h5.write(temporary, entries(model))
         else:
             from safetensors.numpy import save_file
@@ -110,22 +114,43 @@ def save_weights(model, filepath, overwrite=True, max_shard_size=None, **kwargs)
             save_file({name: v.numpy().copy("C") for name, v in _named(model).items()}, temporary)
 
 
-def _write_shards(model, path, index, limit, stack):
-    shards, room, total, files = [[]], limit, 0, {}
-    for owner, name, arrays in entries(model):
-        shards[-1].append((owner, name, {}))
-        for key, value in arrays.items():
-            if value.nbytes > room and room < limit:
-                shards.append([(owner, name, {})])
-                room = limit
-            shards[-1][-1][-1][key] = value
-            room, total = room - value.nbytes, total + value.nbytes
-    for number, shard in enumerate(shards):
-        name = f"{path.name.removesuffix('.weights.json')}_{number:05}.weights.h5"
+def _save_shards(model, path, overwrite, limit):
+    """Write a set of shards under names that the old set has not: it is whole until the end."""
+    old, index, total = _own_shards(path), {}, 0
+    names = (f"{path.name.removesuffix(_INDEX)}_{i:05}.weights.h5" for i in count())
+    names = (name for name in names if name not in old)
+
+    def write(shard):
+        name = next(names)
         h5.write(stack.enter_context(replacing(path.with_name(name))), shard)
         for owner, *_ in shard:
-            files.setdefault(f"/{owner}/vars".replace("//", "/"), []).append(name)
-    index.write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": files}, indent=4))
+            index.setdefault(f"/{owner}/vars".replace("//", "/"), []).append(name)
+
+    with ExitStack() as stack:  # what is entered first, is replaced last: the index
+        temporary = stack.enter_context(replacing(path, overwrite))
+        shard, room = [], limit
+        for owner, name, arrays in entries(model):
+            shard.append((owner, name, {}))
+            for key, value in arrays.items():
+                if value.nbytes > room and room < limit:
+                    write(shard)
+                    shard, room = [(owner, name, {})], limit
+                shard[-1][-1][key] = value
+                room, total = room - value.nbytes, total + value.nbytes
+        write(shard)
+        content = {"metadata": {"total_size": total}, "weight_map": index}
+        temporary.write_text(json.dumps(content, indent=4))
+    files.commit(lambda: [path.with_name(name).unlink(missing_ok=True) for name in old])
+
+
+def _own_shards(path):
+    """Return the names in an index, if there is one, that `_save_shards` would give."""
+    pattern = re.escape(path.name.removesuffix(_INDEX)) + r"_\d{5}\.weights\.h5"
+    try:
+        names = {shard.name for shard in _shards(path)} if path.is_file() else ()
+    except WeightsError:  # nobody can read this set: it may be overwritten
+        return set()
+    return {name for name in names if re.fullmatch(pattern, name)}
 
 
 # --- loading -------------------------------------------------------------------------------------

@@ -198,8 +198,7 @@ class Trainer:
     def _step_function(self, step, grouped=True):
         """Return `step` over one batch, or over a list of them, to be called again and again."""
         strings = any(getattr(layer, "_host_only", False) for layer in self.named_layers().values())
-        plain = self.compiled and self._compiled.options["jit_compile"] is False and active.EAGER
-        eager = self.run_eagerly or strings or plain
+        eager = (self.run_eagerly or strings) and not active.EAGER  # whose jit compiles nothing
 
         # weakly: a model that keeps what keeps it waits for the garbage collector, with its graphs
         own, order, step = weakref.ref(self), [], _weak(step)

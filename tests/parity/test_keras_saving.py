@@ -297,7 +297,35 @@ def branches(k):
     return k.Model(x, [y, k.layers.Dense(2, name="two")(y)])
 
 
+def encoder_decoder(k):
+    """It ends in models, one of them called twice and in another model too."""
+    x, z = k.Input((4,)), k.Input((4,))
+    encoder = k.Model(x, k.layers.Dense(4, activation=k.layers.LeakyReLU())(x), name="encoder")
+    decoder = k.Model(z, k.layers.Dense(4)(z), name="decoder")
+    k.Model(z, decoder(z))
+    y = k.Input((4,))
+    once = decoder(encoder(y))
+    return k.Model(y, {"once": once, "twice": decoder(once)})
+
+
+def operations(k):
+    """Ops of every module of Keras' and constants, which are plain data in a config."""
+    x, o = k.Input((6, 4)), k.ops
+    y = o.where(x > 0.3, x, 0.0) * np.arange(1.0, 5, dtype="float32")
+    y = o.einsum("bij,bkj->bik", y, o.pad(y, ((0, 0), (1, 1), (0, 0)), constant_values=2.0))
+    low, high = o.split(o.clip(abs(y), -1, 1), 2, axis=-1)
+    y = o.stack([low, high], axis=1)
+    y = o.image.resize(o.moveaxis(y, 1, -1), (4, 4), interpolation="nearest")
+    y = o.layer_normalization(o.sum(y, axis=-1), epsilon=0.1)
+    parts = [o.quantile(y, 0.5, axis=1), o.average(y, axis=1, weights=[1.0, 2, 3, 4]), y[:, 1]]
+    found = o.fft((y, o.zeros_like(y)))[0] + o.rearrange(y, "b h w -> b w h") + o.logsumexp(y)
+    full = o.full_like(y, 0.5) + o.amax(y, axis=2, keepdims=True) + o.linalg.norm(y)
+    return k.Model(x, [o.concatenate(parts), found, full, y[:, None, ..., ::2]])
+
+
 MODELS = {  # name -> (model, shapes of inputs)
+    "encoder_decoder": (encoder_decoder, (2, 4)),
+    "operations": (operations, (2, 6, 4)),
     "mlp": (mlp, (2, 4)),
     "subclassed": (subclassed, (2, 4)),
     "nested": (nested, (2, 4)),
@@ -418,7 +446,7 @@ def test_compiled_models(name, tmp_path):
     made = {}
     for k in (khub, keras):
         model = made[k] = mlp(k)
-        measured = ["mae", k.metrics.MeanSquaredError("m")]
+        measured = [k.metrics.MeanMetricWrapper(k.losses.mean_absolute_error), "mse"]
         model.compile(OPTIMIZERS[name](k), k.losses.MeanSquaredError("sum"), metrics=measured)
         model.optimizer.build(model.trainable_variables)
         for v in model.optimizer.variables:

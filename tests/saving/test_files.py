@@ -1,5 +1,6 @@
 """Every backend writes the same file and reads it; a file is replaced as a whole or not at all."""
 
+import itertools
 import json
 import os
 import resource
@@ -200,3 +201,40 @@ def test_a_process_killed_while_it_writes_leaves_the_old_file(name, tmp_path):
             left = {p: c for p, c in files(tmp_path).items() if not p.parts[0].startswith(".")}
             assert left == before
     assert killed > 1
+
+
+@pytest.mark.once
+def test_a_process_killed_between_renames_leaves_the_old_shards(tmp_path):
+    path, save = tmp_path / "w.weights.json", SAVES["w.weights.json"]
+    save(small(3), path)
+    old = files(tmp_path).keys()
+    for renames in itertools.count():
+        child = os.fork()
+        if child == 0:
+            left = iter(range(renames))
+            saving.files.os.replace = lambda *paths, left=left: (
+                os._exit(9) if next(left, None) is None else os.rename(*paths)
+            )
+            save(small(2), path)
+            os._exit(0)
+        if os.waitpid(child, 0)[1] == 0:
+            break
+        small(3).load_weights(path)
+    small(2).load_weights(path)
+    left = {p for p in files(tmp_path) if not p.name.startswith(".")}
+    assert renames == len(left) > 2
+    assert left & old == {Path(path.name)}  # the old shards are removed
+
+
+@pytest.mark.once
+def test_errors_name_the_file(tmp_path):
+    path = tmp_path / "w.weights.json"
+    SAVES[path.name](small(), path)
+    (tmp_path / "w_00001.weights.h5").unlink()
+    with pytest.raises(FileNotFoundError, match="w_00001"):
+        small().load_weights(path)
+    for name, save in SAVES.items():
+        with pytest.raises(FileNotFoundError, match="none is no folder: make it first"):
+            save(small(), tmp_path / "none" / name)
+    with pytest.raises(ValueError, match="is one file"):
+        small().save_weights(tmp_path / "w.safetensors", max_shard_size=1)

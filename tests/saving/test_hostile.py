@@ -209,20 +209,53 @@ def test_configs_that_make_no_model(good, tmp_path):
         saving.load_model(path)
 
 
-def test_graphs_that_need_themselves(tmp_path):
+def an_op(module, cls, args, config):
+    """A change that adds an op to a graph."""
+    entry = dict(module=f"keras.src.ops.{module}", class_name=cls, registered_name=cls, name="bad")
+    calls = [{"args": args, "kwargs": {}}]
+    entry |= dict(config=config, inbound_nodes=calls)
+    return lambda config: config["config"]["layers"].append(entry)
+
+
+def a_ring(config):
+    call = config["config"]["layers"][1]["inbound_nodes"][0]["args"][0]
+    call["config"]["keras_history"] = ["two", 0, 0]
+
+
+GRAPHS = {  # what is wrong with a functional model's config
+    "ring": (a_ring, "wait for inputs"),
+    "outputs of nothing": (
+        lambda c: c["config"].update(output_layers=[["none", 0, 0]]),
+        "output 0 of call 0 of 'none'",
+    ),
+    "memory": (an_op("numpy", "Zeros", [[10**6, 10**6]], {}), "calls 'bad' on no tensor"),
+    "time": (an_op("numpy", "Power", [10, 10**9], {}), "calls 'bad' on no tensor"),
+    "a loop": (an_op("core", "WhileLoop", ["eval", "eval", 1], {}), "an op that khub has not"),
+    "an internal op": (an_op("numpy", "_Select", [], {}), "an op that khub has not"),
+    "no layers": (lambda c: c["config"].update(layers=7), "describes no model: TypeError"),
+    "a function": (
+        lambda c: dict(module="builtins", class_name="function", config="relu"),
+        "holds a function",
+    ),
+    "a negative size": (
+        lambda c: c["config"]["layers"][0]["config"].update(batch_shape=[None, -3]),
+        "describes no model",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", GRAPHS)
+def test_graphs(what, tmp_path):
     x = khub.Input((3,), name="x")
     y = layers.Dense(3, name="one")(x)
-    khub.Model(x, layers.Dense(3, name="two")(y)).save(tmp_path / "a.keras")
-    with zipfile.ZipFile(tmp_path / "a.keras") as archive:
+    path = tmp_path / "a.keras"
+    khub.Model(x, layers.Dense(3, name="two")(y)).save(path)
+    with zipfile.ZipFile(path) as archive:
         good = {name: archive.read(name) for name in archive.namelist()}
-
-    def ring(config):
-        call = config["config"]["layers"][1]["inbound_nodes"][0]["args"][0]
-        call["config"]["keras_history"] = ["two", 0, 0]
-
-    packed(changed(good, ring), tmp_path / "a.keras")
-    with pytest.raises(ValueError, match="wait for inputs"):
-        saving.load_model(tmp_path / "a.keras")
+    change, message = GRAPHS[what]
+    packed(changed(good, change), path)
+    with pytest.raises(ValueError, match=rf"a\.keras.*{message}"):
+        saving.load_model(path)
 
 
 # --- weights -------------------------------------------------------------------------------------

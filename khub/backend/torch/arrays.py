@@ -132,7 +132,7 @@ def convert_to_numpy(x):
 
 def _to_numpy(x):
     x = x.detach().resolve_conj()
-    x = x.clone() if x.device.type == "cpu" else x.cpu()
+    x = x.clone(memory_format=torch.contiguous_format) if x.device.type == "cpu" else x.cpu()
     name = _NAMES[x.dtype]
     if name in _BITS:
         return x.view(NATIVE[_BITS[name]]).numpy().view(dtypes.numpy_dtype(name))

@@ -41,11 +41,15 @@ def match_ranks(x1, x2):
 
 
 def weighted(values, weight):
-    """Return values * weight and the weight; a weight of fewer axes belongs to the leading ones."""
+    """Return values * weight and the weight.
+
+    A weight of fewer axes belongs to the leading ones, where it fits them, else to the last ones.
+    """
     values, weight = match_ranks(values, weight)
-    missing = len(values.shape) - len(weight.shape)
-    if missing > 0 and len(weight.shape) > 0:
-        return values * ops.expand_dims(weight, tuple(range(-missing, 0))), weight
+    rank, sizes = len(values.shape), weight.shape
+    leading = all(a in (1, b, None) or b is None for a, b in zip(sizes, values.shape, strict=False))
+    if 0 < len(sizes) < rank and leading:
+        weight = ops.expand_dims(weight, tuple(range(len(sizes) - rank, 0)))
     return values * weight, weight
 
 
@@ -388,13 +392,12 @@ class Loss(Configurable):
             weight = masked_weight(weight, mask, self.dtype, mean)
         if weight is not None:
             values, weight = weighted(values, ops.convert_to_tensor(weight, self.dtype))
-        if mean:
-            return ops.mean(values)
-        if reduction is None or reduction == "none":
+        shape = tuple(values.shape)
+        if reduction in (None, "none") or shape in ((), (0,)):
             return values
-        if reduction == "sum":
+        if reduction == "sum" or 0 in shape:  # a mean of nothing is 0
             return ops.sum(values)
-        if weight is None:
+        if mean or weight is None:
             return ops.mean(values)
         return divide_no_nan(ops.sum(values), ops.sum(weight))
 

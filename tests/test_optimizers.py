@@ -144,6 +144,13 @@ def test_learning_rate():
     assert float(optimizer.learning_rate) == pytest.approx(0.25)
 
 
+@pytest.mark.parametrize("name", ["SGD", "Adam"])
+def test_all_may_be_exempt_from_decay(name):
+    exempt, plain = (getattr(optimizers, name)(0.05, weight_decay=w) for w in (0.1, None))
+    exempt.exclude_from_weight_decay(var_names=list(SHAPES))
+    assert total(run(exempt, 3)) == total(run(plain, 3))
+
+
 # --- errors --------------------------------------------------------------------------------------
 def lacking_rule():
     class Empty(optimizers.Optimizer):

@@ -67,7 +67,7 @@ class LossScaleOptimizer(Optimizer):
     def apply(self, grads, trainable_variables=None):
         pairs = self._pairs(grads, trainable_variables)
         scale, variables = self.scale.value, [v for _, v in pairs]
-        grads = [ops.cast(g, v.dtype) / ops.cast(scale, v.dtype) for g, v in pairs]
+        grads = [g for g, _ in self._unscaled([(ops.cast(g, v.dtype), v) for g, v in pairs], scale)]
         quiet = self.quiet.value + 1
         grown = ops.greater_equal(quiet, self.dynamic_growth_steps)
 

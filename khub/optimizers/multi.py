@@ -99,12 +99,10 @@ class MultiOptimizer(Optimizer):
 
     def make_state(self, variables):
         self._owner = {id(v): self.optimizer_map(v) for v in self._trainable}
-        used = {id(o): o for o in self._owner.values()}
-        given = self.optimizer_map
-        if isinstance(given, OptimizerMap):  # Keras' order: the default comes last
+        known, given = self._owner.values(), self.optimizer_map
+        if isinstance(given, OptimizerMap):  # Keras' files hold unused ones too, the default last
             known = [*given.optimizer_map.values(), given.default_optimizer]
-            used = {id(o): o for o in known if id(o) in used}
-        self.optimizers = list(used.values())
+        self.optimizers = list({id(o): o for o in known if o is not None}.values())
         for optimizer in self.optimizers:
             if optimizer.loss_scale_factor is not None:
                 raise ValueError("Give loss_scale_factor to the MultiOptimizer, not to its parts.")
@@ -113,7 +111,7 @@ class MultiOptimizer(Optimizer):
     def apply(self, grads, trainable_variables=None):
         pairs = self._pairs(grads, trainable_variables)
         if self.loss_scale_factor is not None:
-            pairs = [(g / self.loss_scale_factor, v) for g, v in pairs]
+            pairs = self._unscaled(pairs, self.loss_scale_factor)
         for optimizer in self.optimizers:
             own = [(g, v) for g, v in pairs if self._owner[id(v)] is optimizer]
             if own:

@@ -104,7 +104,8 @@ class Optimizer(_Known):
         """Find a name and make the state that every optimizer has."""
         self.name = self.name or unique_name(registry.snake_case(type(self).__name__))
         self.built, self._state, self._trainable = False, [], []
-        self._slots, self._averages, self._accumulators = [], [], []
+        self._slots, self._averages, self._accumulators = {}, {}, []
+        self._direct = frozenset()  # whose "gradients" are their new values: scales of float8
         self._exempt = (frozenset(), ())
         self._iterations = self.add_variable((), 0, "int32", name="iteration")
 
@@ -178,22 +179,24 @@ class Optimizer(_Known):
         if not self.built:
             self._trainable = list(variables)
             self._index = {id(v): i for i, v in enumerate(self._trainable)}
+            direct = (v for v in self._trainable if getattr(v, "overwrite_with_gradient", False))
+            self._direct = frozenset(map(id, direct))
             self.make_state(self._trainable)
             self.built = True
 
     def make_state(self, variables):
         """Make what is kept for these Variables."""
+        updated = [v for v in variables if id(v) not in self._direct]
         if self.use_ema:
-            self._averages = self.add_optimizer_variables(variables, "average")
+            averages = self.add_optimizer_variables(updated, "average")
+            self._averages = dict(zip(map(id, updated), averages, strict=True))
         if self.gradient_accumulation_steps:
             self._accumulators = self.add_optimizer_variables(variables, "gradient_accumulator")
-        made = {}
+        self._slots = {id(v): [] for v in updated}
         for group in ([n for n in self.slots if n not in self.apart], *([n] for n in self.apart)):
-            for variable in self._trainable:
-                for name in group:
-                    made[id(variable), name] = self.add_slot(variable, name)
-        rows = [[made[id(v), name] for name in self.slots] for v in self._trainable]
-        self._slots = [[slot for slot in row if slot is not None] for row in rows]
+            for variable in updated:
+                slots = (self.add_slot(variable, name) for name in group)
+                self._slots[id(variable)] += [slot for slot in slots if slot is not None]
 
     def add_slot(self, variable, name):
         """Make a rule's tensor for a Variable, None where it needs none."""
@@ -260,7 +263,7 @@ class Optimizer(_Known):
         """
         pairs = self._pairs(grads, trainable_variables)
         if self.loss_scale_factor is not None:
-            pairs = [(g / self.loss_scale_factor, v) for g, v in pairs]
+            pairs = self._unscaled(pairs, self.loss_scale_factor)
         if self.gradient_accumulation_steps:
             self._accumulate(pairs)
         else:
@@ -290,25 +293,37 @@ class Optimizer(_Known):
             )
         return pairs
 
+    def _unscaled(self, pairs, scale):
+        return [
+            (g if id(v) in self._direct else g / ops.cast(scale, ops.dtype(g)), v) for g, v in pairs
+        ]
+
     def _accumulate(self, pairs):
         """Keep the gradients, and apply their mean every `gradient_accumulation_steps` steps."""
         steps = self.gradient_accumulation_steps
         sums = [self._accumulators[self._index[id(v)]] for _, v in pairs]
+        totals = [
+            (ops.maximum(s.value, g) if id(v) in self._direct else s.value + g, v)
+            for s, (g, v) in zip(sums, pairs, strict=True)
+        ]
 
         def apply():
-            self._update(
-                [((s.value + g) / steps, v) for s, (g, v) in zip(sums, pairs, strict=True)]
-            )
-            for s in sums:
+            self._update(self._unscaled(totals, steps))
+            for s in self._accumulators:
                 s.assign(ops.zeros_like(s.value))
 
         def keep():
-            for s, (g, _) in zip(sums, pairs, strict=True):
-                s.assign_add(g)
+            for s, (total, _) in zip(sums, totals, strict=True):
+                s.assign(total)
 
         ops.cond(ops.equal((self._iterations.value + 1) % steps, 0), apply, keep)
 
     def _update(self, pairs):
+        if self._direct:
+            for value, variable in pairs:
+                if id(variable) in self._direct:
+                    variable.assign(value)
+            pairs = [(g, v) for g, v in pairs if id(v) not in self._direct]
         everything = [v for _, v in pairs]
         rate = self.current_learning_rate()
         for g, variable in pairs:
@@ -319,7 +334,7 @@ class Optimizer(_Known):
         variables = [v for _, v in pairs]
         done = not pairs
         if pairs and self._fused is not None and local.scope is None:
-            slots = [self._slots[self._index[id(v)]] for v in variables]
+            slots = [self._slots[id(v)] for v in variables]
             done = self._fused(self, gradients, variables, slots, rate)
         if not done:
             for g, variable in zip(gradients, variables, strict=True):
@@ -329,11 +344,11 @@ class Optimizer(_Known):
                 if decay := self.decay_of(variable):
                     variable.assign_sub(variable.value * (rate * decay))
                 self.update_step(g, variable, rate)
+        if self.use_ema:
+            self._average()
         for variable in everything:
             if variable.constraint is not None:
                 variable.assign(variable.constraint(variable.value))
-        if self.use_ema:
-            self._average()
 
     def update_step(self, gradient, variable, learning_rate):
         """Update one Variable by the rule; a subclass may update it in its own way instead."""
@@ -344,7 +359,7 @@ class Optimizer(_Known):
     def _follow_rows(self, gradient, variable, rate):
         """Update the rows of a Variable and of its slots that a sparse gradient holds."""
         rows, gradient = native_sparse.sparse_rows(gradient)
-        kept = [variable, *self._slots[self._index[id(variable)]]]
+        kept = [variable, *self._slots[id(variable)]]
         dtype = "float32" if variable.dtype in ("float16", "bfloat16") else variable.dtype
         with active.no_gradient():
             now = [ops.cast(ops.take(x.value, rows, axis=0), dtype) for x in kept]
@@ -354,7 +369,7 @@ class Optimizer(_Known):
                 native_sparse.write_rows(x.materialize(), rows, ops.cast(values, x.dtype))
 
     def _follow_rule(self, gradient, variable, rate, decay):
-        slots = self._slots[self._index[id(variable)]]
+        slots = self._slots[id(variable)]
         value, states = variable.value, [s.value for s in slots]
         dtype = variable.dtype
         if dtype in ("float16", "bfloat16"):  # there 0.999 is 1, and 1 - beta_2 nothing
@@ -405,7 +420,10 @@ class Optimizer(_Known):
         """Move the averages towards the Variables; the first step sets them."""
         done, every = self.updates(), self.ema_overwrite_frequency
         rest = ops.where(ops.equal(done, 0), 1.0, 1 - self.ema_momentum)
-        for variable, average in zip(self._trainable, self._averages, strict=True):
+        for variable in self._trainable:
+            average = self._averages.get(id(variable))
+            if average is None:
+                continue
             share = ops.cast(rest, variable.dtype)
             average.assign_add((variable.value - average.value) * share)
             if every:
@@ -416,7 +434,8 @@ class Optimizer(_Known):
         """Write the averages over the Variables at the end of training, where they are kept."""
         if self.use_ema and self.built and int(self._iterations) > 0:
             for variable in var_list:
-                variable.assign(self._averages[self._index[id(variable)]].value)
+                if id(variable) not in self._direct:
+                    variable.assign(self._averages[id(variable)].value)
 
     def stateless_apply(self, optimizer_variables, grads, trainable_variables):
         """Return (new trainable values, new optimizer values) without changing any Variable."""

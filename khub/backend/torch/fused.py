@@ -32,7 +32,8 @@ def adam(optimizer, gradients, variables, slots, rate):
     decay = optimizer.weight_decay
     if decay:
         decayed = [p for p, x in zip(parameters, variables, strict=True) if optimizer.decays(x)]
-        torch._foreach_mul_(decayed, 1 - float(rate) * decay)
+        if decayed:
+            torch._foreach_mul_(decayed, 1 - float(rate) * decay)
     step = int(optimizer.updates()) + 1
     torch._fused_adam_(
         parameters,

@@ -41,7 +41,7 @@ class Metric(Configurable):
             variable = Variable(
                 "zeros" if initializer is None else initializer,
                 tuple(shape),
-                dtype or self.dtype,
+                dtype,
                 trainable=False,
                 autocast=False,
                 aggregation=aggregation,
@@ -110,43 +110,48 @@ class Metric(Configurable):
         return f"<{type(self).__name__} name={self.name}>"
 
 
-class Sum(Metric):
+class _Named(Metric):
+    """What takes its name before its dtype."""
+
+    name: str | None = None
+    dtype: Dtype = None
+
+
+class Sum(_Named):
     """The sum of all values.  values: any shape, sample_weight: of their leading axes"""
 
-    name: str = "sum"
-    dtype: Dtype = None
+    name = "sum"
 
     def setup(self):
         """Make the total."""
         super().setup()
-        self.total = self.add_variable((), "zeros", name="total")
+        self.total = self.add_variable((), "zeros", self.dtype, name="total")
 
     def update_state(self, values, sample_weight=None):
         """Add values."""
         values = ops.convert_to_tensor(values, self.dtype)
         if sample_weight is not None:
             values = losses.weighted(values, ops.convert_to_tensor(sample_weight, self.dtype))[0]
-        self.total.assign(self.total.value + ops.sum(values))
+        self.total.assign_add(ops.sum(values))
 
     def result(self):
         """Return the sum."""
         return self.total.value
 
 
-class Mean(Metric):
+class Mean(_Named):
     """The mean over samples of the mean of each one's values.
 
     values: (batch, ...) or a scalar (one sample), sample_weight: of their leading axes
     """
 
-    name: str = "mean"
-    dtype: Dtype = None
+    name = "mean"
 
     def setup(self):
         """Make the total and the count."""
         super().setup()
-        self.total = self.add_variable((), "zeros", name="total")
-        self.count = self.add_variable((), "zeros", name="count")
+        self.total = self.add_variable((), "zeros", self.dtype, name="total")
+        self.count = self.add_variable((), "zeros", self.dtype, name="count")
 
     def update_state(self, values, sample_weight=None):
         """Add values."""

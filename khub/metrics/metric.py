@@ -1,6 +1,5 @@
 """Metric: Variables that add up over batches. Sum, Mean, and means of a function's values."""
 
-import inspect
 from typing import ClassVar
 
 import numpy as np
@@ -9,9 +8,9 @@ from khub import losses, ops
 from khub.backend import active
 from khub.backend.scope import Scope
 from khub.backend.variable import Variable, name_scope, unique_name
-from khub.fields import Configurable, FieldsOf
+from khub.fields import Configurable
 from khub.layers.masks import MASKS, get_mask
-from khub.losses import Dtype, divide_no_nan, masked_weight, match_ranks
+from khub.losses import Dtype, OfFunction, divide_no_nan, masked_weight, match_ranks
 from khub.saving import registry
 
 _TENSORS = active.TENSORS
@@ -193,30 +192,13 @@ class Mean(_Named):
         return divide_no_nan(self.total.value, self.count.value)
 
 
-class _FunctionMean(Mean):
+class _FunctionMean(OfFunction, Mean):
     """The mean of `function(y_true, y_pred)`; the fields a class adds are its options."""
 
-    _function: ClassVar = None
+    _says: ClassVar = "Mean over samples"
+    _leading: ClassVar = ("name", "dtype")  # Keras' order: the options come last
     name: str | None = None
     dtype: Dtype = None
-
-    def __init_subclass__(cls, of=None, **kwargs):
-        if of is not None:
-            cls._function = of
-            if not inspect.get_annotations(cls):  # Keras' order: the options come last
-                own = [("name", None, cls.__dict__.get("name", registry.snake_case(cls.__name__)))]
-                own += FieldsOf(Mean, "dtype")
-                cls.__annotations__ = {"options": own + losses.options_of(of)}
-            cls.name = cls.__dict__.get("name", registry.snake_case(cls.__name__))
-            cls.__doc__ = cls.__doc__ or f"Mean over samples: {cls._function.__doc__}"
-        super().__init_subclass__(**kwargs)
-
-    def setup(self):
-        """Collect the function's options."""
-        super().setup()
-        options = {name for name, _, _ in self._fields} - {"name", "dtype"}
-        self._call = type(self)._function
-        self._options = {name: getattr(self, name) for name in options}
 
     def update_state(self, y_true, y_pred, sample_weight=None):
         """Add a batch."""

@@ -16,8 +16,16 @@ from khub.optimizers.schedules import LearningRateSchedule
 from khub.saving import registry
 
 
-class _Known(fields.Configurable):
-    """Refuses arguments that are no fields."""
+def demand(holds, name, expected, value):
+    """Raise ValueError, with what was expected of an argument, unless it holds."""
+    if not holds:
+        raise ValueError(f"{name} must be {expected}, got {value!r}.")
+
+
+class Known(fields.Configurable):
+    """Refuses arguments that are no fields; what is serialized among them is built."""
+
+    _kind = "optimizers"
 
     def __init__(self, **kwargs):
         if kwargs:
@@ -27,8 +35,13 @@ class _Known(fields.Configurable):
                 f"{known}."
             )
 
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        """Build an object from `get_config()`'s result."""
+        return cls(**registry.revive(config, custom_objects))
 
-class Optimizer(_Known):
+
+class Optimizer(Known):
     """Updates Variables by gradients; a subclass defines `rule`, or `build` and `update_step`.
 
     learning_rate: number, schedule or function without arguments
@@ -41,7 +54,6 @@ class Optimizer(_Known):
     gradient_accumulation_steps: apply the mean gradient of so many steps
     """
 
-    _kind = "optimizers"
     slots = ()  # names of the tensors a rule keeps for each Variable
     by_rows = False  # whether the rule leaves rows alone whose gradient is zero
     takes_rows = False  # whether a gradient may stay sparse; `setup` says
@@ -69,26 +81,21 @@ class Optimizer(_Known):
             raise ValueError("Only one of clipnorm, clipvalue and global_clipnorm may be set.")
         for limit in ("clipnorm", "clipvalue", "global_clipnorm"):
             value = getattr(self, limit)
-            if value is not None and value <= 0:
-                raise ValueError(f"{limit} must be positive, got {value!r}.")
-        if self.use_ema and not 0 <= self.ema_momentum <= 1:
-            raise ValueError(f"ema_momentum must lie between 0 and 1, got {self.ema_momentum!r}.")
-        every = self.ema_overwrite_frequency
-        if self.use_ema and every is not None and (not isinstance(every, int) or every < 1):
-            raise ValueError(f"ema_overwrite_frequency must be a positive integer, got {every!r}.")
+            demand(value is None or value > 0, limit, "positive", value)
+        if self.use_ema:
+            momentum, every = self.ema_momentum, self.ema_overwrite_frequency
+            demand(0 <= momentum <= 1, "ema_momentum", "between 0 and 1", momentum)
+            valid = every is None or isinstance(every, int) and every > 0
+            demand(valid, "ema_overwrite_frequency", "a positive integer", every)
         steps = self.gradient_accumulation_steps
-        if steps is not None and (not isinstance(steps, int) or steps < 2):
-            raise ValueError(
-                f"gradient_accumulation_steps must be an integer of at least 2, got {steps!r}."
-            )
+        valid = steps is None or isinstance(steps, int) and steps > 1
+        demand(valid, "gradient_accumulation_steps", "an integer of at least 2", steps)
         self._begin()
         rate = self._given_rate
         if isinstance(rate, dict):
             rate = registry.get("schedules", rate)
-        if not callable(rate) and not hasattr(rate, "__float__"):
-            raise ValueError(
-                f"learning_rate must be a number, a schedule or a function, got {rate!r}."
-            )
+        valid = callable(rate) or hasattr(rate, "__float__")
+        demand(valid, "learning_rate", "a number, a schedule or a function", rate)
         self._schedule, self._rate = (rate, None) if callable(rate) else (None, float(rate))
         if self._schedule is None:
             self._rate = self.add_variable((), self._rate, "float32", name="learning_rate")
@@ -105,6 +112,7 @@ class Optimizer(_Known):
         self.name = self.name or unique_name(registry.snake_case(type(self).__name__))
         self.built, self._state, self._trainable = False, [], []
         self._slots, self._averages, self._accumulators = {}, {}, []
+        self._index = {}
         self._direct = frozenset()  # whose "gradients" are their new values: scales of float8
         self._exempt = (frozenset(), ())
         self._iterations = self.add_variable((), 0, "int32", name="iteration")
@@ -112,11 +120,6 @@ class Optimizer(_Known):
     def _constructor_values(self):
         rate = self._schedule or float(self._rate.numpy())
         return super()._constructor_values() | {"learning_rate": rate}
-
-    @classmethod
-    def from_config(cls, config, custom_objects=None):
-        """Build an optimizer from `get_config()`'s result."""
-        return cls(**registry.revive(config, custom_objects))
 
     # --- state -----------------------------------------------------------------------------------
     @property
@@ -133,6 +136,10 @@ class Optimizer(_Known):
         """Return the number of updates made as a tensor."""
         count, steps = self._iterations.value, self.gradient_accumulation_steps
         return count if steps is None else count // steps
+
+    def step(self, like):
+        """Return the number of this update, from 1, in the dtype of a tensor."""
+        return ops.cast(self.updates() + 1, ops.dtype(like))
 
     def add_variable(
         self, shape, initializer="zeros", dtype=None, aggregation="none", layout=None, name=None
@@ -160,16 +167,14 @@ class Optimizer(_Known):
 
     def add_optimizer_variables(self, trainable_variables, name, initializer="zeros"):
         """Make a Variable like each of these; several names or initializers give tuples."""
-        names, initializers = (
-            ((name,), (initializer,))
-            if isinstance(name, str)
-            else (name, [initializer] * len(name) if isinstance(initializer, str) else initializer)
-        )
+        make = self.add_variable_from_reference
+        if isinstance(name, str):
+            return [make(v, name, initializer) for v in trainable_variables]
+        each = [initializer] * len(name) if isinstance(initializer, str) else initializer
         rows = [
-            tuple(self.add_variable_from_reference(v, n, i) for n, i in zip(names, initializers))
-            for v in trainable_variables
+            [make(v, n, i) for n, i in zip(name, each, strict=True)] for v in trainable_variables
         ]
-        return [row[0] for row in rows] if isinstance(name, str) else list(zip(*rows))
+        return list(zip(*rows, strict=True))
 
     def build(self, variables=None, **named):
         """Make the state for these Variables, which some call `var_list`."""

@@ -16,34 +16,35 @@ class LearningRateSchedule(fields.Configurable):
         raise NotImplementedError(f"{type(self).__name__} does not define __call__().")
 
 
-class ExponentialDecay(LearningRateSchedule):
+class _Decay(LearningRateSchedule):
+    initial_learning_rate: float
+    decay_steps: int
+    decay_rate: float
+    staircase: bool = False
+    name: str = None
+
+    def passed(self, step):
+        """Return step / decay_steps, whole numbers with `staircase`."""
+        passed = ops.cast(step, "float32") / self.decay_steps
+        return ops.floor(passed) if self.staircase else passed
+
+
+class ExponentialDecay(_Decay):
     """initial * decay_rate ** (step / decay_steps)"""
 
-    initial_learning_rate: float
-    decay_steps: int
-    decay_rate: float
-    staircase: bool = False
-    name: str = "ExponentialDecay"
+    name = "ExponentialDecay"
 
     def __call__(self, step):
-        passed = ops.cast(step, "float32") / self.decay_steps
-        passed = ops.floor(passed) if self.staircase else passed
-        return self.initial_learning_rate * ops.power(float(self.decay_rate), passed)
+        return self.initial_learning_rate * ops.power(float(self.decay_rate), self.passed(step))
 
 
-class InverseTimeDecay(LearningRateSchedule):
+class InverseTimeDecay(_Decay):
     """initial / (1 + decay_rate * step / decay_steps)"""
 
-    initial_learning_rate: float
-    decay_steps: int
-    decay_rate: float
-    staircase: bool = False
-    name: str = "InverseTimeDecay"
+    name = "InverseTimeDecay"
 
     def __call__(self, step):
-        passed = ops.cast(step, "float32") / self.decay_steps
-        passed = ops.floor(passed) if self.staircase else passed
-        return self.initial_learning_rate / (1 + self.decay_rate * passed)
+        return self.initial_learning_rate / (1 + self.decay_rate * self.passed(step))
 
 
 class PiecewiseConstantDecay(LearningRateSchedule):

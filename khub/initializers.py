@@ -187,8 +187,8 @@ class RandomUniform(_Random):
 
 
 def _distribution(name, value):
-    value = "truncated_normal" if value == "normal" else value
-    return choose(name, value, ("truncated_normal", "untruncated_normal", "uniform"))
+    value = choose(name, value, ("truncated_normal", "normal", "untruncated_normal", "uniform"))
+    return "truncated_normal" if value == "normal" else value
 
 
 class VarianceScaling(_Random):

@@ -8,6 +8,7 @@ import pytest
 import khub
 from khub import ops, optimizers
 from khub.backend import active
+from khub.optimizers import schedules
 
 MEANS = {"gradient_accumulation_steps": 2, "use_ema": True}
 SHAPES = {"kernel": (3, 4), "bias": (4,), "embeddings": (5, 2)}
@@ -229,6 +230,13 @@ ERRORS = {
         "at least 2, got 1",
     ),
     "state": (lambda: optimizers.SGD().set_weights([1]), ValueError, "2 variables, got 1 arrays"),
+    "steps": (lambda: schedules.CosineDecay(0.1, 0), ValueError, "decay_steps must be a positive"),
+    "strength": (
+        lambda: optimizers.Ftrl(l1_regularization_strength=-1.0),
+        ValueError,
+        "l1_regularization_strength must be",
+    ),
+    "degenerate": (lambda: optimizers.Lion(beta_1=0.0), ValueError, "beta_1 must be above 0"),
     "rule": (lacking_rule, NotImplementedError, "neither rule.. nor update_step"),
 }
 

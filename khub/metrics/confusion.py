@@ -485,7 +485,7 @@ class R2Score(_Totals):
 IntegerDtype = Annotated[str, lambda name, value: compute_dtype(name, value or "int")]
 
 
-class _Overlap(_Named):
+class IoU(_Named):
     """The mean over `target_class_ids` of |label and prediction| / |label or prediction|.
 
     y_true, y_pred: class numbers, or scores along `axis` where not sparse; any shape.
@@ -493,10 +493,14 @@ class _Overlap(_Named):
     """
 
     _direction: ClassVar = "up"
-    sparse_y_true: ClassVar[bool] = True
-    sparse_y_pred: ClassVar[bool] = True
-    ignore_class: ClassVar[int | None] = None
-    axis: ClassVar[int] = -1
+    num_classes: int
+    target_class_ids: object
+    name: str | None = None
+    dtype: IntegerDtype = None
+    ignore_class: int | None = None
+    sparse_y_true: bool = True
+    sparse_y_pred: bool = True
+    axis: int = -1
 
     def setup(self):
         """Make the confusion matrix."""
@@ -541,28 +545,16 @@ class _Overlap(_Named):
         return ops.sum(overlap) / (ops.sum(occurs) + config.epsilon())
 
 
-class IoU(_Overlap):
-    __doc__ = _Overlap.__doc__
-
-    num_classes: int
-    target_class_ids: object
-    name: str | None = None
-    dtype: IntegerDtype = None
-    ignore_class: int | None = None
-    sparse_y_true: bool = True
-    sparse_y_pred: bool = True
-    axis: int = -1
-
-
 class MeanIoU(IoU):
     """`IoU`, the mean over all classes."""
 
     _fields = _without(IoU, "target_class_ids")
 
 
-class BinaryIoU(_Overlap):
+class BinaryIoU(IoU):
     """`IoU` of labels 0 or 1 with predictions, 1 where they reach the threshold."""
 
+    _fields = ()  # none of the base class
     num_classes: ClassVar[int] = 2
     target_class_ids: object = (0, 1)
     threshold: float = 0.5

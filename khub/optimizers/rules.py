@@ -3,7 +3,7 @@
 import re
 
 from khub import ops
-from khub.fields import FieldsOf
+from khub.fields import FieldsOf, NotNegative
 from khub.initializers import Constant
 from khub.optimizers.optimizer import Optimizer, demand
 
@@ -377,10 +377,10 @@ class Ftrl(Optimizer):
 
     learning_rate: object = 0.001
     learning_rate_power: float = -0.5
-    initial_accumulator_value: float = 0.1
-    l1_regularization_strength: float = 0.0
-    l2_regularization_strength: float = 0.0
-    l2_shrinkage_regularization_strength: float = 0.0
+    initial_accumulator_value: NotNegative = 0.1
+    l1_regularization_strength: NotNegative = 0.0
+    l2_regularization_strength: NotNegative = 0.0
+    l2_shrinkage_regularization_strength: NotNegative = 0.0
     beta: float = 0.0
 
     def setup(self):
@@ -410,6 +410,10 @@ class Lion(Optimizer):
     learning_rate: object = 0.001
     beta_1: float = 0.9
     beta_2: float = 0.99
+
+    def setup(self):
+        demand(0 < self.beta_1 <= 1, "beta_1", "above 0 and at most 1", self.beta_1)
+        super().setup()
 
     def rule(self, gradient, value, rate, m):
         step = ops.sign(m * self.beta_1 + gradient * (1 - self.beta_1))

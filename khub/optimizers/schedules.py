@@ -3,6 +3,7 @@
 import math
 
 from khub import fields, ops
+from khub.fields import Positive
 from khub.saving import registry
 
 
@@ -18,7 +19,7 @@ class LearningRateSchedule(fields.Configurable):
 
 class _Decay(LearningRateSchedule):
     initial_learning_rate: float
-    decay_steps: int
+    decay_steps: Positive
     decay_rate: float
     staircase: bool = False
     name: str = None
@@ -73,7 +74,7 @@ class PolynomialDecay(LearningRateSchedule):
     """(initial - end) * (1 - step / decay_steps) ** power + end"""
 
     initial_learning_rate: float
-    decay_steps: int
+    decay_steps: Positive
     end_learning_rate: float = 0.0001
     power: float = 1.0
     cycle: bool = False
@@ -97,7 +98,7 @@ class CosineDecay(LearningRateSchedule):
     """
 
     initial_learning_rate: float
-    decay_steps: int
+    decay_steps: Positive
     alpha: float = 0.0
     name: str = "CosineDecay"
     warmup_target: float = None
@@ -121,7 +122,7 @@ class CosineDecayRestarts(LearningRateSchedule):
     """Cosine decay that starts again, `t_mul` times as long, `m_mul` as high.  arXiv:1608.03983"""
 
     initial_learning_rate: float
-    first_decay_steps: int
+    first_decay_steps: Positive
     t_mul: float = 2.0
     m_mul: float = 1.0
     alpha: float = 0.0

@@ -200,7 +200,11 @@ def sometimes_none(step, gradients):
 AVERAGES = {"use_ema": True, "ema_momentum": 0.8, "ema_overwrite_frequency": 3}
 KINDS = [  # options, what happens to gradients, to Variables
     (AVERAGES, unchanged, constrained),
-    ({"weight_decay": 0.1, "clipnorm": 0.5}, unchanged, overwritten),  # averages: not in Keras on TF
+    (
+        {"weight_decay": 0.1, "clipnorm": 0.5},
+        unchanged,
+        overwritten,
+    ),  # averages: not in Keras on TF
     ({"gradient_accumulation_steps": 3, "loss_scale_factor": 4.0}, unchanged, overwritten),
     ({"gradient_accumulation_steps": 3}, sometimes_none, unchanged),
     ({"weight_decay": 0.1, "global_clipnorm": 0.5}, sometimes_none, unchanged),

@@ -13,7 +13,7 @@ from khub import dtypes
 from khub.backend import active
 from khub.choices import choose
 from khub.cosine_windows import COEFFICIENTS, cosine_window
-from khub.fields import Configurable
+from khub.fields import Choice, Configurable, Positive
 from khub.saving import registry
 
 _TRUNCATED_STDDEV = 0.8796256610342398  # of a unit normal distribution cut at two deviations
@@ -186,6 +186,11 @@ class RandomUniform(_Random):
         return _uniform(shape, self.minval, self.maxval, dtype, seed)
 
 
+def _distribution(name, value):
+    value = choose(name, value, ("truncated_normal", "normal", "untruncated_normal", "uniform"))
+    return "truncated_normal" if value == "normal" else value
+
+
 class VarianceScaling(_Random):
     """Random numbers of variance scale / n, n the number of inputs, outputs, or their mean.
 
@@ -195,26 +200,12 @@ class VarianceScaling(_Random):
     both, a kernel is (*window, inputs, outputs)
     """
 
-    scale: float = 1.0
-    mode: str = "fan_in"
-    distribution: str = "truncated_normal"
+    scale: Positive = 1.0
+    mode: Choice("fan_in", "fan_out", "fan_avg") = "fan_in"
+    distribution: Annotated[str, _distribution] = "truncated_normal"
     seed: Seed = None
     input_axes: object = None
     output_axes: object = None
-
-    def setup(self):
-        """Check the choices."""
-        given = self.distribution.lower()
-        self.distribution = "truncated_normal" if given == "normal" else given
-        if self.scale <= 0:
-            raise ValueError(f"scale must be positive, got {self.scale}.")
-        for name, choices in (
-            ("mode", ("fan_in", "fan_out", "fan_avg")),
-            ("distribution", ("truncated_normal", "untruncated_normal", "uniform")),
-        ):
-            given = getattr(self, name)
-            if given not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}; got {given!r}.")
 
     def _values(self, shape, dtype, seed):
         inputs, outputs = compute_fans(shape, self.input_axes, self.output_axes)
@@ -305,17 +296,13 @@ class STFT(Host):
     "spectrum" (by its sum) or None   window: "hann", "hamming", "blackman", an array or None
     """
 
-    side: str = "real"
+    side: Choice("real", "imag") = "real"
     window: object = "hann"
-    scaling: str | None = "density"
+    scaling: Choice(None, "density", "spectrum") = "density"
     periodic: bool = False
 
     def setup(self):
-        """Check the choices."""
-        scalings = (None, "density", "spectrum")
-        for name, choices in (("side", ("real", "imag")), ("scaling", scalings)):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}.")
+        """Check the window's name."""
         if isinstance(self.window, str):
             self.window = choose("window", self.window, COEFFICIENTS)
 

@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar
 from khub import config, dtypes, ops, tree
 from khub.backend import active
 from khub.backend.variable import unique_name
-from khub.fields import Configurable
+from khub.fields import Configurable, FieldsOf
 from khub.layers.masks import MASKS, get_mask
 from khub.saving import registry
 
@@ -28,24 +28,24 @@ Dtype = Annotated[str, compute_dtype]
 
 def match_ranks(x1, x2):
     """Add or drop a last axis of size 1 where the ranks differ by one."""
-    rank1, rank2 = len(x1.shape), len(x2.shape)
-    if rank1 == rank2:
-        return x1, x2
-    if rank2 > rank1:
+    more = len(x1.shape) - len(x2.shape)
+    if more < 0:
         return match_ranks(x2, x1)[::-1]
-    if rank1 == rank2 + 1 and x1.shape[-1] == 1:
-        if rank2 == 1:
-            return x1, ops.expand_dims(x2, -1)
-        return ops.squeeze(x1, -1), x2
-    return x1, x2
+    if more != 1 or x1.shape[-1] != 1:
+        return x1, x2
+    return (x1, ops.expand_dims(x2, -1)) if len(x2.shape) == 1 else (ops.squeeze(x1, -1), x2)
 
 
 def weighted(values, weight):
-    """Return values * weight and the weight; a weight of fewer axes belongs to the leading ones."""
+    """Return values * weight and the weight.
+
+    A weight of fewer axes belongs to the leading ones, where it fits them, else to the last ones.
+    """
     values, weight = match_ranks(values, weight)
-    missing = len(values.shape) - len(weight.shape)
-    if missing > 0 and len(weight.shape) > 0:
-        return values * ops.expand_dims(weight, tuple(range(-missing, 0))), weight
+    rank, sizes = len(values.shape), weight.shape
+    leading = all(a in (1, b, None) or b is None for a, b in zip(sizes, values.shape, strict=False))
+    if 0 < len(sizes) < rank and leading:
+        weight = ops.expand_dims(weight, tuple(range(len(sizes) - rank, 0)))
     return values * weight, weight
 
 
@@ -71,26 +71,19 @@ def pair(y_true, y_pred):
     return match_ranks(y_true, y_pred)
 
 
-def _function(*aliases):
-    return lambda function: registry.register("losses", function, *aliases)
-
-
 # --- regression ----------------------------------------------------------------------------------
-@_function("mse", "MSE")
 def mean_squared_error(y_true, y_pred):
     """mean((y_true - y_pred)**2)"""
     y_true, y_pred = pair(y_true, y_pred)
     return ops.mean(ops.square(y_true - y_pred), axis=-1)
 
 
-@_function("mae", "MAE")
 def mean_absolute_error(y_true, y_pred):
     """mean(|y_true - y_pred|)"""
     y_true, y_pred = pair(y_true, y_pred)
     return ops.mean(ops.absolute(y_true - y_pred), axis=-1)
 
 
-@_function("mape", "MAPE")
 def mean_absolute_percentage_error(y_true, y_pred):
     """100 mean(|y_true - y_pred| / |y_true|)"""
     y_true, y_pred = pair(y_true, y_pred)
@@ -98,14 +91,12 @@ def mean_absolute_percentage_error(y_true, y_pred):
     return 100.0 * ops.mean(ops.absolute((y_true - y_pred) / size), axis=-1)
 
 
-@_function("msle", "MSLE")
 def mean_squared_logarithmic_error(y_true, y_pred):
     """mean((log(1 + y_true) - log(1 + y_pred))**2), negative values taken as 0"""
     y_true, y_pred = (ops.log(ops.maximum(y, config.epsilon()) + 1.0) for y in pair(y_true, y_pred))
     return ops.mean(ops.square(y_true - y_pred), axis=-1)
 
 
-@_function()
 def huber(y_true, y_pred, delta=1.0):
     """mean(e**2 / 2 where the error |e| <= delta, else delta |e| - delta**2 / 2)"""
     y_true, y_pred = pair(y_true, y_pred)
@@ -114,7 +105,6 @@ def huber(y_true, y_pred, delta=1.0):
     return ops.mean(ops.where(size <= delta, near, far), axis=-1)
 
 
-@_function("logcosh")
 def log_cosh(y_true, y_pred):
     """mean(log(cosh(y_pred - y_true)))"""
     y_true, y_pred = pair(y_true, y_pred)
@@ -122,7 +112,6 @@ def log_cosh(y_true, y_pred):
     return ops.mean(error + ops.softplus(-2.0 * error) - 0.6931471805599453, axis=-1)
 
 
-@_function()
 def cosine_similarity(y_true, y_pred, axis=-1):
     """-cosine of the angle between y_true and y_pred"""
     y_true, y_pred = pair(y_true, y_pred)
@@ -130,14 +119,12 @@ def cosine_similarity(y_true, y_pred, axis=-1):
 
 
 # --- probabilities -------------------------------------------------------------------------------
-@_function("kld", "KLD")
 def kl_divergence(y_true, y_pred):
     """sum(y_true log(y_true / y_pred))"""
     y_true, y_pred = (ops.clip(y, config.epsilon(), 1.0) for y in pair(y_true, y_pred))
     return ops.sum(y_true * ops.log(y_true / y_pred), axis=-1)
 
 
-@_function()
 def poisson(y_true, y_pred):
     """mean(y_pred - y_true log(y_pred))"""
     y_true, y_pred = pair(y_true, y_pred)
@@ -151,7 +138,6 @@ def _smooth(y_true, amount, classes=None):
     return y_true * (1.0 - amount) + amount / (classes or y_true.shape[-1])
 
 
-@_function("bce", "BCE")
 def binary_crossentropy(y_true, y_pred, from_logits=False, label_smoothing=0.0, axis=-1):
     """mean(-y_true log(y_pred) - (1 - y_true) log(1 - y_pred)); labels 0 or 1"""
     y_true, y_pred = pair(y_true, y_pred)
@@ -159,7 +145,6 @@ def binary_crossentropy(y_true, y_pred, from_logits=False, label_smoothing=0.0, 
     return ops.mean(ops.binary_crossentropy(y_true, y_pred, from_logits), axis=axis)
 
 
-@_function()
 def binary_focal_crossentropy(
     y_true,
     y_pred,
@@ -181,14 +166,12 @@ def binary_focal_crossentropy(
     return ops.mean(loss, axis=axis)
 
 
-@_function()
 def categorical_crossentropy(y_true, y_pred, from_logits=False, label_smoothing=0.0, axis=-1):
     """-sum(y_true log(y_pred)); y_true: one-hot or probabilities"""
     y_true, y_pred = pair(y_true, y_pred)
     return ops.categorical_crossentropy(_smooth(y_true, label_smoothing), y_pred, from_logits, axis)
 
 
-@_function()
 def categorical_focal_crossentropy(
     y_true, y_pred, alpha=0.25, gamma=2.0, from_logits=False, label_smoothing=0.0, axis=-1
 ):
@@ -201,7 +184,6 @@ def categorical_focal_crossentropy(
     return -alpha * ops.sum(ops.power(1.0 - y_pred, gamma) * y_true * ops.log(y_pred), axis=axis)
 
 
-@_function()
 def sparse_categorical_crossentropy(y_true, y_pred, from_logits=False, ignore_class=None, axis=-1):
     """-log(y_pred) at the class y_true, 0 where that is `ignore_class`.
 
@@ -224,7 +206,6 @@ def kept(y_true, y_pred, ignore_class, axis):
     return ops.not_equal(ops.cast(y_true, "int32"), ignore_class)
 
 
-@_function()
 def categorical_generalized_cross_entropy(y_true, y_pred, q):
     """(1 - p**q) / q, p the probability of the class y_true.  arXiv:1805.07836
 
@@ -242,21 +223,18 @@ def _signs(y_true):
     return ops.where(binary, 2.0 * y_true - 1.0, y_true)
 
 
-@_function()
 def hinge(y_true, y_pred):
     """mean(max(1 - y_true y_pred, 0)); labels -1 or 1"""
     y_true, y_pred = pair(y_true, y_pred)
     return ops.mean(ops.maximum(1.0 - _signs(y_true) * y_pred, 0.0), axis=-1)
 
 
-@_function()
 def squared_hinge(y_true, y_pred):
     """mean(max(1 - y_true y_pred, 0)**2); labels -1 or 1"""
     y_true, y_pred = pair(y_true, y_pred)
     return ops.mean(ops.square(ops.maximum(1.0 - _signs(y_true) * y_pred, 0.0)), axis=-1)
 
 
-@_function()
 def categorical_hinge(y_true, y_pred):
     """max(0, 1 + the largest wrong prediction - the right one); y_true: one-hot"""
     y_true, y_pred = pair(y_true, y_pred)
@@ -265,7 +243,6 @@ def categorical_hinge(y_true, y_pred):
     return ops.maximum(wrong - right + 1.0, 0.0)
 
 
-@_function()
 def dice(y_true, y_pred, axis=None):
     """1 - 2 |intersection| / (|y_true| + |y_pred|) over `axis` (None: all)"""
     y_true, y_pred = pair(y_true, y_pred)
@@ -273,7 +250,6 @@ def dice(y_true, y_pred, axis=None):
     return 1.0 - 2.0 * ops.sum(y_true * y_pred, axis=axis) / (both + config.epsilon())
 
 
-@_function()
 def tversky(y_true, y_pred, alpha=0.5, beta=0.5, axis=None):
     """`dice`, what was missed weighing alpha, what was wrongly found beta.  arXiv:1706.05721"""
     y_true, y_pred = pair(y_true, y_pred)
@@ -283,7 +259,6 @@ def tversky(y_true, y_pred, alpha=0.5, beta=0.5, axis=None):
     return 1.0 - common / (common + alpha * missed + beta * wrong + config.epsilon())
 
 
-@_function()
 def circle(
     y_true, y_pred, ref_labels=None, ref_embeddings=None, remove_diagonal=True, gamma=80, margin=0.4
 ):
@@ -311,7 +286,6 @@ def circle(
     return ops.softplus(positive + negative)
 
 
-@_function()
 def ctc(y_true, y_pred):
     """Connectionist temporal classification.  Graves et al. 2006
 
@@ -388,13 +362,12 @@ class Loss(Configurable):
             weight = masked_weight(weight, mask, self.dtype, mean)
         if weight is not None:
             values, weight = weighted(values, ops.convert_to_tensor(weight, self.dtype))
-        if mean:
-            return ops.mean(values)
-        if reduction is None or reduction == "none":
+        shape = tuple(values.shape)
+        if reduction in (None, "none") or shape in ((), (0,)):
             return values
-        if reduction == "sum":
+        if reduction == "sum" or 0 in shape:  # a mean of nothing is 0
             return ops.sum(values)
-        if weight is None:
+        if mean or weight is None:
             return ops.mean(values)
         return divide_no_nan(ops.sum(values), ops.sum(weight))
 
@@ -411,70 +384,77 @@ class LossFunctionWrapper(Loss):
         return self.fn(*match_ranks(y_true, y_pred), **self._options)
 
 
-def options_of(function):
-    """Return a function's options as fields of a class."""
-    parameters = inspect.signature(function).parameters.values()
-    return [(p.name, None, p.default) for p in parameters if p.default is not p.empty]
+class OfFunction:
+    """What is made of a function `of` (y_true, y_pred, **options): the options are its fields."""
 
-
-class _Built(Loss):
-    """A loss made of a function of this module, whose options are its fields."""
-
+    _leading: ClassVar = ()  # the fields that come before the options
     _function: ClassVar = None
-    reduction: Reduction = "sum_over_batch_size"
-    name: str | None = None
-    dtype: Dtype = None
 
     def __init_subclass__(cls, of=None, **kwargs):
         if of is not None:
             cls._function = of
-            if not inspect.get_annotations(cls):
-                cls.__annotations__ = {"options": options_of(of)}
             cls.name = cls.__dict__.get("name", registry.snake_case(cls.__name__))
-            cls.__doc__ = f"Loss object: {cls._function.__doc__}"
+            cls.__doc__ = cls.__doc__ or f"{cls._says}: {of.__doc__}"
+            if not inspect.get_annotations(cls):
+                parameters = list(inspect.signature(of).parameters.values())[2:]
+                options = [(p.name, None, p.default) for p in parameters]
+                cls.__annotations__ = {"options": FieldsOf(cls, *cls._leading) + options}
         super().__init_subclass__(**kwargs)
 
     def setup(self):
         """Collect the function's options."""
         super().setup()
-        fields = {name for name, _, _ in self._fields} - {"reduction", "name", "dtype"}
-        self._options = {name: getattr(self, name) for name in fields}
+        options = {name for name, *_ in self._fields} - {"reduction", "name", "dtype"}
+        self._options = {name: getattr(self, name) for name in options}
         self._call = type(self)._function
+
+
+class _Built(OfFunction, Loss):
+    """A loss made of a function of this module; `short` is another name of the function."""
+
+    _says: ClassVar = "Loss object"
+    reduction: Reduction = "sum_over_batch_size"
+    name: str | None = None
+    dtype: Dtype = None
+
+    def __init_subclass__(cls, of, short=None, **kwargs):
+        registry.register("losses", of, *((short, short.upper()) if short else ()))
+        super().__init_subclass__(of=of, **kwargs)
 
     def call(self, y_true, y_pred):
         """Return the loss of each sample."""
         return self._call(y_true, y_pred, **self._options)
 
 
-class MeanSquaredError(_Built, of=mean_squared_error): ...
+class MeanSquaredError(_Built, of=mean_squared_error, short="mse"): ...
 
 
-class MeanAbsoluteError(_Built, of=mean_absolute_error): ...
+class MeanAbsoluteError(_Built, of=mean_absolute_error, short="mae"): ...
 
 
-class MeanAbsolutePercentageError(_Built, of=mean_absolute_percentage_error): ...
+class MeanAbsolutePercentageError(_Built, of=mean_absolute_percentage_error, short="mape"): ...
 
 
-class MeanSquaredLogarithmicError(_Built, of=mean_squared_logarithmic_error): ...
+class MeanSquaredLogarithmicError(_Built, of=mean_squared_logarithmic_error, short="msle"): ...
 
 
 class Huber(_Built, of=huber):
     name = "huber_loss"
 
 
-class LogCosh(_Built, of=log_cosh): ...
+class LogCosh(_Built, of=log_cosh, short="logcosh"): ...
 
 
 class CosineSimilarity(_Built, of=cosine_similarity): ...
 
 
-class KLDivergence(_Built, of=kl_divergence): ...
+class KLDivergence(_Built, of=kl_divergence, short="kld"): ...
 
 
 class Poisson(_Built, of=poisson): ...
 
 
-class BinaryCrossentropy(_Built, of=binary_crossentropy): ...
+class BinaryCrossentropy(_Built, of=binary_crossentropy, short="bce"): ...
 
 
 class BinaryFocalCrossentropy(_Built, of=binary_focal_crossentropy): ...

@@ -5,7 +5,7 @@ from functools import partial
 from typing import Annotated, ClassVar
 
 from khub import ops
-from khub.fields import Configurable
+from khub.fields import Choice, Configurable
 from khub.ops.op import value_of
 from khub.saving import registry
 
@@ -38,11 +38,8 @@ class L1L2(Regularizer):
 
     def __call__(self, x):
         x = value_of(x)
-        parts = []
-        if self.l1:
-            parts.append(ops.sum(ops.absolute(x)) * self.l1)
-        if self.l2:
-            parts.append(ops.sum(ops.square(x)) * self.l2)
+        parts = [ops.sum(ops.absolute(x)) * self.l1] if self.l1 else []
+        parts += [ops.sum(ops.square(x)) * self.l2] if self.l2 else []
         return sum(parts[1:], parts[0]) if parts else ops.zeros((), dtype=x.dtype)
 
 
@@ -68,12 +65,7 @@ class OrthogonalRegularizer(Regularizer):
     """factor * the mean |cosine| between different rows (or columns) of a matrix."""
 
     factor: GivenStrength = 0.01
-    mode: str = "rows"
-
-    def setup(self):
-        """Check the mode."""
-        if self.mode not in ("rows", "columns"):
-            raise ValueError(f'mode must be "rows" or "columns", got {self.mode!r}.')
+    mode: Choice("rows", "columns") = "rows"
 
     def __call__(self, inputs):
         x = ops.convert_to_tensor(inputs)

@@ -95,6 +95,13 @@ def test_wrapper_averages_a_function():
     close(wrapped(ops.convert_to_tensor(a), ops.convert_to_tensor(b)), ((a - b) ** 2).mean())
 
 
+@pytest.mark.parametrize("name", ["Precision", "AUC", "R2Score"])
+def test_counts_are_exact_in_half_precision(name):
+    metric = getattr(metrics, name)(dtype="float16")
+    metric.update_state(np.ones((5, 1)), np.ones((5, 1)))
+    assert {v.dtype for v in metric.variables} == {"float32"} and metric.dtype == "float16"
+
+
 def test_names():
     assert isinstance(metrics.get("mse"), metrics.MeanSquaredError)
     assert isinstance(metrics.get("accuracy"), metrics.Accuracy)
@@ -116,7 +123,7 @@ def test_a_ragged_batch_weighs_as_many_samples_as_it_has():
     ("make", "match"),
     [
         (lambda: metrics.Precision(thresholds=[0.5, 1.5]), "between 0 and 1"),
-        (lambda: metrics.AUC(curve="XY"), "ROC, PR, PRGAIN"),
+        (lambda: metrics.AUC(curve="XY"), "roc, pr, prgain"),
         (lambda: metrics.AUC(num_thresholds=1), "at least 2"),
         (lambda: metrics.AUC(num_labels=3), "multi_label"),
         (lambda: metrics.FBetaScore(beta=1), "float"),

@@ -7,6 +7,8 @@ import pytest
 
 import khub
 from khub import ops, optimizers
+from khub.backend import active
+from khub.optimizers import schedules
 
 MEANS = {"gradient_accumulation_steps": 2, "use_ema": True}
 SHAPES = {"kernel": (3, 4), "bias": (4,), "embeddings": (5, 2)}
@@ -63,6 +65,47 @@ def test_every_optimizer_is_here():
     public = {n for n, x in vars(optimizers).items() if isinstance(x, type)}
     frames = {"Optimizer", "LossScaleOptimizer", "MultiOptimizer", "OptimizerMap"}
     assert public - frames == SUMS.keys()
+
+
+FUSED = [
+    (name, options)
+    for name, variants in {
+        "SGD": [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}],
+        "Adam": [{}, {"weight_decay": 0.1}, {"amsgrad": True, "clipnorm": 0.5}],
+        "AdamW": [{}, {"amsgrad": True}],
+    }.items()
+    for options in variants
+    if name in active.fused
+]
+
+
+@pytest.mark.parametrize(("name", "options"), FUSED)
+def test_fused_updates_equal_the_rule(name, options):
+    results = []
+    for fused in (True, False):
+        optimizer = getattr(optimizers, name)(0.05, **options)
+        optimizer._fused = counted = Counted(optimizer._fused if fused else lambda *_: False)
+        results.append(run(optimizer, 6))
+        assert counted.done == (6 if fused and native(options) else 0)
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_allclose(one.numpy(), other.numpy(), rtol=1e-5, atol=1e-6)
+
+
+class Counted:
+    """A function that counts how often it returned True."""
+
+    def __init__(self, function):
+        self.function, self.done = function, 0
+
+    def __call__(self, *args):
+        found = self.function(*args)
+        self.done += found
+        return found
+
+
+def native(options):
+    """TensorFlow's kernel knows no AMSGrad."""
+    return khub.backend.name == "torch" or not options.get("amsgrad")
 
 
 # --- under jit -----------------------------------------------------------------------------------
@@ -144,6 +187,13 @@ def test_learning_rate():
     assert float(optimizer.learning_rate) == pytest.approx(0.25)
 
 
+@pytest.mark.parametrize("name", ["SGD", "Adam"])
+def test_all_may_be_exempt_from_decay(name):
+    exempt, plain = (getattr(optimizers, name)(0.05, weight_decay=w) for w in (0.1, None))
+    exempt.exclude_from_weight_decay(var_names=list(SHAPES))
+    assert total(run(exempt, 3)) == pytest.approx(total(run(plain, 3)), rel=1e-6)
+
+
 # --- errors --------------------------------------------------------------------------------------
 def lacking_rule():
     class Empty(optimizers.Optimizer):
@@ -180,6 +230,13 @@ ERRORS = {
         "at least 2, got 1",
     ),
     "state": (lambda: optimizers.SGD().set_weights([1]), ValueError, "2 variables, got 1 arrays"),
+    "steps": (lambda: schedules.CosineDecay(0.1, 0), ValueError, "decay_steps must be a positive"),
+    "strength": (
+        lambda: optimizers.Ftrl(l1_regularization_strength=-1.0),
+        ValueError,
+        "l1_regularization_strength must be",
+    ),
+    "degenerate": (lambda: optimizers.Lion(beta_1=0.0), ValueError, "beta_1 must be above 0"),
     "rule": (lacking_rule, NotImplementedError, "neither rule.. nor update_step"),
 }
 

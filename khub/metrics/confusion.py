@@ -5,8 +5,10 @@ from typing import Annotated, ClassVar
 import numpy as np
 
 from khub import config, ops
+from khub.choices import choose
+from khub.fields import Choice, NotNegative, PositiveInt, Rate
 from khub.losses import Dtype, compute_dtype, divide_no_nan, pair, weighted
-from khub.metrics.metric import Metric
+from khub.metrics.metric import _Named
 
 _LOWEST = -1e10  # below every prediction, and what predictions outside the top k become
 
@@ -24,40 +26,57 @@ def _even(thresholds):
     return count > 2 and np.allclose(thresholds, even, atol=config.epsilon())
 
 
-class _Counts(Metric):
+class _Totals(_Named):
+    """Variables that amounts are added to."""
+
+    _direction: ClassVar = "up"
+
+    def _begin(self, shape, *names, dtype=None):
+        """Make a Variable, which is an attribute too, of each name."""
+        for name in names:
+            setattr(self, name, self.add_variable(shape, "zeros", dtype, name=name))
+
+    def _add(self, weight, axis=0, **amounts):
+        """Add the sums over `axis` of amounts, each times the weight of its row."""
+        for name, amount in amounts.items():
+            total = getattr(self, name)
+            if weight is not None:
+                amount = weighted(amount, ops.convert_to_tensor(weight, total.dtype))[0]
+            total.assign_add(ops.sum(amount, axis=axis))
+
+
+class _Counts(_Totals):
     """Counts of the four outcomes at each of `self._levels`, as Variables with the outcomes' names.
 
+    They and the predictions are of the dtype `floatx`: a half float counts to 2048 only.
     y_true, y_pred: any shape; sample_weight: of their leading axes
     """
 
     _outcomes: ClassVar = ()
-    _direction: ClassVar = "up"
-    name: str | None = None
-    dtype: Dtype = None
 
     def _start(self, levels, even=None, open_ends=False, shape=None):
         """Make the Variables; with `open_ends`, the first level is below 0 and the last above 1."""
         self._levels = np.asarray(levels, "float32")
         self._even = _even(levels) if even is None else even
         self._open_ends = open_ends
-        for outcome in self._outcomes:
-            name = "accumulator" if len(self._outcomes) == 1 else outcome
-            setattr(self, outcome, self.add_variable(shape or (len(levels),), "zeros", name=name))
+        names = self._outcomes if len(self._outcomes) > 1 else ("accumulator",)
+        self._begin(shape or (len(levels),), *names)
+        self._names = dict(zip(names, self._outcomes, strict=True))
 
-    def _add(self, y_true, y_pred, weight=None, top_k=None, class_id=None, labels=None):
+    def _count(self, y_true, y_pred, weight=None, top_k=None, class_id=None, labels=None):
         """Add a batch; `labels` is the number of columns that are counted apart."""
-        y_true, y_pred = pair(y_true, ops.convert_to_tensor(y_pred, self.dtype))
+        y_true, y_pred = pair(y_true, ops.convert_to_tensor(y_pred, config.floatx()))
         if top_k is not None:
-            chosen = ops.one_hot(ops.top_k(y_pred, top_k)[1], y_pred.shape[-1], dtype=self.dtype)
-            y_pred = ops.where(ops.sum(chosen, axis=-2) > 0, y_pred, _LOWEST)
+            chosen = ops.one_hot(ops.top_k(y_pred, top_k)[1], y_pred.shape[-1], dtype="bool")
+            y_pred = ops.where(ops.any(chosen, axis=-2), y_pred, _LOWEST)
         if class_id is not None:
             if len(y_pred.shape) < 2:
                 raise ValueError(f"class_id needs a class axis, got predictions {y_pred.shape}.")
             y_true, y_pred = y_true[..., class_id, None], y_pred[..., class_id, None]
-        positive = ops.cast(ops.not_equal(y_true, 0), self.dtype)
+        positive = ops.cast(ops.not_equal(y_true, 0), config.floatx())
         negative = 1.0 - positive
         if weight is not None:
-            weight = ops.convert_to_tensor(weight, self.dtype)
+            weight = ops.convert_to_tensor(weight, config.floatx())
             positive, negative = (weighted(x, weight)[0] for x in (positive, negative))
         shape = (-1, labels or 1)
         y_pred, positive, negative = (ops.reshape(x, shape) for x in (y_pred, positive, negative))
@@ -69,13 +88,13 @@ class _Counts(Metric):
             "true_negatives": ops.sum(negative, axis=0) - false_positives,
             "false_negatives": ops.sum(positive, axis=0) - true_positives,
         }
-        for name in self._outcomes:
-            variable = getattr(self, name)
-            variable.assign(variable.value + ops.reshape(found[name], variable.shape))
+        for name, outcome in self._names.items():
+            total = getattr(self, name)
+            total.assign_add(ops.reshape(found[outcome], total.shape))
 
     def _compared(self, y_pred, amounts):
         """The amounts whose prediction exceeds each level.  (batch, labels) -> (levels, labels)"""
-        levels = ops.convert_to_tensor(self._levels.reshape(-1, 1, 1), self.dtype)
+        levels = ops.convert_to_tensor(self._levels.reshape(-1, 1, 1), config.floatx())
         return ops.sum(ops.where(y_pred > levels, amounts, 0.0), axis=1)
 
     def _in_buckets(self, y_pred, amounts):
@@ -84,7 +103,7 @@ class _Counts(Metric):
         exceeded = ops.ceil(ops.clip(y_pred, 0.0, 1.0) * (levels - 1.0))
         if self._open_ends:
             exceeded = ops.maximum(exceeded, 1.0)
-        label = ops.zeros_like(exceeded) + ops.cast(ops.arange(labels), self.dtype)
+        label = ops.zeros_like(exceeded) + ops.arange(labels, dtype=exceeded.dtype)
         index = ops.cast(ops.stack([exceeded, label], axis=-1), "int32")
         index, amounts = ops.reshape(index, (-1, 2)), ops.reshape(amounts, (-1,))
         sums = ops.scatter(index, amounts, (levels, labels))
@@ -100,26 +119,21 @@ class _Counts(Metric):
 # --- counts and ratios at thresholds -------------------------------------------------------------
 class _AtThresholds(_Counts):
     thresholds: object = None
-    name: str | None = None
-    dtype: Dtype = None
+    top_k: ClassVar = None
+    class_id: ClassVar = None
 
     def setup(self):
         """Make the counts."""
         super().setup()
-        default = 0.5 if getattr(self, "top_k", None) is None else _LOWEST
-        self._start(_thresholds(self.thresholds, default))
+        self._start(_thresholds(self.thresholds, 0.5 if self.top_k is None else _LOWEST))
 
     def update_state(self, y_true, y_pred, sample_weight=None):
         """Add a batch."""
-        top_k, class_id = getattr(self, "top_k", None), getattr(self, "class_id", None)
-        self._add(y_true, y_pred, sample_weight, top_k, class_id)
-
-    def _value(self):
-        return getattr(self, self._outcomes[0]).value
+        self._count(y_true, y_pred, sample_weight, self.top_k, self.class_id)
 
     def result(self):
         """Return the value at each threshold, a scalar if there is one."""
-        value = self._value()
+        value = self._ratio(*self._outcomes) if len(self._outcomes) > 1 else self.accumulator.value
         return value[0] if len(self._levels) == 1 else value
 
 
@@ -154,9 +168,6 @@ class _Share(_AtThresholds):
     top_k: int | None = None
     class_id: int | None = None
 
-    def _value(self):
-        return self._ratio(*self._outcomes)
-
 
 class Precision(_Share):
     """The share of found positives that are right; top_k: the k largest predictions are found."""
@@ -183,26 +194,19 @@ _RATIOS = {
 class _BestAt(_Counts):
     _outcomes: ClassVar = _ALL
     _best: ClassVar = None
-    num_thresholds: int = 200
+    num_thresholds: PositiveInt = 200
     class_id: int | None = None
-    name: str | None = None
-    dtype: Dtype = None
 
     def setup(self):
         """Make the counts; the first field is the constraint."""
         super().setup()
         self._given = type(self)._fields[0][0]
-        if not 0 <= getattr(self, self._given) <= 1:
-            value = getattr(self, self._given)
-            raise ValueError(f"{self._given} must lie between 0 and 1, got {value!r}.")
-        if self.num_thresholds < 1:
-            raise ValueError(f"num_thresholds must be positive, got {self.num_thresholds}.")
         single = self.num_thresholds == 1
         self._start([0.5] if single else np.linspace(0, 1, self.num_thresholds), even=not single)
 
     def update_state(self, y_true, y_pred, sample_weight=None):
         """Add a batch."""
-        self._add(y_true, y_pred, sample_weight, class_id=self.class_id)
+        self._count(y_true, y_pred, sample_weight, class_id=self.class_id)
 
     def result(self):
         """Return the largest value among the thresholds that meet the constraint."""
@@ -214,39 +218,32 @@ class SensitivityAtSpecificity(_BestAt):
     """The best sensitivity where the specificity is at least this."""
 
     _best: ClassVar = "sensitivity"
-    specificity: float
+    specificity: Rate
 
 
 class SpecificityAtSensitivity(_BestAt):
     """The best specificity where the sensitivity is at least this."""
 
     _best: ClassVar = "specificity"
-    sensitivity: float
+    sensitivity: Rate
 
 
 class PrecisionAtRecall(_BestAt):
     """The best precision where the recall is at least this."""
 
     _best: ClassVar = "precision"
-    recall: float
+    recall: Rate
 
 
 class RecallAtPrecision(_BestAt):
     """The best recall where the precision is at least this."""
 
     _best: ClassVar = "recall"
-    precision: float
+    precision: Rate
 
 
 # --- area under a curve --------------------------------------------------------------------------
-def _choice(*choices):
-    def check(name, value):
-        found = next((c for c in choices if str(value).lower() == c.lower()), None)
-        if found is None:
-            raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}.")
-        return found
-
-    return check
+CURVES = ("roc", "pr", "prgain")
 
 
 class AUC(_Counts):
@@ -259,10 +256,8 @@ class AUC(_Counts):
 
     _outcomes: ClassVar = _ALL
     num_thresholds: int = 200
-    curve: Annotated[str, _choice("ROC", "PR", "PRGAIN")] = "ROC"
-    summation_method: Annotated[str, _choice("interpolation", "minoring", "majoring")] = (
-        "interpolation"
-    )
+    curve: Annotated[str, lambda name, value: choose(name, value, CURVES).upper()] = "ROC"
+    summation_method: Choice("interpolation", "minoring", "majoring") = "interpolation"
     name: str | None = None
     dtype: Dtype = None
     thresholds: object = None
@@ -296,7 +291,7 @@ class AUC(_Counts):
 
     def update_state(self, y_true, y_pred, sample_weight=None):
         """Add a batch."""
-        y_pred = ops.convert_to_tensor(y_pred, self.dtype)
+        y_pred = ops.convert_to_tensor(y_pred, config.floatx())
         if not self._variables:
             if len(y_pred.shape) != 2:
                 raise ValueError(f"multi_label needs (batch, labels), got {tuple(y_pred.shape)}.")
@@ -304,14 +299,13 @@ class AUC(_Counts):
         if self.from_logits:
             y_pred = ops.sigmoid(y_pred)
         if self.label_weights is not None and not self.multi_label:
-            by_label = ops.convert_to_tensor(self.label_weights, self.dtype)
-            by_label = by_label + ops.zeros_like(y_pred)
-            if sample_weight is None:
-                sample_weight = by_label
-            else:
-                weight = ops.convert_to_tensor(sample_weight, self.dtype)
-                sample_weight = weighted(by_label, weight)[0]
-        self._add(y_true, y_pred, sample_weight, labels=self._labels)
+            by_label = ops.broadcast_to(self._label_weights(), ops.shape(y_pred))
+            weight = 1.0 if sample_weight is None else sample_weight
+            sample_weight = weighted(by_label, ops.convert_to_tensor(weight, config.floatx()))[0]
+        self._count(y_true, y_pred, sample_weight, labels=self._labels)
+
+    def _label_weights(self):
+        return ops.convert_to_tensor(self.label_weights, config.floatx())
 
     def _curve(self):
         recall = self._ratio("true_positives", "false_negatives")
@@ -353,67 +347,60 @@ class AUC(_Counts):
         areas = ops.sum(parts, axis=0)
         if self.label_weights is None:
             return ops.mean(areas)
-        weights = ops.convert_to_tensor(self.label_weights, self.dtype)
+        weights = self._label_weights()
         return divide_no_nan(ops.sum(areas * weights), ops.sum(weights))
 
 
+def _without(cls, *names):
+    """The fields of a class but these."""
+    return tuple(field for field in cls._fields if field[0] not in names)
+
+
 # --- F scores ------------------------------------------------------------------------------------
-class FBetaScore(Metric):
+class FBetaScore(_Totals):
     """(1 + beta**2) precision recall / (beta**2 precision + recall) of each class.
 
     y_true, y_pred: (batch, classes)   threshold: predictions above it are found; None: the largest
     average: None (a score each), "micro" (classes together), "macro", "weighted" (by label counts)
     """
 
-    _direction: ClassVar = "up"
-    average: str | None = None
+    average: Choice(None, "micro", "macro", "weighted") = None
     beta: float = 1.0
     threshold: float | None = None
-    name: str = "fbeta_score"
-    dtype: Dtype = None
+    name = "fbeta_score"
 
     def setup(self):
-        """Check the choices."""
+        """Check the numbers."""
         super().setup()
-        if self.average not in (None, "micro", "macro", "weighted"):
-            raise ValueError(
-                f'average must be "micro", "macro", "weighted" or None, got {self.average!r}.'
-            )
         if not isinstance(self.beta, float) or self.beta <= 0:
             raise ValueError(f"beta must be a positive float, got {self.beta!r}.")
         threshold = self.threshold
         if threshold is not None and not (isinstance(threshold, float) and 0 < threshold <= 1):
             raise ValueError(f"threshold must be a float in (0, 1], got {threshold!r}.")
 
-    def _build(self, shape):
-        if len(shape) != 2:
-            raise ValueError(f"{self.name} needs (batch, classes), got the shape {tuple(shape)}.")
-        shape = () if self.average == "micro" else (shape[-1],)
-        for name in (*_ALL[:2], _ALL[3], "intermediate_weights"):
-            setattr(self, name, self.add_variable(shape, "zeros", name=name))
-
     def update_state(self, y_true, y_pred, sample_weight=None):
         """Add a batch."""
         y_true, y_pred = pair(y_true, ops.convert_to_tensor(y_pred, self.dtype))
+        shape = tuple(y_pred.shape)
+        if len(shape) != 2:
+            raise ValueError(f"{self.name} needs (batch, classes), got the shape {shape}.")
+        shape = () if self.average == "micro" else shape[-1:]
         if not self._variables:
-            self._build(y_pred.shape)
+            self._begin(shape, *_ALL[:2], _ALL[3], "intermediate_weights", dtype=self.dtype)
         if self.threshold is None:
             largest = ops.equal(y_pred, ops.max(y_pred, axis=-1, keepdims=True))
             found = ops.logical_and(largest, ops.absolute(y_pred) > 1e-9)
         else:
             found = y_pred > self.threshold
         found = ops.cast(found, self.dtype)
-        axis = None if self.average == "micro" else 0
-        for variable, amounts in (
-            (self.true_positives, found * y_true),
-            (self.false_positives, found * (1.0 - y_true)),
-            (self.false_negatives, (1.0 - found) * y_true),
-            (self.intermediate_weights, y_true),
-        ):
-            if sample_weight is not None:
-                weight = ops.convert_to_tensor(sample_weight, self.dtype)
-                amounts = weighted(amounts, weight)[0]
-            variable.assign(variable.value + ops.sum(amounts, axis=axis))
+        self._add(
+            sample_weight,
+            axis=0 if shape else None,
+            true_positives=found * y_true,
+            false_positives=found * (1.0 - y_true),
+            false_negatives=(1.0 - found) * y_true,
+            intermediate_weights=y_true,
+        )
 
     def result(self):
         """Return the score: a scalar, or (classes,) without an average."""
@@ -432,12 +419,13 @@ class FBetaScore(Metric):
 class F1Score(FBetaScore):
     """`FBetaScore` with beta = 1."""
 
-    def __init__(self, average=None, threshold=None, name="f1_score", dtype=None):
-        super().__init__(average, 1.0, threshold, name, dtype)
+    _fields = _without(FBetaScore, "beta")
+    beta: ClassVar = 1.0
+    name = "f1_score"
 
 
 # --- regression ----------------------------------------------------------------------------------
-class R2Score(Metric):
+class R2Score(_Totals):
     """1 - the sum of squared errors / that of a constant prediction.
 
     y_true, y_pred: (batch, outputs)
@@ -446,52 +434,40 @@ class R2Score(Metric):
     num_regressors: above 0, the score is adjusted for that many inputs
     """
 
-    _direction: ClassVar = "up"
-    class_aggregation: str | None = "uniform_average"
-    num_regressors: int = 0
-    name: str = "r2_score"
-    dtype: Dtype = None
+    class_aggregation: Choice(None, "uniform_average", "variance_weighted_average") = (
+        "uniform_average"
+    )
+    num_regressors: NotNegative = 0
+    name = "r2_score"
 
     def setup(self):
-        """Check the choices."""
+        """Make the number of samples; the other Variables wait for the number of outputs."""
         super().setup()
-        choices = (None, "uniform_average", "variance_weighted_average")
-        if self.class_aggregation not in choices:
-            given = self.class_aggregation
-            raise ValueError(f"class_aggregation must be one of {choices}, got {given!r}.")
-        if self.num_regressors < 0:
-            raise ValueError(f"num_regressors must not be negative, got {self.num_regressors}.")
-        self.num_samples = self.add_variable((), "zeros", name="num_samples")
+        self._begin((), "num_samples")
 
     def update_state(self, y_true, y_pred, sample_weight=None):
         """Add a batch."""
-        y_true, y_pred = pair(y_true, ops.convert_to_tensor(y_pred, self.dtype))
+        y_true, y_pred = pair(y_true, ops.convert_to_tensor(y_pred, config.floatx()))
         if len(y_true.shape) != 2:
             raise ValueError(f"R2Score needs (batch, outputs), got {tuple(y_true.shape)}.")
         if len(self._variables) == 1:
-            outputs = (y_true.shape[-1],)
-            for name in ("squared_sum", "sum", "total_mse", "count"):
-                kept = {"total_mse": "residual"}.get(name, name)
-                setattr(self, name, self.add_variable(outputs, "zeros", name=kept))
-        weight = ops.ones_like(y_true)
-        if sample_weight is not None:
-            weight = weighted(weight, ops.convert_to_tensor(sample_weight, self.dtype))[0]
-        for variable, amounts in (
-            (self.squared_sum, weight * ops.square(y_true)),
-            (self.sum, weight * y_true),
-            (self.total_mse, weight * ops.square(y_true - y_pred)),
-            (self.count, weight),
-        ):
-            variable.assign(variable.value + ops.sum(amounts, axis=0))
-        number = self.num_samples.value
-        self.num_samples.assign(number + ops.sum(ops.ones_like(y_true)))
+            self._begin((y_true.shape[-1],), "squared_sum", "sum", "residual", "count")
+        ones = ops.ones_like(y_true)
+        self._add(
+            sample_weight,
+            squared_sum=ops.square(y_true),
+            sum=y_true,
+            residual=ops.square(y_true - y_pred),
+            count=ones,
+        )
+        self._add(None, axis=None, num_samples=ones)
 
     def result(self):
         """Return the score: a scalar, or (outputs,) without aggregation."""
         if len(self._variables) == 1:
             return ops.zeros((), dtype=self.dtype)
         total = self.squared_sum.value - ops.square(self.sum.value) / self.count.value
-        score = 1.0 - self.total_mse.value / total
+        score = 1.0 - self.residual.value / total
         score = ops.where(ops.isinf(score), 0.0, score)
         if self.class_aggregation == "uniform_average":
             score = ops.mean(score)
@@ -509,7 +485,7 @@ class R2Score(Metric):
 IntegerDtype = Annotated[str, lambda name, value: compute_dtype(name, value or "int")]
 
 
-class _Overlap(Metric):
+class IoU(_Named):
     """The mean over `target_class_ids` of |label and prediction| / |label or prediction|.
 
     y_true, y_pred: class numbers, or scores along `axis` where not sparse; any shape.
@@ -517,10 +493,14 @@ class _Overlap(Metric):
     """
 
     _direction: ClassVar = "up"
-    sparse_y_true: ClassVar[bool] = True
-    sparse_y_pred: ClassVar[bool] = True
-    ignore_class: ClassVar[int | None] = None
-    axis: ClassVar[int] = -1
+    num_classes: int
+    target_class_ids: object
+    name: str | None = None
+    dtype: IntegerDtype = None
+    ignore_class: int | None = None
+    sparse_y_true: bool = True
+    sparse_y_pred: bool = True
+    axis: int = -1
 
     def setup(self):
         """Make the confusion matrix."""
@@ -530,7 +510,7 @@ class _Overlap(Metric):
                 f"target_class_ids must lie in [0, {self.num_classes}), got {self._targets()}."
             )
         shape = (self.num_classes, self.num_classes)
-        self.total_cm = self.add_variable(shape, "zeros", name="total_confusion_matrix")
+        self.total_cm = self.add_variable(shape, "zeros", self.dtype, name="total_confusion_matrix")
 
     def _targets(self):
         return list(getattr(self, "target_class_ids", range(self.num_classes)))
@@ -551,7 +531,7 @@ class _Overlap(Metric):
         y_true, y_pred, counts = (ops.where(valid, x, 0) for x in (y_true, y_pred, counts))
         shape = (self.num_classes, self.num_classes)
         new = ops.scatter(ops.stack([y_true, y_pred], axis=1), counts, shape)
-        self.total_cm.assign(self.total_cm.value + ops.cast(new, self.dtype))
+        self.total_cm.assign_add(new)
 
     def result(self):
         """Return the mean over the classes that occur."""
@@ -565,33 +545,16 @@ class _Overlap(Metric):
         return ops.sum(overlap) / (ops.sum(occurs) + config.epsilon())
 
 
-def _without(*names):
-    """The fields of `IoU` but these."""
-    return tuple(field for field in IoU._fields if field[0] not in names)
-
-
-class IoU(_Overlap):
-    __doc__ = _Overlap.__doc__
-
-    num_classes: int
-    target_class_ids: object
-    name: str | None = None
-    dtype: IntegerDtype = None
-    ignore_class: int | None = None
-    sparse_y_true: bool = True
-    sparse_y_pred: bool = True
-    axis: int = -1
-
-
 class MeanIoU(IoU):
     """`IoU`, the mean over all classes."""
 
-    _fields = _without("target_class_ids")
+    _fields = _without(IoU, "target_class_ids")
 
 
-class BinaryIoU(_Overlap):
+class BinaryIoU(IoU):
     """`IoU` of labels 0 or 1 with predictions, 1 where they reach the threshold."""
 
+    _fields = ()  # none of the base class
     num_classes: ClassVar[int] = 2
     target_class_ids: object = (0, 1)
     threshold: float = 0.5
@@ -607,15 +570,15 @@ class BinaryIoU(_Overlap):
 class OneHotIoU(IoU):
     """`IoU` of one-hot labels and scores."""
 
-    _fields = _without("sparse_y_true")
+    _fields = _without(IoU, "sparse_y_true")
     sparse_y_true = sparse_y_pred = False
 
 
 class OneHotMeanIoU(IoU):
     """`MeanIoU` of one-hot labels and scores."""
 
-    _fields = _without("target_class_ids", "sparse_y_true")
-    sparse_y_true = sparse_y_pred = False
+    _fields = _without(OneHotIoU, "target_class_ids")
+    sparse_y_true = False
 
 
 _here = {name for name, x in globals().items() if getattr(x, "__module__", "") == __name__}

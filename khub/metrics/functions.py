@@ -5,11 +5,6 @@ from typing import ClassVar
 from khub import config, losses, ops
 from khub.losses import Dtype, pair
 from khub.metrics.metric import Mean, _FunctionMean
-from khub.saving import registry
-
-
-def _function(function):
-    return registry.register("metrics", function)
 
 
 # --- accuracies: 1 where right, else 0 -----------------------------------------------------------

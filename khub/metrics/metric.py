@@ -1,6 +1,5 @@
 """Metric: Variables that add up over batches. Sum, Mean, and means of a function's values."""
 
-import inspect
 from typing import ClassVar
 
 import numpy as np
@@ -9,9 +8,9 @@ from khub import losses, ops
 from khub.backend import active
 from khub.backend.scope import Scope
 from khub.backend.variable import Variable, name_scope, unique_name
-from khub.fields import Configurable, FieldsOf
+from khub.fields import Configurable
 from khub.layers.masks import MASKS, get_mask
-from khub.losses import Dtype, divide_no_nan, masked_weight, match_ranks
+from khub.losses import Dtype, OfFunction, divide_no_nan, masked_weight, match_ranks
 from khub.saving import registry
 
 _TENSORS = active.TENSORS
@@ -41,7 +40,7 @@ class Metric(Configurable):
             variable = Variable(
                 "zeros" if initializer is None else initializer,
                 tuple(shape),
-                dtype or self.dtype,
+                dtype,
                 trainable=False,
                 autocast=False,
                 aggregation=aggregation,
@@ -110,43 +109,48 @@ class Metric(Configurable):
         return f"<{type(self).__name__} name={self.name}>"
 
 
-class Sum(Metric):
+class _Named(Metric):
+    """What takes its name before its dtype."""
+
+    name: str | None = None
+    dtype: Dtype = None
+
+
+class Sum(_Named):
     """The sum of all values.  values: any shape, sample_weight: of their leading axes"""
 
-    name: str = "sum"
-    dtype: Dtype = None
+    name = "sum"
 
     def setup(self):
         """Make the total."""
         super().setup()
-        self.total = self.add_variable((), "zeros", name="total")
+        self.total = self.add_variable((), "zeros", self.dtype, name="total")
 
     def update_state(self, values, sample_weight=None):
         """Add values."""
         values = ops.convert_to_tensor(values, self.dtype)
         if sample_weight is not None:
             values = losses.weighted(values, ops.convert_to_tensor(sample_weight, self.dtype))[0]
-        self.total.assign(self.total.value + ops.sum(values))
+        self.total.assign_add(ops.sum(values))
 
     def result(self):
         """Return the sum."""
         return self.total.value
 
 
-class Mean(Metric):
+class Mean(_Named):
     """The mean over samples of the mean of each one's values.
 
     values: (batch, ...) or a scalar (one sample), sample_weight: of their leading axes
     """
 
-    name: str = "mean"
-    dtype: Dtype = None
+    name = "mean"
 
     def setup(self):
         """Make the total and the count."""
         super().setup()
-        self.total = self.add_variable((), "zeros", name="total")
-        self.count = self.add_variable((), "zeros", name="count")
+        self.total = self.add_variable((), "zeros", self.dtype, name="total")
+        self.count = self.add_variable((), "zeros", self.dtype, name="count")
 
     def update_state(self, values, sample_weight=None):
         """Add values."""
@@ -188,30 +192,13 @@ class Mean(Metric):
         return divide_no_nan(self.total.value, self.count.value)
 
 
-class _FunctionMean(Mean):
+class _FunctionMean(OfFunction, Mean):
     """The mean of `function(y_true, y_pred)`; the fields a class adds are its options."""
 
-    _function: ClassVar = None
+    _says: ClassVar = "Mean over samples"
+    _leading: ClassVar = ("name", "dtype")  # Keras' order: the options come last
     name: str | None = None
     dtype: Dtype = None
-
-    def __init_subclass__(cls, of=None, **kwargs):
-        if of is not None:
-            cls._function = of
-            if not inspect.get_annotations(cls):  # Keras' order: the options come last
-                own = [("name", None, cls.__dict__.get("name", registry.snake_case(cls.__name__)))]
-                own += FieldsOf(Mean, "dtype")
-                cls.__annotations__ = {"options": own + losses.options_of(of)}
-            cls.name = cls.__dict__.get("name", registry.snake_case(cls.__name__))
-            cls.__doc__ = cls.__doc__ or f"Mean over samples: {cls._function.__doc__}"
-        super().__init_subclass__(**kwargs)
-
-    def setup(self):
-        """Collect the function's options."""
-        super().setup()
-        options = {name for name, _, _ in self._fields} - {"name", "dtype"}
-        self._call = type(self)._function
-        self._options = {name: getattr(self, name) for name in options}
 
     def update_state(self, y_true, y_pred, sample_weight=None):
         """Add a batch."""

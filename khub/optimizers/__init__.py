@@ -10,7 +10,7 @@ from khub.saving import registry
 
 
 def get(identifier):
-    """Return an optimizer for a name ("adam"), a serialized optimizer, a class or an optimizer.
+    """Return an optimizer for a name ("adam"), a serialized optimizer, a class or an optimizer; None for None.
 
     A dict of path patterns and optimizers gives a MultiOptimizer; a pattern may be found anywhere
     in a path.
@@ -21,7 +21,7 @@ def get(identifier):
     if isinstance(identifier, str):
         identifier = identifier.lower()
     found = registry.get("optimizers", identifier)
-    if not isinstance(found, Optimizer):
+    if found is not None and not isinstance(found, Optimizer):
         raise ValueError(f"Expected an optimizer or its name, got {identifier!r}.")
     return found
 

@@ -1,18 +1,16 @@
 """Dynamic loss scaling: gradients too small for float16 are scaled up, infinite ones skipped."""
 
 from khub import ops
+from khub.optimizers.multi import Wrapper
 from khub.optimizers.optimizer import Optimizer
-from khub.saving import registry
 
 
-class LossScaleOptimizer(Optimizer):
+class LossScaleOptimizer(Wrapper):
     """Wraps an optimizer with a loss scale that halves on overflow and doubles after quiet steps.
 
     inner_optimizer: what applies the gradients; initial_scale; dynamic_growth_steps: finite steps
     before the scale doubles.  Micikevicius et al., arXiv:1710.03740
     """
-
-    _fields = ()  # none of the base class
 
     inner_optimizer: Optimizer
     initial_scale: float = 2.0**15
@@ -23,7 +21,7 @@ class LossScaleOptimizer(Optimizer):
         if not isinstance(self.inner_optimizer, Optimizer):
             raise TypeError(f"LossScaleOptimizer wraps an optimizer, got {self.inner_optimizer!r}.")
         self._begin()
-        self.add_variable((), 0.0, "float32", name="learning_rate")  # has a place in Keras' files
+        self.optimizers = [self.inner_optimizer]
         self.quiet = self.add_variable((), 0, "int32", name="step_counter")
         self.scale = self.add_variable((), self.initial_scale, "float32", name="dynamic_scale")
 
@@ -46,11 +44,6 @@ class LossScaleOptimizer(Optimizer):
         """The Variable of the scale."""
         return self.scale
 
-    @property
-    def variables(self):
-        """The scale's state, then the wrapped optimizer's."""
-        return [*self._state, *self.inner_optimizer.variables]
-
     def make_state(self, variables):
         self.inner_optimizer.build(variables)
 
@@ -67,7 +60,7 @@ class LossScaleOptimizer(Optimizer):
     def apply(self, grads, trainable_variables=None):
         pairs = self._pairs(grads, trainable_variables)
         scale, variables = self.scale.value, [v for _, v in pairs]
-        grads = [ops.cast(g, v.dtype) / ops.cast(scale, v.dtype) for g, v in pairs]
+        grads = [g for g, _ in self._unscaled([(ops.cast(g, v.dtype), v) for g, v in pairs], scale)]
         quiet = self.quiet.value + 1
         grown = ops.greater_equal(quiet, self.dynamic_growth_steps)
 
@@ -82,11 +75,5 @@ class LossScaleOptimizer(Optimizer):
 
         ops.cond(self.check_finite(grads), step, skip)
 
-    def finalize_variable_values(self, var_list):
-        self.inner_optimizer.finalize_variable_values(var_list)
-
     def exclude_from_weight_decay(self, var_list=None, var_names=None):
         self.inner_optimizer.exclude_from_weight_decay(var_list, var_names)
-
-    def get_config(self):
-        return {name: registry.serialize(getattr(self, name)) for name, *_ in self._fields}

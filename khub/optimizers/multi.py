@@ -2,12 +2,10 @@
 
 import re
 
-from khub import fields
-from khub.optimizers.optimizer import Optimizer
-from khub.saving import registry
+from khub.optimizers.optimizer import Known, Optimizer, demand
 
 
-class OptimizerMap(fields.Configurable):
+class OptimizerMap(Known):
     """Says which optimizer a Variable has: that of the pattern its path matches, else the default.
 
     A pattern must match all of a path, as in Keras: ".*kernel", not "kernel".
@@ -15,8 +13,6 @@ class OptimizerMap(fields.Configurable):
     default_optimizer: may be None, then every Variable needs a pattern; optimizer_map: regular
     expression -> optimizer
     """
-
-    _kind = "optimizers"
 
     default_optimizer: Optimizer = None
     optimizer_map: dict = None
@@ -28,15 +24,8 @@ class OptimizerMap(fields.Configurable):
 
     @staticmethod
     def _check(pattern, optimizer):
-        if not isinstance(pattern, str) or not isinstance(optimizer, Optimizer):
-            raise ValueError(
-                f"Expected regular expression -> optimizer, got {pattern!r} -> {optimizer!r}."
-            )
-
-    @classmethod
-    def from_config(cls, config, custom_objects=None):
-        """Build a map from `get_config()`'s result."""
-        return cls(**registry.revive(config, custom_objects))
+        valid = isinstance(pattern, str) and isinstance(optimizer, Optimizer)
+        demand(valid, "optimizer_map", "regular expressions -> optimizers", {pattern: optimizer})
 
     def __setitem__(self, pattern, optimizer):
         self._check(pattern, optimizer)
@@ -67,14 +56,34 @@ class OptimizerMap(fields.Configurable):
         return self.optimizer_map[found[0]] if found else self.default_optimizer
 
 
-class MultiOptimizer(Optimizer):
+class Wrapper(Optimizer):
+    """An optimizer made of others, the `optimizers`."""
+
+    _fields = ()  # none of the base class
+    optimizers = ()
+
+    def _begin(self):
+        super()._begin()
+        self.add_variable((), 0.0, "float32", name="learning_rate")  # Keras' files have one
+
+    @property
+    def variables(self):
+        """The state of its own, then that of each of the `optimizers`."""
+        return [*self._state, *(v for o in self.optimizers for v in o.variables)]
+
+    def finalize_variable_values(self, var_list):
+        for optimizer in self.optimizers:
+            optimizer.finalize_variable_values([v for v in var_list if id(v) in optimizer._index])
+
+    def _constructor_values(self):
+        return {name: getattr(self, name) for name, *_ in self._fields}
+
+
+class MultiOptimizer(Wrapper):
     """Hands each Variable to its own optimizer.
 
     optimizer_map: an `OptimizerMap`, or a function of a Variable that returns an optimizer
     """
-
-    _fields = ()  # none of the base class
-    optimizers = ()
 
     optimizer_map: OptimizerMap
     loss_scale_factor: float = None
@@ -84,47 +93,30 @@ class MultiOptimizer(Optimizer):
         if not callable(self.optimizer_map):
             raise TypeError(f"Expected an OptimizerMap or a function, got {self.optimizer_map!r}.")
         self._begin()
-        self.add_variable((), 0.0, "float32", name="learning_rate")  # Keras' files have one
-        self.optimizers, self._owner = [], {}
 
     @property
     def learning_rate(self):
         """There is none: each of the `optimizers` has its own."""
         raise AttributeError("A MultiOptimizer has a learning rate for each of its `optimizers`.")
 
-    @property
-    def variables(self):
-        """The iteration, then each optimizer's state."""
-        return [*self._state, *(v for o in self.optimizers for v in o.variables)]
-
     def make_state(self, variables):
-        self._owner = {id(v): self.optimizer_map(v) for v in self._trainable}
-        used = {id(o): o for o in self._owner.values()}
         given = self.optimizer_map
-        if isinstance(given, OptimizerMap):  # Keras' order: the default comes last
+        self._owner = {id(v): given(v) for v in variables}
+        known = self._owner.values()
+        if isinstance(given, OptimizerMap):  # Keras' files hold unused ones too, the default last
             known = [*given.optimizer_map.values(), given.default_optimizer]
-            used = {id(o): o for o in known if id(o) in used}
-        self.optimizers = list(used.values())
+        self.optimizers = list({id(o): o for o in known if o is not None}.values())
         for optimizer in self.optimizers:
             if optimizer.loss_scale_factor is not None:
                 raise ValueError("Give loss_scale_factor to the MultiOptimizer, not to its parts.")
-            optimizer.build([v for v in self._trainable if self._owner[id(v)] is optimizer])
+            optimizer.build([v for v in variables if self._owner[id(v)] is optimizer])
 
     def apply(self, grads, trainable_variables=None):
         pairs = self._pairs(grads, trainable_variables)
         if self.loss_scale_factor is not None:
-            pairs = [(g / self.loss_scale_factor, v) for g, v in pairs]
+            pairs = self._unscaled(pairs, self.loss_scale_factor)
         for optimizer in self.optimizers:
             own = [(g, v) for g, v in pairs if self._owner[id(v)] is optimizer]
             if own:
                 optimizer.apply_gradients(own)
         self._iterations.assign_add(1)
-
-    def finalize_variable_values(self, var_list):
-        for optimizer in self.optimizers:
-            optimizer.finalize_variable_values(
-                [v for v in var_list if self._owner.get(id(v)) is optimizer]
-            )
-
-    def get_config(self):
-        return {name: registry.serialize(getattr(self, name)) for name, *_ in self._fields}

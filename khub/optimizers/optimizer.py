@@ -17,8 +17,16 @@ from khub.optimizers.schedules import LearningRateSchedule
 from khub.saving import registry
 
 
-class _Known(fields.Configurable):
-    """Refuses arguments that are no fields."""
+def demand(holds, name, expected, value):
+    """Raise ValueError, with what was expected of an argument, unless it holds."""
+    if not holds:
+        raise ValueError(f"{name} must be {expected}, got {value!r}.")
+
+
+class Known(fields.Configurable):
+    """Refuses arguments that are no fields; what is serialized among them is built."""
+
+    _kind = "optimizers"
 
     def __init__(self, **kwargs):
         if kwargs:
@@ -28,8 +36,13 @@ class _Known(fields.Configurable):
                 f"{known}."
             )
 
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        """Build an object from `get_config()`'s result."""
+        return cls(**registry.revive(config, custom_objects))
 
-class Optimizer(_Known):
+
+class Optimizer(Known):
     """Updates Variables by gradients; a subclass defines `rule`, or `build` and `update_step`.
 
     learning_rate: number, schedule or function without arguments
@@ -42,7 +55,6 @@ class Optimizer(_Known):
     gradient_accumulation_steps: apply the mean gradient of so many steps
     """
 
-    _kind = "optimizers"
     slots = ()  # names of the tensors a rule keeps for each Variable
     by_rows = False  # whether the rule leaves rows alone whose gradient is zero
     takes_rows = False  # whether a gradient may stay sparse; `setup` says
@@ -70,26 +82,21 @@ class Optimizer(_Known):
             raise ValueError("Only one of clipnorm, clipvalue and global_clipnorm may be set.")
         for limit in ("clipnorm", "clipvalue", "global_clipnorm"):
             value = getattr(self, limit)
-            if value is not None and value <= 0:
-                raise ValueError(f"{limit} must be positive, got {value!r}.")
-        if self.use_ema and not 0 <= self.ema_momentum <= 1:
-            raise ValueError(f"ema_momentum must lie between 0 and 1, got {self.ema_momentum!r}.")
-        every = self.ema_overwrite_frequency
-        if self.use_ema and every is not None and (not isinstance(every, int) or every < 1):
-            raise ValueError(f"ema_overwrite_frequency must be a positive integer, got {every!r}.")
+            demand(value is None or value > 0, limit, "positive", value)
+        if self.use_ema:
+            momentum, every = self.ema_momentum, self.ema_overwrite_frequency
+            demand(0 <= momentum <= 1, "ema_momentum", "between 0 and 1", momentum)
+            valid = every is None or isinstance(every, int) and every > 0
+            demand(valid, "ema_overwrite_frequency", "a positive integer", every)
         steps = self.gradient_accumulation_steps
-        if steps is not None and (not isinstance(steps, int) or steps < 2):
-            raise ValueError(
-                f"gradient_accumulation_steps must be an integer of at least 2, got {steps!r}."
-            )
+        valid = steps is None or isinstance(steps, int) and steps > 1
+        demand(valid, "gradient_accumulation_steps", "an integer of at least 2", steps)
         self._begin()
         rate = self._given_rate
         if isinstance(rate, dict):
             rate = registry.get("schedules", rate)
-        if not callable(rate) and not hasattr(rate, "__float__"):
-            raise ValueError(
-                f"learning_rate must be a number, a schedule or a function, got {rate!r}."
-            )
+        valid = callable(rate) or hasattr(rate, "__float__")
+        demand(valid, "learning_rate", "a number, a schedule or a function", rate)
         self._schedule, self._rate = (rate, None) if callable(rate) else (None, float(rate))
         if self._schedule is None:
             self._rate = self._on_host(self._rate, "float32", "learning_rate")
@@ -105,7 +112,9 @@ class Optimizer(_Known):
         """Find a name and make the state that every optimizer has."""
         self.name = self.name or unique_name(registry.snake_case(type(self).__name__))
         self.built, self._state, self._trainable = False, [], []
-        self._slots, self._averages, self._accumulators = [], [], []
+        self._slots, self._averages, self._accumulators = {}, {}, []
+        self._index = {}
+        self._direct = frozenset()  # whose "gradients" are their new values: scales of float8
         self._exempt = (frozenset(), ())
         self._iterations = self._on_host(0, "int32", "iteration")
 
@@ -117,11 +126,6 @@ class Optimizer(_Known):
     def _constructor_values(self):
         rate = self._schedule or float(self._rate.numpy())
         return super()._constructor_values() | {"learning_rate": rate}
-
-    @classmethod
-    def from_config(cls, config, custom_objects=None):
-        """Build an optimizer from `get_config()`'s result."""
-        return cls(**registry.revive(config, custom_objects))
 
     # --- state -----------------------------------------------------------------------------------
     @property
@@ -138,6 +142,10 @@ class Optimizer(_Known):
         """Return the number of updates made as a tensor."""
         count, steps = self._iterations.value, self.gradient_accumulation_steps
         return count if steps is None else count // steps
+
+    def step(self, like):
+        """Return the number of this update, from 1, in the dtype of a tensor."""
+        return ops.cast(self.updates() + 1, ops.dtype(like))
 
     def add_variable(
         self, shape, initializer="zeros", dtype=None, aggregation="none", layout=None, name=None
@@ -165,16 +173,14 @@ class Optimizer(_Known):
 
     def add_optimizer_variables(self, trainable_variables, name, initializer="zeros"):
         """Make a Variable like each of these; several names or initializers give tuples."""
-        names, initializers = (
-            ((name,), (initializer,))
-            if isinstance(name, str)
-            else (name, [initializer] * len(name) if isinstance(initializer, str) else initializer)
-        )
+        make = self.add_variable_from_reference
+        if isinstance(name, str):
+            return [make(v, name, initializer) for v in trainable_variables]
+        each = [initializer] * len(name) if isinstance(initializer, str) else initializer
         rows = [
-            tuple(self.add_variable_from_reference(v, n, i) for n, i in zip(names, initializers))
-            for v in trainable_variables
+            [make(v, n, i) for n, i in zip(name, each, strict=True)] for v in trainable_variables
         ]
-        return [row[0] for row in rows] if isinstance(name, str) else list(zip(*rows))
+        return list(zip(*rows, strict=True))
 
     def build(self, variables=None, **named):
         """Make the state for these Variables, which some call `var_list`."""
@@ -184,22 +190,24 @@ class Optimizer(_Known):
         if not self.built:
             self._trainable = list(variables)
             self._index = {id(v): i for i, v in enumerate(self._trainable)}
+            direct = (v for v in self._trainable if getattr(v, "overwrite_with_gradient", False))
+            self._direct = frozenset(map(id, direct))
             self.make_state(self._trainable)
             self.built = True
 
     def make_state(self, variables):
         """Make what is kept for these Variables."""
+        updated = [v for v in variables if id(v) not in self._direct]
         if self.use_ema:
-            self._averages = self.add_optimizer_variables(variables, "average")
+            averages = self.add_optimizer_variables(updated, "average")
+            self._averages = dict(zip(map(id, updated), averages, strict=True))
         if self.gradient_accumulation_steps:
             self._accumulators = self.add_optimizer_variables(variables, "gradient_accumulator")
-        made = {}
+        self._slots = {id(v): [] for v in updated}
         for group in ([n for n in self.slots if n not in self.apart], *([n] for n in self.apart)):
-            for variable in self._trainable:
-                for name in group:
-                    made[id(variable), name] = self.add_slot(variable, name)
-        rows = [[made[id(v), name] for name in self.slots] for v in self._trainable]
-        self._slots = [[slot for slot in row if slot is not None] for row in rows]
+            for variable in updated:
+                slots = (self.add_slot(variable, name) for name in group)
+                self._slots[id(variable)] += [slot for slot in slots if slot is not None]
 
     def add_slot(self, variable, name):
         """Make a rule's tensor for a Variable, None where it needs none."""
@@ -266,7 +274,7 @@ class Optimizer(_Known):
         """
         pairs = self._pairs(grads, trainable_variables)
         if self.loss_scale_factor is not None:
-            pairs = [(g / self.loss_scale_factor, v) for g, v in pairs]
+            pairs = self._unscaled(pairs, self.loss_scale_factor)
         if self.gradient_accumulation_steps:
             self._accumulate(pairs)
         else:
@@ -296,25 +304,37 @@ class Optimizer(_Known):
             )
         return pairs
 
+    def _unscaled(self, pairs, scale):
+        return [
+            (g if id(v) in self._direct else g / ops.cast(scale, ops.dtype(g)), v) for g, v in pairs
+        ]
+
     def _accumulate(self, pairs):
         """Keep the gradients, and apply their mean every `gradient_accumulation_steps` steps."""
         steps = self.gradient_accumulation_steps
         sums = [self._accumulators[self._index[id(v)]] for _, v in pairs]
+        totals = [
+            (ops.maximum(s.value, g) if id(v) in self._direct else s.value + g, v)
+            for s, (g, v) in zip(sums, pairs, strict=True)
+        ]
 
         def apply():
-            self._update(
-                [((s.value + g) / steps, v) for s, (g, v) in zip(sums, pairs, strict=True)]
-            )
-            for s in sums:
+            self._update(self._unscaled(totals, steps))
+            for s in self._accumulators:
                 s.assign(ops.zeros_like(s.value))
 
         def keep():
-            for s, (g, _) in zip(sums, pairs, strict=True):
-                s.assign_add(g)
+            for s, (total, _) in zip(sums, totals, strict=True):
+                s.assign(total)
 
         ops.cond(ops.equal((self._iterations.value + 1) % steps, 0), apply, keep)
 
     def _update(self, pairs):
+        if self._direct:
+            for value, variable in pairs:
+                if id(variable) in self._direct:
+                    variable.assign(value)
+            pairs = [(g, v) for g, v in pairs if id(v) not in self._direct]
         everything = [v for _, v in pairs]
         rate = self.current_learning_rate()
         for g, variable in pairs:
@@ -325,7 +345,7 @@ class Optimizer(_Known):
         variables = [v for _, v in pairs]
         done = not pairs
         if pairs and self._fused is not None and local.scope is None:
-            slots = [self._slots[self._index[id(v)]] for v in variables]
+            slots = [self._slots[id(v)] for v in variables]
             done = self._fused(self, gradients, variables, slots, rate)
         if not done:
             for g, variable in zip(gradients, variables, strict=True):
@@ -335,11 +355,11 @@ class Optimizer(_Known):
                 if decay := self.decay_of(variable):
                     variable.assign_sub(variable.value * (rate * decay))
                 self.update_step(g, variable, rate)
+        if self.use_ema:
+            self._average()
         for variable in everything:
             if variable.constraint is not None:
                 variable.assign(variable.constraint(variable.value))
-        if self.use_ema:
-            self._average()
 
     def update_step(self, gradient, variable, learning_rate):
         """Update one Variable by the rule; a subclass may update it in its own way instead."""
@@ -350,7 +370,7 @@ class Optimizer(_Known):
     def _follow_rows(self, gradient, variable, rate):
         """Update the rows of a Variable and of its slots that a sparse gradient holds."""
         rows, gradient = native_sparse.sparse_rows(gradient)
-        kept = [variable, *self._slots[self._index[id(variable)]]]
+        kept = [variable, *self._slots[id(variable)]]
         dtype = "float32" if variable.dtype in ("float16", "bfloat16") else variable.dtype
         with active.no_gradient():
             now = [ops.cast(ops.take(x.value, rows, axis=0), dtype) for x in kept]
@@ -360,7 +380,7 @@ class Optimizer(_Known):
                 native_sparse.write_rows(x.materialize(), rows, ops.cast(values, x.dtype))
 
     def _follow_rule(self, gradient, variable, rate, decay):
-        slots = self._slots[self._index[id(variable)]]
+        slots = self._slots[id(variable)]
         value, states = variable.value, [s.value for s in slots]
         dtype = variable.dtype
         if dtype in ("float16", "bfloat16"):  # there 0.999 is 1, and 1 - beta_2 nothing
@@ -411,7 +431,10 @@ class Optimizer(_Known):
         """Move the averages towards the Variables; the first step sets them."""
         done, every = self.updates(), self.ema_overwrite_frequency
         rest = ops.where(ops.equal(done, 0), 1.0, 1 - self.ema_momentum)
-        for variable, average in zip(self._trainable, self._averages, strict=True):
+        for variable in self._trainable:
+            average = self._averages.get(id(variable))
+            if average is None:
+                continue
             share = ops.cast(rest, variable.dtype)
             average.assign_add((variable.value - average.value) * share)
             if every:
@@ -422,7 +445,8 @@ class Optimizer(_Known):
         """Write the averages over the Variables at the end of training, where they are kept."""
         if self.use_ema and self.built and int(self._iterations) > 0:
             for variable in var_list:
-                variable.assign(self._averages[self._index[id(variable)]].value)
+                if id(variable) not in self._direct:
+                    variable.assign(self._averages[id(variable)].value)
 
     def stateless_apply(self, optimizer_variables, grads, trainable_variables):
         """Return (new trainable values, new optimizer values) without changing any Variable."""

@@ -3,8 +3,9 @@
 import re
 
 from khub import ops
+from khub.fields import FieldsOf, NotNegative
 from khub.initializers import Constant
-from khub.optimizers.optimizer import Optimizer
+from khub.optimizers.optimizer import Optimizer, demand
 
 
 class SGD(Optimizer):
@@ -15,8 +16,7 @@ class SGD(Optimizer):
     nesterov: bool = False
 
     def setup(self):
-        if not 0 <= self.momentum <= 1:
-            raise ValueError(f"momentum must lie between 0 and 1, got {self.momentum!r}.")
+        demand(0 <= self.momentum <= 1, "momentum", "between 0 and 1", self.momentum)
         self.slots = ("momentum",) if self.momentum else ()
         self.by_rows = not self.momentum
         super().setup()
@@ -41,9 +41,9 @@ class _Moments(Optimizer):
     beta_2: float = 0.999
     epsilon: float = 1e-7
 
-    def step(self, like):
-        """Return the number of this update, from 1, in the dtype of a tensor."""
-        return ops.cast(self.updates() + 1, ops.dtype(like))
+    def rests(self, like):
+        """Return 1 - beta_1**step and 1 - beta_2**step, by which m and v are too small."""
+        return tuple(1 - ops.power(b, self.step(like)) for b in (self.beta_1, self.beta_2))
 
     def moments(self, gradient, m, v):
         """Return m and v moved towards the gradient."""
@@ -56,10 +56,7 @@ class _Moments(Optimizer):
 class Adam(_Moments):
     """Adam, or AMSGrad.  arXiv:1412.6980 (with epsilon-hat of section 2.1), arXiv:1904.09237"""
 
-    learning_rate: object = 0.001  # the order in which they may be given without names
-    beta_1: float = 0.9
-    beta_2: float = 0.999
-    epsilon: float = 1e-7
+    shared: list(_Moments._fields[:4])  # the order in which they may be given without names
     amsgrad: bool = False
 
     def setup(self):
@@ -67,33 +64,23 @@ class Adam(_Moments):
         self.apart = self.slots[2:]
         super().setup()
 
-    def rule(self, gradient, value, rate, m, v, largest=None):
-        step = self.step(value)
-        rate = (
-            rate * ops.sqrt(1 - ops.power(self.beta_2, step)) / (1 - ops.power(self.beta_1, step))
-        )
+    def rule(self, gradient, value, rate, m, v, *largest):
+        rest_1, rest_2 = self.rests(value)
         m, v = self.moments(gradient, m, v)
-        if largest is None:
-            return value - m * rate / (ops.sqrt(v) + self.epsilon), m, v
-        largest = ops.maximum(largest, v)
-        return value - m * rate / (ops.sqrt(largest) + self.epsilon), m, v, largest
+        largest = [ops.maximum(x, v) for x in largest]
+        scale = ops.sqrt(largest[0] if largest else v) + self.epsilon
+        return (value - m * (rate * ops.sqrt(rest_2) / rest_1) / scale, m, v, *largest)
 
 
 class AdamW(Adam):
     """Adam with decoupled weight decay.  arXiv:1711.05101"""
 
-    learning_rate: object = 0.001
+    shared: FieldsOf(Adam, "learning_rate")
     weight_decay: float = 0.004
-    beta_1: float = 0.9
-    beta_2: float = 0.999
-    epsilon: float = 1e-7
-    amsgrad: bool = False
 
 
 class Nadam(_Moments):
     """Adam with Nesterov's momentum.  Dozat 2016 (ICLR workshop), algorithm 2"""
-
-    learning_rate: object = 0.001
 
     def make_state(self, variables):
         super().make_state(variables)
@@ -113,7 +100,7 @@ class Nadam(_Moments):
         product = ops.cast(self._product.value, ops.dtype(value))
         m, v = self.moments(gradient, m, v)
         m_hat = following * m / (1 - product * following) + (1 - mu) * gradient / (1 - product)
-        v_hat = v / (1 - ops.power(self.beta_2, step))
+        v_hat = v / self.rests(value)[1]
         return value - rate * m_hat / (ops.sqrt(v_hat) + self.epsilon), m, v
 
 
@@ -122,26 +109,20 @@ class Adamax(_Moments):
 
     slots = ("momentum", "norm")
 
-    learning_rate: object = 0.001
-
     def rule(self, gradient, value, rate, m, norm):
         m = m + (gradient - m) * (1 - self.beta_1)
         norm = ops.maximum(self.beta_2 * norm, ops.abs(gradient))
-        rate = rate / (1 - ops.power(self.beta_1, self.step(value)))
+        rate = rate / self.rests(value)[0]
         return value - rate * m / (norm + self.epsilon), m, norm
 
 
 class Lamb(_Moments):
     """Adam whose step is as long as the weights, layer by layer.  arXiv:1904.00962"""
 
-    learning_rate: object = 0.001
-
     def rule(self, gradient, value, rate, m, v):
-        step = self.step(value)
+        rest_1, rest_2 = self.rests(value)
         m, v = self.moments(gradient, m, v)
-        m_hat = m / (1 - ops.power(self.beta_1, step))
-        v_hat = v / (1 - ops.power(self.beta_2, step))
-        update = m_hat / (ops.sqrt(v_hat) + self.epsilon)
+        update = m / rest_1 / (ops.sqrt(v / rest_2) + self.epsilon)
         size, length = (ops.sqrt(ops.sum(ops.square(x))) for x in (value, update))
         known = ops.logical_and(size > 0, length > 0)
         trust = ops.where(known, size / ops.where(known, length, 1.0), 1.0)
@@ -154,15 +135,13 @@ class ScheduleFreeAdamW(_Moments):
     The Variables hold the point y where gradients are taken; "momentum" is z.
     """
 
-    learning_rate: object = 0.0025
-    beta_1: float = 0.9
-    beta_2: float = 0.999
-    epsilon: float = 1e-8
+    shared: list(_Moments._fields[:4])
+    learning_rate = 0.0025
+    epsilon = 1e-8
     warmup_steps: int = 0
 
     def setup(self):
-        if not 0 < self.beta_1 <= 1:
-            raise ValueError(f"beta_1 must be above 0 and at most 1, got {self.beta_1!r}.")
+        demand(0 < self.beta_1 <= 1, "beta_1", "above 0 and at most 1", self.beta_1)
         super().setup()
 
     def add_slot(self, variable, name):
@@ -178,8 +157,7 @@ class ScheduleFreeAdamW(_Moments):
             rate = rate * ops.minimum(1.0, step / self.warmup_steps)
         x = (value - (1 - self.beta_1) * z) / self.beta_1
         v = v + (ops.square(gradient) - v) * (1 - self.beta_2)
-        v_hat = v / (1 - ops.power(self.beta_2, step))
-        z = z - rate * gradient / (ops.sqrt(v_hat) + self.epsilon)
+        z = z - rate * gradient / (ops.sqrt(v / self.rests(value)[1]) + self.epsilon)
         x = x + (z - x) / step
         return self.beta_1 * x + (1 - self.beta_1) * z, z, v
 
@@ -247,9 +225,9 @@ class Muon(Optimizer):
 
     def adam(self, gradient, value, rate, m, v):
         """Return value, m and v after Adam's step."""
-        step = ops.cast(self.updates() + 1, ops.dtype(value))
         m = m + (gradient - m) * (1 - self.adam_beta_1)
         v = v + (ops.square(gradient) - v) * (1 - self.adam_beta_2)
+        step = self.step(value)
         rest_1, rest_2 = (1 - ops.power(b, step) for b in (self.adam_beta_1, self.adam_beta_2))
         return value - rate * ops.sqrt(rest_2) / rest_1 * m / (ops.sqrt(v) + self.epsilon), m, v
 
@@ -365,7 +343,7 @@ class Adafactor(Optimizer):
         return self.add_variable(shape, dtype=variable.dtype, name=path)
 
     def rule(self, gradient, value, rate, row, column, velocity):
-        step = ops.cast(self.updates() + 1, ops.dtype(value))
+        step = self.step(value)
         if self.relative_step:
             rate = ops.minimum(rate, 1 / ops.sqrt(step))
         rate = rate * ops.maximum(self.epsilon_2, _root_mean_square(value))
@@ -399,17 +377,15 @@ class Ftrl(Optimizer):
 
     learning_rate: object = 0.001
     learning_rate_power: float = -0.5
-    initial_accumulator_value: float = 0.1
-    l1_regularization_strength: float = 0.0
-    l2_regularization_strength: float = 0.0
-    l2_shrinkage_regularization_strength: float = 0.0
+    initial_accumulator_value: NotNegative = 0.1
+    l1_regularization_strength: NotNegative = 0.0
+    l2_regularization_strength: NotNegative = 0.0
+    l2_shrinkage_regularization_strength: NotNegative = 0.0
     beta: float = 0.0
 
     def setup(self):
-        if self.learning_rate_power > 0:
-            raise ValueError(
-                f"learning_rate_power must not be positive, got {self.learning_rate_power!r}."
-            )
+        power = self.learning_rate_power
+        demand(power <= 0, "learning_rate_power", "at most 0", power)
         super().setup()
 
     def add_slot(self, variable, name):
@@ -434,6 +410,10 @@ class Lion(Optimizer):
     learning_rate: object = 0.001
     beta_1: float = 0.9
     beta_2: float = 0.99
+
+    def setup(self):
+        demand(0 < self.beta_1 <= 1, "beta_1", "above 0 and at most 1", self.beta_1)
+        super().setup()
 
     def rule(self, gradient, value, rate, m):
         step = ops.sign(m * self.beta_1 + gradient * (1 - self.beta_1))

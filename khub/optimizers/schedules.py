@@ -3,6 +3,7 @@
 import math
 
 from khub import fields, ops
+from khub.fields import Positive
 from khub.saving import registry
 
 
@@ -16,34 +17,35 @@ class LearningRateSchedule(fields.Configurable):
         raise NotImplementedError(f"{type(self).__name__} does not define __call__().")
 
 
-class ExponentialDecay(LearningRateSchedule):
+class _Decay(LearningRateSchedule):
+    initial_learning_rate: float
+    decay_steps: Positive
+    decay_rate: float
+    staircase: bool = False
+    name: str = None
+
+    def passed(self, step):
+        """Return step / decay_steps, whole numbers with `staircase`."""
+        passed = ops.cast(step, "float32") / self.decay_steps
+        return ops.floor(passed) if self.staircase else passed
+
+
+class ExponentialDecay(_Decay):
     """initial * decay_rate ** (step / decay_steps)"""
 
-    initial_learning_rate: float
-    decay_steps: int
-    decay_rate: float
-    staircase: bool = False
-    name: str = "ExponentialDecay"
+    name = "ExponentialDecay"
 
     def __call__(self, step):
-        passed = ops.cast(step, "float32") / self.decay_steps
-        passed = ops.floor(passed) if self.staircase else passed
-        return self.initial_learning_rate * ops.power(float(self.decay_rate), passed)
+        return self.initial_learning_rate * ops.power(float(self.decay_rate), self.passed(step))
 
 
-class InverseTimeDecay(LearningRateSchedule):
+class InverseTimeDecay(_Decay):
     """initial / (1 + decay_rate * step / decay_steps)"""
 
-    initial_learning_rate: float
-    decay_steps: int
-    decay_rate: float
-    staircase: bool = False
-    name: str = "InverseTimeDecay"
+    name = "InverseTimeDecay"
 
     def __call__(self, step):
-        passed = ops.cast(step, "float32") / self.decay_steps
-        passed = ops.floor(passed) if self.staircase else passed
-        return self.initial_learning_rate / (1 + self.decay_rate * passed)
+        return self.initial_learning_rate / (1 + self.decay_rate * self.passed(step))
 
 
 class PiecewiseConstantDecay(LearningRateSchedule):
@@ -72,7 +74,7 @@ class PolynomialDecay(LearningRateSchedule):
     """(initial - end) * (1 - step / decay_steps) ** power + end"""
 
     initial_learning_rate: float
-    decay_steps: int
+    decay_steps: Positive
     end_learning_rate: float = 0.0001
     power: float = 1.0
     cycle: bool = False
@@ -96,7 +98,7 @@ class CosineDecay(LearningRateSchedule):
     """
 
     initial_learning_rate: float
-    decay_steps: int
+    decay_steps: Positive
     alpha: float = 0.0
     name: str = "CosineDecay"
     warmup_target: float = None
@@ -120,7 +122,7 @@ class CosineDecayRestarts(LearningRateSchedule):
     """Cosine decay that starts again, `t_mul` times as long, `m_mul` as high.  arXiv:1608.03983"""
 
     initial_learning_rate: float
-    first_decay_steps: int
+    first_decay_steps: Positive
     t_mul: float = 2.0
     m_mul: float = 1.0
     alpha: float = 0.0

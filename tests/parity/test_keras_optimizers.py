@@ -103,21 +103,34 @@ def gradients(step):
     return [scale * random.randn(*shape).astype("float32") for shape in SHAPES.values()]
 
 
-def run_khub(optimizer, steps=STEPS, change=lambda step, gradients: gradients):
-    variables = [khub.Variable(value, name=name) for name, value in start().items()]
+def unchanged(step, gradients):
+    return gradients
+
+
+def made(package, prepare):
+    variables = [package.Variable(value, name=name) for name, value in start().items()]
+    prepare(package, dict(zip(SHAPES, variables, strict=True)))
+    return variables
+
+
+def run_khub(optimizer, steps=STEPS, change=unchanged, prepare=unchanged):
+    variables = made(khub, prepare)
     optimizer.build(variables)
     for step in range(steps):
-        grads = [ops.convert_to_tensor(g) for g in change(step, gradients(step))]
+        grads = [
+            g if g is None else ops.convert_to_tensor(g) for g in change(step, gradients(step))
+        ]
         optimizer.apply(grads, variables)
     return variables
 
 
-def run_keras(optimizer, steps=STEPS, change=lambda step, gradients: gradients):
-    variables = [keras.Variable(value, name=name) for name, value in start().items()]
+def run_keras(optimizer, steps=STEPS, change=unchanged, prepare=unchanged):
+    variables = made(keras, prepare)
     optimizer.build(variables)
     for step in range(steps):
-        grads = [keras.ops.convert_to_tensor(g) for g in change(step, gradients(step))]
-        if keras.backend.backend() != "jax":
+        grads = change(step, gradients(step))
+        grads = [g if g is None else keras.ops.convert_to_tensor(g) for g in grads]
+        if keras.backend.backend() != "jax" or any(g is None for g in grads):
             optimizer.apply(grads, variables)
             continue
         state, values = ([v.value for v in x] for x in (optimizer.variables, variables))
@@ -150,7 +163,7 @@ def test_twenty_steps(name, options):
     agree(ours.variables, theirs.variables)
     if options.get("use_ema"):
         ours.finalize_variable_values(mine)
-        for variable, average in zip(mine, ours._averages):
+        for variable, average in zip(mine, ours._averages.values(), strict=True):
             np.testing.assert_array_equal(variable.numpy(), average.numpy())
 
 
@@ -168,6 +181,49 @@ def test_names_and_configs(name, options):
         assert found["learning_rate"] == wanted["learning_rate"]
     again = khub.optimizers.deserialize(keras.optimizers.serialize(theirs))
     assert type(again) is type(ours) and again.get_config() == found
+
+
+# --- Variables of their own kind -----------------------------------------------------------------
+def constrained(package, variables):
+    for name in ("kernel", "bias"):
+        variables[name].constraint = package.constraints.MinMaxNorm(0.5, 0.6, rate=0.5)
+
+
+def overwritten(package, variables):
+    variables["bias"].overwrite_with_gradient = variables["cube"].overwrite_with_gradient = True
+
+
+def sometimes_none(step, gradients):
+    return [None if i == step % 7 else g for i, g in enumerate(gradients)]
+
+
+AVERAGES = {"use_ema": True, "ema_momentum": 0.8, "ema_overwrite_frequency": 3}
+KINDS = [  # options, what happens to gradients, to Variables
+    (AVERAGES, unchanged, constrained),
+    (
+        {"weight_decay": 0.1, "clipnorm": 0.5},
+        unchanged,
+        overwritten,
+    ),  # averages: not in Keras on TF
+    ({"gradient_accumulation_steps": 3, "loss_scale_factor": 4.0}, unchanged, overwritten),
+    ({"gradient_accumulation_steps": 3}, sometimes_none, unchanged),
+    ({"weight_decay": 0.1, "global_clipnorm": 0.5}, sometimes_none, unchanged),
+]
+
+
+@pytest.mark.parametrize(("options", "change", "prepare"), KINDS)
+@pytest.mark.parametrize("name", SPREAD)
+def test_constraints_direct_values_and_missing_gradients(name, options, change, prepare):
+    ours, theirs = make(khub, name, options), make(keras, name, options)
+    mine, other = (
+        run(optimizer, change=change, prepare=prepare)
+        for run, optimizer in ((run_khub, ours), (run_keras, theirs))
+    )
+    agree(mine, other)
+    agree(ours.variables, theirs.variables)
+    if options.get("use_ema"):
+        ours.finalize_variable_values(mine), theirs.finalize_variable_values(other)
+        agree(mine, other)
 
 
 def overflow(step, gradients):
@@ -203,7 +259,13 @@ def grouped(package):
     return package.optimizers.MultiOptimizer(which, name="several")
 
 
-@pytest.mark.parametrize("make", [mapped, grouped])
+def partly_used(package):
+    adam, sgd = package.optimizers.Adam(0.01, name="all"), package.optimizers.SGD(name="none")
+    which = package.optimizers.OptimizerMap(sgd, {".*": adam, "no such path": sgd})
+    return package.optimizers.MultiOptimizer(which, name="several")
+
+
+@pytest.mark.parametrize("make", [mapped, grouped, partly_used])
 def test_several_optimizers(make):
     ours, theirs = make(khub), make(keras)
     agree(run_khub(ours), run_keras(theirs))

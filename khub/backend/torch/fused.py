@@ -6,9 +6,12 @@ import torch
 from torch.nn import Parameter
 
 
-def _operands(variables, slots, gradients):
-    """Return (parameters, slots by kind, gradients) of one memory layout, None where none fits."""
-    parameters = [v._storage for v in variables]
+def _operands(optimizer, variables, slots, gradients, rate):
+    """Let the parameters decay; return them, their slots by kind, their gradients.
+
+    All have one memory layout; the result is None where none fits.
+    """
+    parameters = [v.materialize() for v in variables]
     if not all(type(p) is Parameter and p.dtype is torch.float32 for p in parameters):
         return None
     matched = []
@@ -18,6 +21,10 @@ def _operands(variables, slots, gradients):
         for slot in own:
             if slot.materialize().stride() != strides:
                 slot._storage = torch.empty_like(p, requires_grad=False).copy_(slot._storage)
+    decay = optimizer.weight_decay
+    decayed = [p for p, x in zip(parameters, variables, strict=True) if optimizer.decays(x)]
+    if decay and decayed:
+        torch._foreach_mul_(decayed, 1 - float(rate) * decay)
     by_kind = list(zip(*[[slot._storage for slot in own] for own in slots], strict=True))
     return parameters, [list(kind) for kind in by_kind], matched
 
@@ -25,28 +32,24 @@ def _operands(variables, slots, gradients):
 @torch.no_grad()
 def adam(optimizer, gradients, variables, slots, rate):
     """Adam and AdamW; Keras' epsilon stands outside the bias correction, torch's inside."""
-    operands = None if optimizer.amsgrad else _operands(variables, slots, gradients)
+    operands = _operands(optimizer, variables, slots, gradients, rate)
     if operands is None:
         return False
-    parameters, (m, v), gradients = operands
-    decay = optimizer.weight_decay
-    if decay:
-        decayed = [p for p, x in zip(parameters, variables, strict=True) if optimizer.decays(x)]
-        torch._foreach_mul_(decayed, 1 - float(rate) * decay)
+    parameters, (m, v, *largest), gradients = operands
     step = int(optimizer.updates()) + 1
     torch._fused_adam_(
         parameters,
         gradients,
         m,
         v,
-        [],
+        *largest or ([],),
         [parameters[0].new_full((), step)] * len(parameters),
         lr=float(rate),
         beta1=optimizer.beta_1,
         beta2=optimizer.beta_2,
         weight_decay=0.0,
         eps=optimizer.epsilon / math.sqrt(1 - optimizer.beta_2**step),
-        amsgrad=False,
+        amsgrad=optimizer.amsgrad,
         maximize=False,
     )
     return True
@@ -55,7 +58,7 @@ def adam(optimizer, gradients, variables, slots, rate):
 @torch.no_grad()
 def sgd(optimizer, gradients, variables, slots, rate):
     """Gradient descent, with plain or Nesterov momentum."""
-    operands = None if optimizer.weight_decay else _operands(variables, slots, gradients)
+    operands = _operands(optimizer, variables, slots, gradients, rate)
     if operands is None:
         return False
     parameters, velocity, gradients = operands

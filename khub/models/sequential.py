@@ -141,8 +141,6 @@ class Sequential(Model):
             )
         return self._graph
 
-    get_layer = Functional.get_layer
-
     def get_build_config(self):
         return None if self._input is None else {"input_shape": self._input.shape}
 

@@ -6,6 +6,7 @@ State lives in plain objects (`Compiled`), functions are built once and kept acr
 
 import inspect
 import itertools
+import sys
 import warnings
 import weakref
 from contextlib import nullcontext
@@ -367,7 +368,7 @@ class Trainer:
                 batches, done = batches if steps_per_epoch else None, 0
                 logs = dict(Logs(logs).items())
                 if validation_data is not None and _is_due(epoch, validation_freq):
-                    held = self._validation(validation_data)
+                    held = unpack_x_y_sample_weight(validation_data)
                     options = {"batch_size": validation_batch_size or batch_size, "verbose": 0}
                     options |= {"steps": validation_steps, "callbacks": callbacks}
                     options |= {"sample_weight": held[2], "return_dict": True}
@@ -388,12 +389,6 @@ class Trainer:
             return itertools.chain([first], batches)
         self._compiled.running.passed = 0
         return self._batches(source)
-
-    @staticmethod
-    def _validation(data):
-        if isinstance(data, (tuple, list)) and not hasattr(data, "__next__"):
-            return unpack_x_y_sample_weight(tuple(data))
-        return data, None, None
 
     def _callbacks(self, given, verbose, add_history=False, epochs=1, **params):
         if verbose == "auto" and not config.is_interactive_logging_enabled():
@@ -436,43 +431,30 @@ class Trainer:
         """Return (logs, number of batches) after at most `limit` of them."""
         stop = {"train": "stop_training", "test": "stop_evaluating"}[kind]
         begins, ends = (callbacks.has(f"on_{kind}_batch_{edge}") for edge in ("begin", "end"))
-        logs = self.get_metrics_result() if done else {}
-        group, first, compiled = [], True, self._compiled
-        for batch in batches:
-            compiled.batch = batch
-            if first:
-                first = False
-                self._prepare_training(batch)
+        logs, start, compiled = self.get_metrics_result() if done else {}, done, self._compiled
+        batches = itertools.islice(batches, limit and limit - done)
+        while group := list(itertools.islice(batches, per_call)):
+            compiled.batch = group[0]
+            if done == start:
+                self._prepare_training(group[0])
                 compiled.check_labels()
-            group.append(batch)
-            last = limit is not None and done + len(group) >= limit
-            if len(group) < per_call and not last:
-                continue
-            logs = self._run_group(group, step, done, callbacks, kind, begins, ends)
-            done, group = done + len(group), []
-            if last or getattr(self, stop):
-                break
-        if group:
-            logs = self._run_group(group, step, done, callbacks, kind, begins, ends)
+            if begins:
+                callbacks.call(f"on_{kind}_batch_begin", done, {})
+            logs = step(group)
             done += len(group)
+            if ends:
+                callbacks.call(f"on_{kind}_batch_end", done - 1, Logs(logs))
+            if getattr(self, stop):
+                break
         compiled.batch = None
         if done == 0:
             raise ValueError("The data gave no batch; an iterator is used up after one epoch.")
-        if limit is not None and done < limit and not getattr(self, stop):
+        if limit and done < limit and not getattr(self, stop):
             text = f"The data ended after {done} of {limit} batches."
             if not source.again:
                 raise ValueError(text)
             warnings.warn(text, stacklevel=3)
         return logs, done
-
-    @staticmethod
-    def _run_group(group, step, done, callbacks, kind, begins, ends):
-        if begins:
-            callbacks.call(f"on_{kind}_batch_begin", done, {})
-        logs = step(group)
-        if ends:
-            callbacks.call(f"on_{kind}_batch_end", done + len(group) - 1, Logs(logs))
-        return logs
 
     # --- evaluate and predict --------------------------------------------------------------------
     def evaluate(
@@ -546,8 +528,8 @@ class Trainer:
 
     # --- one batch at a time ---------------------------------------------------------------------
     def _one_batch(self, function, x, y, sample_weight, return_dict):
-        source = data_module.ArraySource(x, y, sample_weight, None, False, 0)
-        self._compiled.batch = batch = next(iter(self._batches(_Whole(source))))
+        source = data_module.ArraySource(x, y, sample_weight, sys.maxsize, False, 0)
+        self._compiled.batch = batch = next(iter(self._batches(source)))
         self._prepare_training(batch)
         self.reset_metrics()
         logs = dict(Logs(function([batch])).items())
@@ -568,14 +550,6 @@ class Trainer:
     def predict_on_batch(self, x):
         """Return the outputs for one batch as NumPy arrays."""
         return self.predict(x, batch_size=len(tree.flatten(x)[0]), verbose=0)
-
-
-class _Whole(data_module.ArraySource):
-    """All rows of an array source as one batch."""
-
-    def __init__(self, source):
-        vars(self).update(vars(source))
-        self.batch_size = self.size
 
 
 def _takes_state(step):

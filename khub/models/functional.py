@@ -224,12 +224,10 @@ class Functional(Model):
         self._ordered = list({id(layer): layer for layer in found}.values())
         self._nodes = [node for node in nodes if not isinstance(node.function, InputLayer)]
         self._program = _Program(self.inputs, self.outputs, self._nodes)
-        self._single = (
-            len(self.outputs) == 1
-            and is_symbolic(outputs)
-            and len(self.inputs) == 1
-            and is_symbolic(inputs)
-        )
+        alone = isinstance(outputs, (list, tuple)) and len(outputs) == 1
+        self._bare = is_symbolic(outputs[0] if alone else outputs)  # as it comes, in no list
+        self._single = self._bare and len(self.inputs) == 1 and is_symbolic(inputs)
+        self._rank = len(self.inputs[0].shape)
         self.built = True
         if not self._trainable:
             self.trainable = False  # reaches the layers
@@ -276,9 +274,11 @@ class Functional(Model):
         if mask is not None:
             return self._call_with_masks(inputs, mask)
         if self._single and type(inputs) not in (list, tuple, dict):
+            if getattr(inputs, "ndim", self._rank) != self._rank:
+                inputs = _of_rank(inputs, self.inputs[0])
             return self._program.run((inputs,))[0]
         results = self._program.run(self._arrange(inputs))
-        return tree.pack_sequence_as(self._outputs_structure, results)
+        return results[0] if self._bare else tree.pack_sequence_as(self._outputs_structure, results)
 
     def _call_with_masks(self, inputs, mask):
         marked = [
@@ -297,16 +297,12 @@ class Functional(Model):
     def _arrange(self, inputs):
         """Put the given inputs in the order of the model's; dicts go by name."""
         structure = self._inputs_structure
-        if isinstance(inputs, dict) and not isinstance(structure, dict):
-            missing = [x.name for x in self.inputs if x.name not in inputs]
-            if missing:
+        if isinstance(inputs, dict):
+            names = structure if isinstance(structure, dict) else [x.name for x in self.inputs]
+            if missing := [name for name in names if name not in inputs]:
                 raise ValueError(f"{self.name} lacks the inputs {missing}, got {sorted(inputs)}.")
-            return [inputs[x.name] for x in self.inputs]
-        if isinstance(structure, dict) and isinstance(inputs, dict):
-            missing = [key for key in structure if key not in inputs]
-            if missing:
-                raise ValueError(f"{self.name} lacks the inputs {missing}, got {sorted(inputs)}.")
-            inputs = {key: inputs[key] for key in structure}
+            found = {name: inputs[name] for name in names}
+            inputs = found if isinstance(structure, dict) else list(found.values())
         flat = tree.flatten(inputs)
         if len(flat) != len(self.inputs):
             raise ValueError(f"{self.name} takes {len(self.inputs)} inputs, got {len(flat)}.")
@@ -325,14 +321,3 @@ class Functional(Model):
         if "input_layers" not in config:
             return cls(**config)
         return functional_from_config(cls, config, custom_objects)
-
-    def get_layer(self, name=None, index=None):
-        """Return a layer by name or index.  Raises ValueError when there is none."""
-        if index is not None:
-            return self.layers[index]
-        for layer in self.layers:
-            if layer.name == name:
-                return layer
-        raise ValueError(
-            f"{self.name} has no layer {name!r}; it has {[x.name for x in self.layers]}."
-        )

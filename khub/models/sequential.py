@@ -11,6 +11,10 @@ from khub.models.model import Model
 from khub.saving import registry
 
 
+def _of_graph(name, text):
+    return property(lambda self: getattr(self._built_graph(), name), doc=text)
+
+
 class Sequential(Model):
     """A chain of layers; it is built by an `Input`, by `build(shape)` or by its first call.
 
@@ -104,35 +108,12 @@ class Sequential(Model):
             x = layer(x)
         return x
 
-    @property
-    def inputs(self):
-        """The symbolic inputs."""
-        return self._built_graph().inputs
-
-    @property
-    def outputs(self):
-        """The symbolic outputs."""
-        return self._built_graph().outputs
-
-    @property
-    def input(self):
-        """The symbolic input."""
-        return self._built_graph().input
-
-    @property
-    def output(self):
-        """The symbolic output."""
-        return self._built_graph().output
-
-    @property
-    def input_shape(self):
-        """The input's shape."""
-        return self._built_graph().input_shape
-
-    @property
-    def output_shape(self):
-        """The output's shape."""
-        return self._built_graph().output_shape
+    inputs = _of_graph("inputs", "The symbolic inputs.")
+    outputs = _of_graph("outputs", "The symbolic outputs.")
+    input = _of_graph("input", "The symbolic input.")
+    output = _of_graph("output", "The symbolic output.")
+    input_shape = _of_graph("input_shape", "The input's shape.")
+    output_shape = _of_graph("output_shape", "The output's shape.")
 
     def _built_graph(self):
         if self._graph is None:
@@ -140,8 +121,6 @@ class Sequential(Model):
                 f"{self.name} is not built yet: give it an Input, or call build(shape)."
             )
         return self._graph
-
-    get_layer = Functional.get_layer
 
     def get_build_config(self):
         return None if self._input is None else {"input_shape": self._input.shape}

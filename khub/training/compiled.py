@@ -1,5 +1,7 @@
 """What `compile` was given: the losses and metrics, matched with the model's outputs."""
 
+import itertools
+import weakref
 from contextlib import contextmanager
 
 from khub import losses as losses_module
@@ -43,26 +45,68 @@ def as_metric(metric, y, y_pred):
     return metrics_module.MeanMetricWrapper(found, name=name)
 
 
-def _by_output(given, names, count, what):
-    """Spread a user's loss or metrics over `count` outputs: by name, by position or all alike."""
+def _by_output(given, names, outputs, what):
+    """Spread a user's loss or metrics over outputs: by name, by position or all alike."""
+    if _is_deep(outputs) and isinstance(given, _NESTED):
+        found = []
+        tree.map_structure_up_to(outputs, lambda _, one: found.append(one), outputs, given)
+        return found
     if isinstance(given, dict):
-        unknown = set(given) - set(names)
-        if unknown:
-            raise ValueError(
-                f"{what} names the outputs {sorted(unknown)}; the model has {list(names)}."
-            )
+        if unknown := sorted(set(given) - set(names)):
+            raise ValueError(f"{what} names the outputs {unknown}; the model has {names}.")
         return [given.get(name) for name in names]
     if isinstance(given, (list, tuple)):
-        if len(given) != count:
-            raise ValueError(f"{what} has {len(given)} entries for {count} outputs {list(names)}.")
+        if len(given) != len(names):
+            raise ValueError(f"{what} has {len(given)} entries for {len(names)} outputs {names}.")
         return list(given)
-    return [given] * count
+    return [given] * len(names)
+
+
+def _label(path, name):
+    """Return what the loss of an output is called, by its keys in the structure of outputs."""
+    last = path[-1] if isinstance(path[-1], str) else name
+    return "/".join(map(str, (*path[:-1], last)))
+
+
+def _is_deep(structure):
+    """Whether a structure holds others."""
+    values = structure.values() if isinstance(structure, dict) else structure
+    return isinstance(structure, _NESTED) and any(isinstance(x, _NESTED) for x in values)
 
 
 def _makers(model):
     """Return the layers that give the outputs of a model that is drawn, else nothing."""
     outputs = getattr(model, "outputs", None) or []
     return [getattr(getattr(output, "node", None), "function", None) for output in outputs]
+
+
+class CompiledMetrics(metrics_module.Metric):
+    """All that `compile` was given as one metric, which a user's own step updates as such."""
+
+    _kind = None
+
+    def __init__(self, compiled, model):
+        super().__init__(name="compile_metrics")
+        self._compiled, self._model = compiled, weakref.ref(model)
+
+    @property
+    def variables(self):
+        """The Variables of all."""
+        return [v for _, metric, _ in self._compiled.built or () for v in metric.variables]
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        self._compiled.update_metrics(self._model(), y_true, y_pred, sample_weight)
+
+    def reset_state(self):
+        for _, metric, _ in self._compiled.built or ():
+            metric.reset_state()
+
+    def result(self):
+        logs = {}
+        for _, metric, _ in self._compiled.built or ():
+            value = metric.result()
+            logs.update(value if isinstance(value, dict) else {metric._logged_as: value})
+        return logs
 
 
 class Compiled:
@@ -73,14 +117,15 @@ class Compiled:
         self.given_metrics, self.given_weighted = metrics, weighted_metrics
         self.options = options
         self.loss_tracker = metrics_module.Mean(name="loss")
-        self.output_names = None
-        self._losses = self._weights = self._trackers = self._metrics = None
+        self.output_names = self.built = None  # (output, metric, whether it is weighted)
+        self._losses = self._weights = None
+        self._trackers = []
         self.running = self.resume = None  # what `fit` goes through; what it shall go on from
         self.batch = self.labels = self._classes = None  # of this moment; all of `fit`'s targets
 
     def _flatten(self, model, y_pred):
         """Return (names, flat outputs)."""
-        if isinstance(y_pred, dict):
+        if isinstance(y_pred, dict) and not _is_deep(y_pred):
             return sorted(y_pred), [y_pred[key] for key in sorted(y_pred)]
         flat = tree.flatten(y_pred)
         names = [getattr(f, "name", f"output_{i}") for i, f in enumerate(_makers(model))]
@@ -90,22 +135,18 @@ class Compiled:
 
     @staticmethod
     def _targets(y, names, count):
-        if isinstance(y, dict):
+        if isinstance(y, dict) and not _is_deep(y):
             return [y.get(name) for name in names]
-        if count == 1 and not isinstance(y, (list, tuple)):
-            return [y]
-        flat = list(y) if isinstance(y, (list, tuple)) else [y]
+        flat = tree.flatten(y)
         if len(flat) != count:
             raise ValueError(f"The model has {count} outputs {names}, got {len(flat)} targets.")
         return flat
 
     @staticmethod
     def _sample_weights(weights, names, count):
-        if isinstance(weights, dict):
+        if isinstance(weights, dict) and not _is_deep(weights):
             return [weights.get(name) for name in names]
-        if isinstance(weights, (list, tuple)):
-            return list(weights)
-        return [weights] * count
+        return tree.flatten(weights) if isinstance(weights, _NESTED) else [weights] * count
 
     def compute_loss(self, model, y, y_pred, sample_weight):
         """Return the compiled losses' weighted sum, None when there is no loss."""
@@ -113,30 +154,38 @@ class Compiled:
             return None
         if self._losses is None:
             names, flat = self._flatten(model, y_pred)
-            self._losses = [as_loss(x) for x in _by_output(self.loss, names, len(flat), "loss")]
-            self._weights = _by_output(self.loss_weights, names, len(flat), "loss_weights")
+            self._losses = [as_loss(x) for x in _by_output(self.loss, names, y_pred, "loss")]
+            self._weights = _by_output(self.loss_weights, names, y_pred, "loss_weights")
             self.output_names = names
             self._check(model, names, flat, y)
-            if len(flat) > 1:
-                self._trackers = [
-                    metrics_module.Mean(name=f"{n}_loss") if x is not None else None
-                    for n, x in zip(names, self._losses, strict=True)
+            if sum(loss is not None for loss in self._losses) > 1:
+                paths, _ = zip(*tree.flatten_with_path(y_pred))
+                keys = [
+                    (*p[:-1], p[-1] if isinstance(p[-1], str) else n) for p, n in zip(paths, names)
                 ]
-        if len(self._losses) == 1 and self._weights[0] is None:
+                self._trackers = [
+                    metrics_module.Mean(name=f"{'/'.join(map(str, key))}_loss")
+                    for key, loss in zip(keys, self._losses)
+                    if loss is not None
+                ]
+                model._metrics = None  # there are more of them now
+        if len(self._losses) == 1 and self._weights[0] is None and y is not None:
             parts = (y, y_pred)
             y, y_pred = (tree.flatten(p)[0] if isinstance(p, _NESTED) else p for p in parts)
             return self._losses[0](y, y_pred, sample_weight)
         names, flat = self._flatten(model, y_pred)
         targets = self._targets(y, names, len(flat))
         weights = self._sample_weights(sample_weight, names, len(flat))
-        total = None
-        rows = zip(self._losses, self._weights, targets, flat, weights, strict=True)
-        for i, (loss, factor, target, output, weight) in enumerate(rows):
+        total, trackers = None, iter(self._trackers)
+        rows = zip(names, self._losses, self._weights, targets, flat, weights, strict=True)
+        for name, loss, factor, target, output, weight in rows:
             if loss is None:
                 continue
+            if target is None:
+                raise ValueError(f"The output {name!r} has a loss and no target: give y.")
             value = loss(target, output, weight)
-            if self._trackers is not None:
-                self._trackers[i].update_state(ops.stop_gradient(value))
+            if self._trackers:
+                next(trackers).update_state(ops.stop_gradient(value))
             value = value if factor is None else value * factor
             total = value if total is None else total + value
         return total
@@ -173,53 +222,47 @@ class Compiled:
 
     def update_metrics(self, model, y, y_pred, sample_weight):
         """Feed the compiled metrics with one batch."""
-        if self._metrics is None:
-            self._metrics = self._build_metrics(model, y, y_pred)
-        if not self._metrics:
+        if self.built is None:
+            self.build_metrics(model, y, y_pred)
+        if not self.built:
             return
-        if not isinstance(y_pred, _NESTED) and all(i == 0 for i, *_ in self._metrics):
+        if not isinstance(y_pred, _NESTED) and all(i == 0 for i, *_ in self.built):
             flat, targets, weights = [y_pred], [y], [sample_weight]
         else:
             names, flat = self._flatten(model, y_pred)
             targets = self._targets(y, names, len(flat))
             weights = self._sample_weights(sample_weight, names, len(flat))
-        for i, metric, weighted in self._metrics:
+        for i, metric, weighted in self.built:
             metric.update_state(targets[i], flat[i], *([weights[i]] if weighted else []))
 
-    def _build_metrics(self, model, y, y_pred):
+    def build_metrics(self, model, y, y_pred):
+        """Make the metrics, given what the targets and predictions look like."""
         names, flat = self._flatten(model, y_pred)
+        self.built, taken = [], set()
         if y is None:
-            return []
-        targets = self._targets(y, names, len(flat))
-        result, taken = [], set()
+            return
+        wanted = self._targets(y, names, len(flat))
         for given, weighted in ((self.given_metrics, False), (self.given_weighted, True)):
             if given is None:
                 continue
             if len(flat) == 1 and isinstance(given, (list, tuple)):
                 given = [given[0] if len(given) == 1 and isinstance(given[0], list) else given]
-            for i, one in enumerate(_by_output(given, names, len(flat), "metrics")):
+            for i, one in enumerate(_by_output(given, names, y_pred, "metrics")):
                 one = [] if one is None else one if isinstance(one, (list, tuple)) else [one]
                 for metric in one:
-                    made = as_metric(metric, targets[i], flat[i])
-                    label = f"weighted_{made.name}" if (i, made.name) in taken else made.name
-                    taken.add((i, made.name))
-                    made._logged_as = f"{names[i]}_{label}" if len(flat) > 1 else label
-                    result.append((i, made, weighted))
-        return result
+                    made = as_metric(metric, wanted[i], flat[i])
+                    start, again = f"{names[i]}_" if len(flat) > 1 else "", itertools.count(1)
+                    label = name = start + made.name
+                    if weighted and label in taken:
+                        label = name = f"{start}weighted_{made.name}"
+                    while label in taken:
+                        label = f"{name}_{next(again)}"
+                    taken.add(label)
+                    made._logged_as = label
+                    self.built.append((i, made, weighted))
 
-    @property
-    def metrics(self):
-        """The metric objects, the loss first."""
-        built = [m for _, m, _ in self._metrics or ()]
-        return [self.loss_tracker, *(t for t in self._trackers or () if t is not None), *built]
-
-    def results(self):
-        """Return name -> value of the losses and metrics."""
-        logs = {}
-        for metric in self.metrics:
-            value = metric.result()
-            if isinstance(value, dict):
-                logs.update(value)
-            else:
-                logs[getattr(metric, "_logged_as", metric.name)] = value
-        return logs
+    def metrics(self, model):
+        """Return the means of the losses, and the metrics as one if there are any."""
+        given = self.given_metrics or self.given_weighted
+        together = [CompiledMetrics(self, model)] if given else []
+        return [self.loss_tracker, *self._trackers, *together]

@@ -182,8 +182,10 @@ class Source:
     """Batches (x, y, sample_weight), epoch after epoch.
 
     epoch: number of the next iteration, seed: of its random order; both may be set
+    again: whether there is a next one
     """
 
+    again = True
     raw, epoch, seed, batch_size, num_batches, _first = False, 0, 0, None, None, 0
 
     def skip(self, batches):
@@ -207,6 +209,10 @@ class Source:
 
 _AT_ONCE = 2**28  # bytes: smaller arrays are cast at once; of mapped files so much stays in memory
 _FAULT = 2**16  # bytes that are mapped around a row of a file
+
+
+def _shuffle(numbers, seed, epoch):
+    np.random.Generator(np.random.Philox(key=[seed, epoch])).shuffle(numbers)
 
 
 class ArraySource(Source):
@@ -238,7 +244,7 @@ class ArraySource(Source):
         if self.shuffle:
             ends = self.start, self.start + self.size
             order = np.arange(*ends, dtype="int32" if 2**26 < ends[1] < 2**31 else "int64")
-            np.random.Generator(np.random.Philox(key=[self.seed, epoch])).shuffle(order)
+            _shuffle(order, self.seed, epoch)
         touched = sum(max(f.nbytes // len(f), _FAULT) for f in self.files) * size
         every = max(_AT_ONCE // touched, 1) if touched else 0
         end = self.start + self.size
@@ -360,13 +366,23 @@ _KEPT = 128  # batches whose state is known: more than are prepared ahead of the
 class IterableSource(Source):
     """Batches of any iterable: generators, `PyDataset`, `tf.data`, torch's `DataLoader`, grain."""
 
-    def __init__(self, data, steps=None, class_weight=None, columns=None, batch_size=None):
+    def __init__(
+        self,
+        data,
+        steps=None,
+        class_weight=None,
+        columns=None,
+        batch_size=None,
+        shuffle=False,
+        seed=0,
+    ):
         self.data, self.class_weight, self.columns = data, class_weight, columns
+        self.shuffle, self.seed, self.again = shuffle, seed, not hasattr(data, "__next__")
         if columns is not None:  # a Hugging Face IterableDataset, which gives single rows
             self.data = data.with_format("numpy")
             self._open = lambda: self.data.iter(batch_size or 32)
         try:
-            self._length = None if hasattr(data, "__next__") else len(data)
+            self._length = len(data) if self.again else None
         except TypeError:  # a data set of unknown length says so by raising it
             self._length = None
         self.num_batches = self._length if steps is None else steps
@@ -388,7 +404,7 @@ class IterableSource(Source):
         for part in (self.data, getattr(self.data, "sampler", None)):
             if hasattr(part, "set_epoch"):
                 part.set_epoch(epoch)
-        batches, get_state = self._draw(first)
+        batches, get_state = self._draw(epoch, first)
         for index in itertools.count(first):
             if get_state is not None:
                 self._states[index] = get_state()
@@ -402,11 +418,14 @@ class IterableSource(Source):
                 return
             yield self._checked(data, f"Batch {index} of x, a {type(self.data).__name__}")
 
-    def _draw(self, first):
+    def _draw(self, epoch, first):
         """Return the batches from the `first` on, and what gives their state if anything does."""
         data, state, self._restored = self.data, self._restored, None
         if isinstance(data, PyDataset):
-            return from_workers(data, first, self._length), None
+            numbers = itertools.count() if self._length is None else np.arange(self._length)
+            if self.shuffle and self._length and not hasattr(data, "set_epoch"):
+                _shuffle(numbers, self.seed, epoch)
+            return from_workers(data, itertools.islice(numbers, first, None)), None
         batches = self._open()
         if self.columns is not None:  # the state of `datasets` leaves a shuffle's buffer out
             return itertools.islice(batches, first, None), None
@@ -440,22 +459,21 @@ class IterableSource(Source):
         return x, y, weight
 
 
-def from_workers(data, first, count):
-    """Yield the batches of a `PyDataset` in order, prepared by its workers."""
+def from_workers(data, numbers):
+    """Yield these batches of a `PyDataset` in order, prepared by its workers."""
     from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor  # slow to import
 
-    numbers = itertools.count(first) if count is None else range(first, count)
     data.on_epoch_begin()
     workers = max(data.workers, int(data.use_multiprocessing))
     if workers < 2 and not data.use_multiprocessing:
-        yield from map(data.__getitem__, numbers)
+        yield from map(data.__getitem__, map(int, numbers))
     else:
         ahead, waiting, item = max(data.max_queue_size, workers), deque(), data.__getitem__
         pool = ThreadPoolExecutor(workers)
         if data.use_multiprocessing:
             pool, item = ProcessPoolExecutor(workers, None, _adopt, (data,)), _item
         try:
-            for number in numbers:
+            for number in map(int, numbers):
                 waiting.append(pool.submit(item, number))
                 if len(waiting) >= ahead:
                     yield waiting.popleft().result()
@@ -498,6 +516,9 @@ def source(
     class_weight=None,
 ):
     """Return the source of batches for a user's data."""
+    for name, number in (("batch_size", batch_size), ("the number of steps", steps)):
+        if number and (not hasattr(number, "__index__") or number < 0):
+            raise ValueError(f"{name} must be a positive integer, got {number!r}.")
     if isinstance(x, (str, bytes)) or (isinstance(x, tuple) and _all_strings(x)):
         raise ValueError(
             f"x is {'one text' if isinstance(x, (str, bytes)) else 'a tuple of texts'}; expected a "
@@ -525,9 +546,11 @@ def source(
         return ArraySource(x, y, sample_weight, batch_size, shuffle, seed, class_weight)
     if not hasattr(x, "__iter__") and not isinstance(x, PyDataset):
         raise ValueError(f"x must be arrays or an iterable of batches, got {type(x).__name__}.")
-    if y is not None:
-        raise ValueError(f"A {type(x).__name__} gives (x, y) batches itself: pass no y beside it.")
-    return IterableSource(x, steps, class_weight)
+    for name, part in (("y", y), ("sample_weight", sample_weight)):
+        if part is not None:
+            what = f"A {type(x).__name__} gives (x, y[, sample_weight]) batches itself"
+            raise ValueError(f"{what}: pass no {name} beside it.")
+    return IterableSource(x, steps, class_weight, shuffle=shuffle, seed=seed)
 
 
 def capped(steps, source):

@@ -51,15 +51,15 @@ def _callbacks(model):
     return found
 
 
-def _place(running, epoch, batch):
-    """Return the place in the data; of data that go on from epoch to epoch since the first one."""
-    source, passed = running.source, batch + (epoch - running.origin) * running.steps
+def _place(running, batch):
+    """Return the place in the data."""
+    source, passed = running.source, batch + running.passed
     place = source.state(passed) if passed else source.state() | {"epoch": source.epoch}
     try:
         json.dumps(place)
     except TypeError:  # a state that is no plain data: the batches are drawn again
         place.pop("data")
-    return {"batches": source.num_batches, "origin": running.origin, "place": place}
+    return {"batches": source.num_batches, "place": place}
 
 
 # --- writing -------------------------------------------------------------------------------------
@@ -86,7 +86,7 @@ def write(path, before, model, epoch, batch):
     plain = {n: np.asarray(v, order="C") for n, v in plain.items()}
     state = {"format": FORMAT, "backend": backend.name, "epoch": epoch, "batch": batch}
     state |= {"stop": bool(model.stop_training) and not batch, "crc32": _checksum(plain)}
-    state |= {"data": _place(model._compiled.running, epoch, batch), "callbacks": known}
+    state |= {"data": _place(model._compiled.running, batch), "callbacks": known}
     initial = {name: random._global[name] for name in ("seed", "drawn")}
     state |= {"optimizer": type(model.optimizer).__name__, "seeds": seeds, "initial": initial}
     if before is not None and path.exists():
@@ -162,11 +162,14 @@ class Resume:
     def begin(self, model, step):
         """Go to the place in the data, restore all and return the batches that are left."""
         running, data = model._compiled.running, self.state["data"]
-        source, running.origin = running.source, data["origin"]
+        source = running.source
         if data["batches"] != source.num_batches:
             raise self._foreign(f"{data['batches']} batches an epoch", source.num_batches)
         source.restore(data["place"])
+        running.passed = data["place"]["batches"] - self.batch
         batches = model._batches(source)
+        if not self.batch:
+            batches = model._left(batches, source)
         first = next(batches, None)
         if first is not None:
             model._prepare_training(step, first)

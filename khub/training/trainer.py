@@ -4,7 +4,12 @@ A step is an ordinary function that reads and assigns Variables; `khub.jit` comp
 State lives in plain objects (`Compiled`), functions are built once and kept across calls.
 """
 
+import inspect
+import itertools
+import sys
+import warnings
 import weakref
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -28,7 +33,7 @@ class Trainer:
     """The part of a Model that trains it."""
 
     _compiled = None
-    stop_training = False
+    stop_training = stop_evaluating = stop_predicting = False
 
     # --- compile ---------------------------------------------------------------------------------
     def compile(
@@ -94,8 +99,10 @@ class Trainer:
 
     @property
     def metrics(self):
-        """The metrics of `compile` and those kept as attributes of the model and its layers."""
-        return [*(self._compiled.metrics if self._compiled is not None else ()), *super().metrics]
+        """The means of the losses, what `compile` was given, as one, and the layers' attributes."""
+        given = [] if self._compiled is None else self._compiled.metrics(self)
+        built = {id(m) for _, m, _ in (given and self._compiled.built) or ()}
+        return given + [m for m in super().metrics if id(m) not in built]
 
     @property
     def metrics_names(self):
@@ -110,21 +117,13 @@ class Trainer:
 
     def get_metrics_result(self):
         """Return name -> value of all metrics."""
-        logs = self._compiled.results() if self._compiled is not None else {}
-        known = set(map(id, self._compiled.metrics)) if self._compiled is not None else set()
-        for metric in self._own_metrics:
-            if id(metric) not in known:
-                value = metric.result()
-                logs.update(value if isinstance(value, dict) else {metric.name: value})
+        logs = {}
+        if self.__dict__.get("_metrics") is None:  # looked up once a train function
+            self._metrics = self.metrics
+        for metric in self._metrics:
+            value = metric.result()
+            logs.update(value if isinstance(value, dict) else {metric.name: value})
         return logs
-
-    @property
-    def _own_metrics(self):
-        """Metrics held as attributes, looked up once a train function."""
-        if self.__dict__.get("_metrics") is None:
-            known = set(map(id, self._compiled.metrics)) if self._compiled is not None else set()
-            self._metrics = [m for m in self.metrics if id(m) not in known]
-        return self._metrics
 
     def _require_compile(self, what):
         if self._compiled is None:
@@ -160,7 +159,7 @@ class Trainer:
 
         def forward():
             y_pred = self(x, training=True)
-            loss = self.compute_loss(x, y, y_pred, sample_weight, training=True)
+            loss = self.compute_loss(x, y, y_pred, sample_weight, **self._mode(True))
             return self.optimizer.scale_loss(loss), (loss, y_pred)
 
         with sparse_gradients(self.optimizer.takes_rows):
@@ -173,9 +172,13 @@ class Trainer:
         """Evaluate one batch and return name -> value of the metrics."""
         x, y, sample_weight = unpack_x_y_sample_weight(data)
         y_pred = self(x, training=False)
-        loss = self.compute_loss(x, y, y_pred, sample_weight, training=False)
+        loss = self.compute_loss(x, y, y_pred, sample_weight, **self._mode(False))
         self._compiled.loss_tracker.update_state(loss, sample_weight=_rows(x))
         return self.compute_metrics(x, y, y_pred, sample_weight)
+
+    def _mode(self, training):
+        """The argument `training` of a `compute_loss` that has it; a user's own may not."""
+        return {"training": training} if self._collected().takes_training else {}
 
     def predict_step(self, data):
         """Return the outputs for one batch."""
@@ -187,39 +190,57 @@ class Trainer:
         state = self.__dict__.get("_training_state")
         if state is None:
             trained = self.trainable_variables
+            takes = inspect.signature(self.compute_loss).parameters
             state = self._training_state = SimpleNamespace(
                 below=list(self.named_layers().values())[1:],
                 trained=trained,
                 regularized=[v for v in trained if v.regularizer is not None],
+                takes_training=bool({"training", "kwargs"} & takes.keys()),
             )
         return state
 
     # --- functions -------------------------------------------------------------------------------
-    def _step_function(self, step, grouped=True):
-        """Return `step` over one batch, or over a list of them, to be called again and again."""
+    def _step_function(self, name):
+        """Return a step over one batch, or over a list of them, to be called again and again."""
         strings = any(getattr(layer, "_host_only", False) for layer in self.named_layers().values())
         eager = (self.run_eagerly or strings) and not active.EAGER  # whose jit compiles nothing
 
         # weakly: a model that keeps what keeps it waits for the garbage collector, with its graphs
-        own, order, step = weakref.ref(self), [], _weak(step)
+        own, order, given = weakref.ref(self), [], getattr(self, name)
+        theirs = getattr(given, "__func__", None) is not getattr(Trainer, name)
+        # a user's own may call `loss.backward()`
+        guard = nullcontext if theirs and name == "train_step" else active.no_gradient
+        step = _weak(given)
+        if _takes_state(given):
+            step = _of_data(step, own, name)
 
         def run(batches):
             for batch in batches:
                 logs = step(pack_x_y_sample_weight(*batch))  # "x, y = data" in a user's step
-            order[:] = logs if isinstance(logs, dict) else ()
+            if any(isinstance(value, dict) for value in logs.values()):
+                parts = (v if isinstance(v, dict) else {k: v} for k, v in logs.items())
+                logs = {k: v for part in parts for k, v in part.items()}
+            order[:] = logs
+            if not active.EAGER:
+                own()._forget_losses()
             return logs
 
-        function = run if grouped else step
+        function = step if name == "predict_step" else run
         compiled = function if eager else jit(function)
 
         def call(argument):
-            with active.no_gradient():
+            with guard():
                 result = own()._dispatch(compiled, argument)
             if order and not active.EAGER:  # compilers sort the keys; the loss comes first
                 return {name: result[name] for name in order}
             return result
 
         return call
+
+    def _forget_losses(self):
+        """Let go what layers added while they were traced: it has no value outside."""
+        for layer in self.named_layers().values():
+            layer._losses = []
 
     def _dispatch(self, compiled, argument):
         return compiled(argument)  # khub.distribution has its own in place of this
@@ -228,20 +249,20 @@ class Trainer:
         """Build the function `fit` calls for each batch."""
         if self.train_function is None or force:
             self._training_state, self._metrics = None, None
-            self.train_function = self._step_function(self.train_step)
+            self.train_function = self._step_function("train_step")
         return self.train_function
 
     def make_test_function(self, force=False):
         """Build the function `evaluate` calls for each batch."""
         if self.__dict__.get("test_function") is None or force:
             self._metrics = None
-            self.test_function = self._step_function(self.test_step)
+            self.test_function = self._step_function("test_step")
         return self.test_function
 
     def make_predict_function(self, force=False):
         """Build the function `predict` calls for each batch."""
         if self.__dict__.get("predict_function") is None or force:
-            self.predict_function = self._step_function(self.predict_step, grouped=False)
+            self.predict_function = self._step_function("predict_step")
         return self.predict_function
 
     def _get_ready(self, step, x):
@@ -253,7 +274,12 @@ class Trainer:
 
     def _prepare_training(self, step, batch):
         """Make every Variable of model and optimizer before the first step is traced."""
-        self._get_ready(step, unpack_x_y_sample_weight(batch)[0])
+        x, y, _ = unpack_x_y_sample_weight(batch)
+        self._get_ready(step, x)
+        if self._compiled.built is None and any(
+            map(_takes_state, (self.train_step, self.test_step))
+        ):
+            self._compiled.build_metrics(self, y, self._build_on(x))
         optimizer = self.optimizer
         if optimizer is not None and not optimizer.built:
             optimizer.build(self.trainable_variables)
@@ -268,14 +294,14 @@ class Trainer:
         return not waiting or own_step and waiting == [self] and type(self).build is Layer.build
 
     def _build_on(self, x):
-        """Build what is not built yet by calling the model on symbols shaped like a batch."""
+        """Build what is not built yet and return the outputs, of symbols shaped like a batch."""
 
         def symbol(leaf):
             if leaf is None:
                 return None
             return KerasTensor(tuple(np.shape(leaf)), _dtype(leaf))
 
-        output_spec(self, (tree.map_structure(symbol, x),), {})
+        return output_spec(self, (tree.map_structure(symbol, x),), {})
 
     # --- fit -------------------------------------------------------------------------------------
     def fit(
@@ -308,7 +334,7 @@ class Trainer:
         source = data_module.source(
             x, y, sample_weight, batch_size, shuffle, seed, steps_per_epoch, class_weight
         )
-        if validation_split:
+        if validation_split and validation_data is None:
             if not isinstance(source, data_module.ArraySource):
                 raise ValueError(
                     "validation_split needs arrays; pass validation_data beside an iterable."
@@ -316,17 +342,14 @@ class Trainer:
             source, validation_data = source.split(validation_split)
         steps_per_epoch = data_module.capped(steps_per_epoch, source)
         epochs = min(epochs, initial_epoch + (config.max_epochs() or epochs))
-        params = {"epochs": epochs, "steps": steps_per_epoch or source.num_batches}
-        if validation_data is not None:
-            params["validation_freq"] = validation_freq
-        callbacks = self._callbacks(callbacks, verbose, add_history=True, **params)
-        self.history = callbacks.find(History)
+        steps = steps_per_epoch or source.num_batches
+        callbacks = self._callbacks(callbacks, verbose, True, epochs=epochs, steps=steps)
         step = self.make_train_function()
         per_call = self._compiled.options["steps_per_execution"]
         self.stop_training = False
-        endless = bool(steps_per_epoch) and not isinstance(source, data_module.ArraySource)
         self._compiled.running = running = SimpleNamespace(source=source, callbacks=callbacks)
-        running.steps, running.origin = steps_per_epoch if endless else 0, initial_epoch
+        running.rare = validation_data is not None and validation_freq != 1
+        running.passed = 0  # batches of the iteration under way that earlier epochs took
         if isinstance(source, data_module.ArraySource) and not self._is_raw(source.x):
             self._compiled.labels = source.y
         with self._compiled.letting_go():
@@ -342,15 +365,16 @@ class Trainer:
                 callbacks.call("on_epoch_begin", epoch, {})
                 if done:
                     resume.restore(self)
-                if batches is None:
-                    batches = self._batches(source)
-                logs = self._run_epoch(
-                    batches, step, per_call, steps_per_epoch, callbacks, "train", done
+                if not done:
+                    batches = self._left(batches, source)
+                logs, done = self._run_epoch(
+                    batches, step, per_call, steps_per_epoch, callbacks, "train", source, done
                 )
-                batches, done = batches if endless else None, 0
+                running.passed = running.passed + done if steps_per_epoch else 0
+                batches, done = batches if steps_per_epoch else None, 0
                 logs = dict(Logs(logs).items())
-                if validation_data is not None and (epoch + 1) % validation_freq == 0:
-                    held = self._validation(validation_data)
+                if validation_data is not None and _is_due(epoch, validation_freq):
+                    held = unpack_x_y_sample_weight(validation_data)
                     options = {"batch_size": validation_batch_size or batch_size, "verbose": 0}
                     options |= {"steps": validation_steps, "callbacks": callbacks}
                     options |= {"sample_weight": held[2], "return_dict": True}
@@ -364,22 +388,24 @@ class Trainer:
             callbacks.call("on_train_end", logs)
         return self.history
 
-    @staticmethod
-    def _validation(data):
-        if isinstance(data, (tuple, list)) and not hasattr(data, "__next__"):
-            return unpack_x_y_sample_weight(tuple(data))
-        return data, None, None
+    def _left(self, batches, source):
+        """Return the batches left of an iteration or, where there are none, those of a new one."""
+        first = None if batches is None else next(batches, None)
+        if first is not None:
+            return itertools.chain([first], batches)
+        self._compiled.running.passed = 0
+        return self._batches(source)
 
-    def _callbacks(self, given, verbose, add_history=False, **params):
+    def _callbacks(self, given, verbose, add_history=False, epochs=1, **params):
         if verbose == "auto" and not config.is_interactive_logging_enabled():
             verbose = 2  # a line at the end, not redrawn
         if not isinstance(given, CallbackList):
             given = [given] if isinstance(given, Callback) else list(given or ())
-            return CallbackList(given, add_history, bool(verbose), self, verbose=verbose, **params)
+            params |= {"verbose": verbose, "epochs": epochs}
+            return CallbackList(given, add_history, bool(verbose), self, **params)
         if add_history and given.find(History) is None:
             given.append(History())
-        if given.model is not self:
-            given.set_model(self)
+        given.set_model(self)
         return given
 
     def _is_raw(self, x):
@@ -407,42 +433,34 @@ class Trainer:
             return data_module.prefetch(source, prepare)
         return iter(source)
 
-    def _run_epoch(self, batches, step, per_call, limit, callbacks, kind, done=0):
+    def _run_epoch(self, batches, step, per_call, limit, callbacks, kind, source, done=0):
+        """Return (logs, number of batches) after at most `limit` of them."""
+        stop = {"train": "stop_training", "test": "stop_evaluating"}[kind]
         begins, ends = (callbacks.has(f"on_{kind}_batch_{edge}") for edge in ("begin", "end"))
-        logs = self.get_metrics_result() if done else {}
-        group, first, compiled = [], True, self._compiled
-        for batch in batches:
-            compiled.batch = batch
-            if first:
-                first = False
-                self._prepare_training(step, batch)
+        logs, start, compiled = self.get_metrics_result() if done else {}, done, self._compiled
+        batches = itertools.islice(batches, limit and limit - done)
+        while group := list(itertools.islice(batches, per_call)):
+            compiled.batch = group[0]
+            if done == start:
+                self._prepare_training(step, group[0])
                 compiled.check_labels()
-            group.append(batch)
-            last = limit is not None and done + len(group) >= limit
-            if len(group) < per_call and not last:
-                continue
-            logs = self._run_group(group, step, done, callbacks, kind, begins, ends)
-            done, group = done + len(group), []
-            if last or self.stop_training:
-                break
-        if group:
-            logs = self._run_group(group, step, done, callbacks, kind, begins, ends)
+            if begins:
+                callbacks.call(f"on_{kind}_batch_begin", done, {})
+            logs = step(group)
             done += len(group)
+            if ends:
+                callbacks.call(f"on_{kind}_batch_end", done - 1, Logs(logs))
+            if getattr(self, stop):
+                break
         compiled.batch = None
         if done == 0:
             raise ValueError("The data gave no batch; an iterator is used up after one epoch.")
-        if limit is not None and done < limit and not self.stop_training:
-            raise ValueError(f"The data ended after {done} of {limit} batches.")
-        return logs
-
-    @staticmethod
-    def _run_group(group, step, done, callbacks, kind, begins, ends):
-        if begins:
-            callbacks.call(f"on_{kind}_batch_begin", done, {})
-        logs = step(group)
-        if ends:
-            callbacks.call(f"on_{kind}_batch_end", done + len(group) - 1, Logs(logs))
-        return logs
+        if limit and done < limit and not getattr(self, stop):
+            text = f"The data ended after {done} of {limit} batches."
+            if not source.again:
+                raise ValueError(text)
+            warnings.warn(text, stacklevel=3)
+        return logs, done
 
     # --- evaluate and predict --------------------------------------------------------------------
     def evaluate(
@@ -459,14 +477,17 @@ class Trainer:
     ):
         """Return the loss and metrics over the data: a number, a list, or a dict if asked for."""
         self._require_compile("evaluate")
+        if kwargs:
+            raise ValueError(f"evaluate does not know {', '.join(kwargs)}.")
         source = data_module.source(x, y, sample_weight, batch_size, False, 0, steps)
         steps = data_module.capped(steps, source)
         callbacks = self._callbacks(callbacks, verbose, steps=steps or source.num_batches)
         step = self.make_test_function()
+        self.stop_evaluating = False
         self.reset_metrics()
         callbacks.call("on_test_begin", {})
-        per_call = self._compiled.options["steps_per_execution"]
-        logs = self._run_epoch(self._batches(source), step, per_call, steps, callbacks, "test")
+        batches, per_call = self._batches(source), self._compiled.options["steps_per_execution"]
+        logs, _ = self._run_epoch(batches, step, per_call, steps, callbacks, "test", source)
         logs = dict(Logs(logs).items())
         callbacks.call("on_test_end", logs)
         return self._results(logs, return_dict)
@@ -493,9 +514,9 @@ class Trainer:
         steps = data_module.capped(steps, source)
         callbacks = self._callbacks(callbacks, verbose, steps=steps or source.num_batches)
         callbacks.call("on_predict_begin", {})
-        parts, wants = [], callbacks.has("on_predict_batch_end")
+        parts, wants, self.stop_predicting = [], callbacks.has("on_predict_batch_end"), False
         for i, batch in enumerate(self._batches(source)):
-            if steps is not None and i >= steps:
+            if self.stop_predicting or steps is not None and i >= steps:
                 break
             if i == 0:
                 self._get_ready(step, batch[0])
@@ -513,8 +534,8 @@ class Trainer:
 
     # --- one batch at a time ---------------------------------------------------------------------
     def _one_batch(self, function, x, y, sample_weight, return_dict):
-        source = data_module.ArraySource(x, y, sample_weight, None, False, 0)
-        self._compiled.batch = batch = next(iter(self._batches(_Whole(source))))
+        source = data_module.ArraySource(x, y, sample_weight, sys.maxsize, False, 0)
+        self._compiled.batch = batch = next(iter(self._batches(source)))
         self._prepare_training(function, batch)
         self.reset_metrics()
         logs = dict(Logs(function([batch])).items())
@@ -537,12 +558,26 @@ class Trainer:
         return self.predict(x, batch_size=len(tree.flatten(x)[0]), verbose=0)
 
 
-class _Whole(data_module.ArraySource):
-    """All rows of an array source as one batch."""
+def _takes_state(step):
+    """Whether a step is of the kind that Keras' users write for JAX: (state, data) -> both."""
+    return len(inspect.signature(step).parameters) > 1
 
-    def __init__(self, source):
-        vars(self).update(vars(source))
-        self.batch_size = self.size
+
+def _of_data(step, model, name):
+    """Return such a step as one of the data alone; model: gives it."""
+
+    def run(data):
+        parts = [model().trainable_variables, model().non_trainable_variables]
+        if name == "train_step":
+            parts.append(model().optimizer.variables)
+        if name != "predict_step":
+            parts.append([v for metric in model().metrics for v in metric.variables])
+        result, state = step(tuple([v.value for v in part] for part in parts), data)
+        for variable, value in zip(tree.flatten(parts), tree.flatten(state), strict=True):
+            variable.assign(value)
+        return result
+
+    return run
 
 
 def _weak(step):
@@ -550,7 +585,14 @@ def _weak(step):
     if not hasattr(step, "__self__"):
         return step
     found = weakref.WeakMethod(step)
-    return lambda data: found()(data)
+    return lambda *args: found()(*args)
+
+
+def _is_due(epoch, frequency):
+    """Whether an epoch ends with validation; frequency: every so many, or their numbers from 1."""
+    if isinstance(frequency, int):
+        return (epoch + 1) % frequency == 0
+    return epoch + 1 in frequency
 
 
 def _rows(x):

@@ -57,7 +57,7 @@ class BatchedDataset(data_module.PyDataset):
         return rows if self.batch_size else tree.map_structure(lambda part: part[0], rows)
 
     def __iter__(self):
-        return data_module.from_workers(self, 0, len(self))
+        return data_module.from_workers(self, range(len(self)))
 
     def batch(self, batch_size):
         """Return the same rows in batches of another size."""

@@ -214,6 +214,10 @@ class History(Callback):
         super().__init__()
         self.history, self.epoch = {}, []
 
+    def set_model(self, model):
+        super().set_model(model)
+        model.history = self
+
     def on_train_begin(self, logs=None):
         self.epoch = []
 

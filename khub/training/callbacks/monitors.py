@@ -1,5 +1,6 @@
 """Callbacks that watch a quantity and change the course of the training."""
 
+import inspect
 import sys
 
 import numpy as np
@@ -24,7 +25,7 @@ class Monitor(Declared):
     def get_monitor_value(self, logs):
         """Return the quantity, None in an epoch without validation.  Raises ValueError without."""
         value = (logs or {}).get(self.monitor)
-        rare = self.monitor.startswith("val_") and (self.params or {}).get("validation_freq", 1) > 1
+        rare = self.monitor.startswith("val_") and self.model._compiled.running.rare
         if value is None and not rare:
             raise ValueError(
                 f"{type(self).__name__} watches {self.monitor!r}; the logs have "
@@ -36,9 +37,10 @@ class Monitor(Declared):
         """Say whether a value is better than another one; all are better than None."""
         name, up = self.monitor.removeprefix("val_"), self.mode == "max"
         if self.mode == "auto":
-            known = {getattr(m, "_logged_as", m.name): m._direction for m in self.model.metrics}
+            built = [m for _, m, _ in self.model._compiled.built or ()]
+            known = {getattr(m, "_logged_as", m.name): m for m in (*self.model.metrics, *built)}
             rises = name.endswith(("acc", "accuracy", "auc", "score"))
-            up = (known.get(name) or ("up" if rises else "down")) == "up"
+            up = (getattr(known.get(name), "_direction", None) or ("down", "up")[rises]) == "up"
         return than is None or (than - value if not up else value - than) > abs(self.min_delta)
 
 
@@ -151,14 +153,18 @@ class ReduceLROnPlateau(Monitor):
 
 
 class LearningRateScheduler(Declared):
-    """Sets the learning rate of each epoch to schedule(epoch, learning rate so far)."""
+    """Sets the learning rate of each epoch to schedule(epoch[, learning rate so far])."""
 
     schedule: object
     verbose: int = 0
 
+    def setup(self):
+        parameters = inspect.signature(self.schedule).parameters
+        self._takes_rate = len(parameters) > 1
+
     def on_epoch_begin(self, epoch, logs=None):
         optimizer = self.model.optimizer
-        rate = self.schedule(epoch, to_number(optimizer.learning_rate))
+        rate = self.schedule(epoch, *[to_number(optimizer.learning_rate)][: self._takes_rate])
         if not isinstance(rate, (float, np.floating)):
             raise ValueError(
                 f"The schedule of LearningRateScheduler must return a float, got {rate!r}."

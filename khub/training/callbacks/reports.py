@@ -30,7 +30,7 @@ class CSVLogger(Declared):
         self._file.truncate()
         rows = csv.writer(self._file, delimiter=self.separator)
         if self.keys is None:
-            rare = (self.params or {}).get("validation_freq", 1) > 1
+            rare = self.model._compiled.running.rare
             held = {f"val_{key}" for key in logs if rare and not key.startswith("val_")}
             self.keys = sorted({*logs, *held})
             rows.writerow(["epoch", *self.keys])

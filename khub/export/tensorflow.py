@@ -22,7 +22,7 @@ class Archive:
         for v in variables:
             if v not in self.storages:
                 own = backend.name == "tensorflow"
-                self.storages[v] = v.materialize() if own else tf.Variable(v.value, name=v.name)
+                self.storages[v] = v.materialize() if own else tf.Variable(v.storage_value(), name=v.name)
         return [self.storages[v] for v in variables]
 
     def add(self, name, function, variables, signature, **options):

@@ -1,12 +1,17 @@
 """PyTorch's formats, and what `torch.compile` makes of a layer: one graph without a break."""
 
+from functools import partial
+from unittest.mock import patch
+
 import torch
 from torch._dynamo import nonstrict_trace
+from torch._higher_order_ops import while_loop
 from torch._higher_order_ops.scan import scan as loop
 from torch.export import Dim
 from torch.utils._pytree import tree_leaves
 
 from khub import tree
+from khub.backend import active
 from khub.backend.scope import Scope
 from khub.backend.torch.engine import _depth
 from khub.backend.torch.module import LAYERS
@@ -21,7 +26,7 @@ class _Module(torch.nn.Module):
         self.run, self.finish, self.variables = model.__call__, finish, {}
         for path, variable in model.named_variables().items():
             self.variables[path.replace(".", "/")] = variable
-            self.register_buffer(path.replace(".", "/"), variable.value.detach())
+            self.register_buffer(path.replace(".", "/"), variable.storage_value().detach())
 
     def forward(self, inputs):
         with Scope((v, self._buffers[name]) for name, v in self.variables.items()):
@@ -38,7 +43,8 @@ def _exported(model, signature, finish):
 
     examples, axes = (tree.map_structure(f, signature) for f in (example, open_axes))
     module = _Module(model, finish).eval()
-    return torch.export.export(module, (examples,), dynamic_shapes=(axes,), strict=False)
+    with patch.multiple(active, cond=_cond, switch=_switch, while_loop=_while_loop):
+        return torch.export.export(module, (examples,), dynamic_shapes=(axes,), strict=False)
 
 
 @torch.no_grad()
@@ -63,14 +69,45 @@ def to_onnx(model, signature, path, **options):
     torch.onnx.export(program, dynamo=True, verbose=False, **options).save(str(path))
 
 
+def _own(structure):
+    """The tensors, each a copy: what branches and loops take and give may not be one tensor."""
+    return tree.map_structure(torch.clone, structure)
+
+
+def _cond(pred, true_fn, false_fn):
+    if isinstance(pred, bool) or pred.is_meta:  # of shapes alone
+        return active.engine.cond(pred, true_fn, false_fn)
+    return torch.cond(pred, lambda: _own(true_fn()), lambda: _own(false_fn()))
+
+
+def _switch(index, branches):
+    *first, last = branches
+    for place, branch in reversed([*enumerate(first)]):
+        last = partial(_cond, index == place, branch, last)
+    return last()
+
+
+def _while_loop(cond, body, loop_vars, maximum_iterations):
+    if any(x.is_meta for x in tree.flatten(loop_vars)):
+        return active.engine.while_loop(cond, body, loop_vars, maximum_iterations)
+
+    def goes_on(count, *values):
+        return cond(*values) & (True if maximum_iterations is None else count < maximum_iterations)
+
+    def step(count, *values):
+        return count + 1, *_own(body(*values))
+
+    return while_loop(goes_on, step, (torch.tensor(0), *_own(loop_vars)))[1:]
+
+
 def scan(function, init, xs, reverse):
     """`khub.scan` over any number of steps, which torch.export leaves open."""
 
     def step(carry, x):
         carry, y = function(tree.pack_sequence_as(init, carry), x)
-        return tree.flatten(carry), tree.map_structure(torch.clone, y)  # no tensor leaves twice
+        return tree.flatten(_own(carry)), _own(y)
 
-    carry, ys = loop(step, tree.flatten(init), xs, reverse=reverse)
+    carry, ys = loop(step, tree.flatten(_own(init)), xs, reverse=reverse)
     return tree.pack_sequence_as(init, carry), ys
 
 

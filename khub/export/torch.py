@@ -43,7 +43,11 @@ def _exported(model, signature, finish):
 
     examples, axes = (tree.map_structure(f, signature) for f in (example, open_axes))
     module = _Module(model, finish).eval()
-    with patch.multiple(active, cond=_cond, switch=_switch, while_loop=_while_loop):
+    theirs = dict(cond=_cond, switch=_switch, while_loop=_while_loop)
+    with (
+        patch.multiple(active, **theirs),
+        patch.object(torch, "take_along_dim", _take_along_dim),
+    ):
         return torch.export.export(module, (examples,), dynamic_shapes=(axes,), strict=False)
 
 
@@ -52,6 +56,10 @@ def to_torch(model, signature, path):
     """A `.pt2` file for `torch.export.load(path).module()(inputs)`."""
     with open(path, "wb") as file:
         torch.export.save(_exported(model, signature, lambda outputs: outputs), file)
+
+
+def _sort(x, *, stable, dim=-1, descending=False):
+    return torch.ops.aten.sort.default(x, dim, descending)  # stable in ONNX
 
 
 @torch.no_grad()  # a loop that may be learned from cannot leave its length open
@@ -66,7 +74,15 @@ def to_onnx(model, signature, path, **options):
     program = _exported(model, signature, finish)
     inputs = [x.name for x in tree_leaves(signature)]  # torch's order, dicts as they were made
     options |= dict(input_names=inputs, output_names=[*names])
+    program = program.run_decompositions({torch.ops.aten.sort.stable: _sort})
     torch.onnx.export(program, dynamo=True, verbose=False, **options).save(str(path))
+
+
+def _take_along_dim(x, indices, dim):
+    """torch's own takes open axes for fixed ones."""
+    lead = [y.narrow(dim, 0, 0).shape for y in (x, indices)]
+    lead = [-1 if i == dim % x.ndim else n for i, n in enumerate(torch.broadcast_shapes(*lead))]
+    return x.expand(lead).gather(dim, indices.expand(lead))
 
 
 def _own(structure):

@@ -57,10 +57,11 @@ class Bits(Variable):
         x = part_of(super().value)
         if block is None:
             scale = parts["scale"]
-            scale = ops.reshape(scale, self.kept) if self.kept else scale[..., None]
+            scale = ops.reshape(scale, self.kept) if self.kept else ops.expand_dims(scale, -1)
             return ops.cast(x, dtype) / scale
         x = quantizers.unpack_int4(x, self.padded, axis=axis) if self.packed else x
-        head, tail = x.shape[:axis], x.shape[axis:][1:]
+        sizes = ops.shape(x)
+        head, tail = sizes[:axis], sizes[axis:][1:]
         x = ops.reshape(ops.cast(x, dtype), (*head, -1, block, *tail))
         x = (x - parts["zero"]) * parts["scale"]
         x = ops.reshape(x, (*head, -1, *tail))[(..., slice(self.size), *[slice(None)] * len(tail))]

@@ -1,10 +1,27 @@
 """Models as scikit-learn's estimators: in pipelines, cross validation and searches."""
 
+import tempfile
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 
 from khub.models import Model, clone_model
+from khub.saving import load_model
+
+
+class _Kept:
+    """A model as the bytes of its .keras file: what pickle takes."""
+
+    def __init__(self, model):
+        with tempfile.TemporaryDirectory() as folder:
+            model.save(f"{folder}/model.keras")
+            self.content = Path(folder, "model.keras").read_bytes()
+
+    def model(self):
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder, "model.keras").write_bytes(self.content)
+            return load_model(f"{folder}/model.keras")
 
 
 @cache
@@ -61,6 +78,13 @@ def _classes():
             y = column_or_1d(y, warn=True) if y.shape[1:] == (1,) else y
             self._shape = y.shape[1:]
             return y.reshape(len(y), -1)
+
+        def __getstate__(self):
+            return {k: _Kept(v) if isinstance(v, Model) else v for k, v in vars(self).items()}
+
+        def __setstate__(self, state):
+            kept = {k: v.model() for k, v in state.items() if isinstance(v, _Kept)}
+            vars(self).update(state | kept)
 
         @property
         def epoch_(self):

@@ -24,8 +24,9 @@ class Archive:
         """Return Variables as tf.Variables: their own, or copies of those of JAX."""
         for v in variables:
             if v not in self.storages:
-                own = backend.name == "tensorflow"
-                self.storages[v] = v.materialize() if own else tf.Variable(v.storage_value(), name=v.name)
+                own, value = v.materialize(), v.storage_value()
+                own = own if backend.name == "tensorflow" else tf.Variable(value, name=v.name)
+                self.storages[v] = own
         return [self.storages[v] for v in variables]
 
     def add(self, name, function, variables, signature, **options):

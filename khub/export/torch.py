@@ -91,8 +91,8 @@ def _own(structure):
 
 
 def _cond(pred, true_fn, false_fn):
-    if isinstance(pred, bool) or pred.is_meta:  # of shapes alone
-        return active.engine.cond(pred, true_fn, false_fn)
+    if isinstance(pred, bool):
+        return true_fn() if pred else false_fn()
     return torch.cond(pred, lambda: _own(true_fn()), lambda: _own(false_fn()))
 
 
@@ -104,9 +104,6 @@ def _switch(index, branches):
 
 
 def _while_loop(cond, body, loop_vars, maximum_iterations):
-    if any(x.is_meta for x in tree.flatten(loop_vars)):
-        return active.engine.while_loop(cond, body, loop_vars, maximum_iterations)
-
     def goes_on(count, *values):
         return cond(*values) & (True if maximum_iterations is None else count < maximum_iterations)
 

@@ -175,8 +175,7 @@ class _Heads(Layer):
         use_causal_mask=False,
     ):
         masks = (attention_mask, None), (query_mask, -1), (value_mask, -2), (key_mask, -2)
-        time, source = ops.shape(query)[1], ops.shape(value)[1]
-        mask = self._allowed(time, source, masks, use_causal_mask)
+        mask = self._allowed(ops.shape(query)[1], ops.shape(value)[1], masks, use_causal_mask)
         gate = self._project("gate", query) if self.use_gate else None
         key = self._project("key", value if key is None else key)
         query, value = self._project("query", query), self._project("value", value)

@@ -29,6 +29,8 @@ def save_model(model, filepath, overwrite=True, zipped=None, **kwargs):
     filepath: ends in .keras; does not where `zipped` is False: a folder is written
     Raises FileExistsError when there is one and not `overwrite`; ValueError for what has no config.
     """
+    from khub.models import lora
+
     path = Path(filepath)
     if kwargs or (path.suffix == ".keras") == (zipped is False):
         raise ValueError(
@@ -36,7 +38,7 @@ def save_model(model, filepath, overwrite=True, zipped=None, **kwargs):
             f"{kwargs or ''}. Legacy .h5 files are only read; export() writes what others serve."
         )
     metadata = {"keras_version": KERAS, "date_saved": f"{datetime.now():%Y-%m-%d@%H:%M:%S}"}
-    texts = {METADATA: metadata, CONFIG: registry.serialize_built(model)}
+    texts = {METADATA: metadata, CONFIG: registry.serialize_built(model) | lora.described(model)}
     with (
         replacing(path, overwrite) as temporary,
         tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as private,
@@ -118,11 +120,17 @@ def load_model(filepath, custom_objects=None, compile=True, safe_mode=True):  # 
 
 
 def _made(path, text, compiled):
+    from khub.models import lora
+
     config = parse_json(text, f"{path}: {CONFIG}")
-    if not compiled:
-        config.pop("compile_config", None)
+    training = config.pop("compile_config", None)
     try:
-        return registry.deserialize_built(config, "models")
+        model = registry.deserialize_built(config, "models")
+        if "adapted" in config:
+            lora.restore(model, config["adapted"], config["frozen"])
+        if compiled and training:
+            model.compile_from_config(training)
+        return model
     except (LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path}: its config describes no model: {error!r}") from error
 

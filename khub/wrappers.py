@@ -1,7 +1,7 @@
 """Models as scikit-learn's estimators: in pipelines, cross validation and searches."""
 
 import tempfile
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -10,18 +10,17 @@ from khub.models import Model, clone_model
 from khub.saving import load_model
 
 
-class _Kept:
-    """A model as the bytes of its .keras file: what pickle takes."""
+def _file_of(model):
+    """A function that gives the model again, of the bytes of its file, which pickle takes."""
+    with tempfile.TemporaryDirectory() as folder:
+        model.save(f"{folder}/model.keras")
+        return partial(_model_of, Path(folder, "model.keras").read_bytes())
 
-    def __init__(self, model):
-        with tempfile.TemporaryDirectory() as folder:
-            model.save(f"{folder}/model.keras")
-            self.content = Path(folder, "model.keras").read_bytes()
 
-    def model(self):
-        with tempfile.TemporaryDirectory() as folder:
-            Path(folder, "model.keras").write_bytes(self.content)
-            return load_model(f"{folder}/model.keras")
+def _model_of(content):
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "model.keras").write_bytes(content)
+        return load_model(f"{folder}/model.keras")
 
 
 @cache
@@ -80,11 +79,11 @@ def _classes():
             return y.reshape(len(y), -1)
 
         def __getstate__(self):
-            return {k: _Kept(v) if isinstance(v, Model) else v for k, v in vars(self).items()}
+            return {k: _file_of(v) if isinstance(v, Model) else v for k, v in vars(self).items()}
 
         def __setstate__(self, state):
-            kept = {k: v.model() for k, v in state.items() if isinstance(v, _Kept)}
-            vars(self).update(state | kept)
+            files = {k: v() for k, v in state.items() if getattr(v, "func", None) is _model_of}
+            vars(self).update(state | files)
 
         @property
         def epoch_(self):

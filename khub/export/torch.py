@@ -1,6 +1,5 @@
 """PyTorch's formats, and what `torch.compile` makes of a layer: one graph without a break."""
 
-from functools import partial
 from unittest.mock import patch
 
 import torch
@@ -43,11 +42,8 @@ def _exported(model, signature, finish):
 
     examples, axes = (tree.map_structure(f, signature) for f in (example, open_axes))
     module = _Module(model, finish).eval()
-    theirs = dict(cond=_cond, switch=_switch, while_loop=_while_loop)
-    with (
-        patch.multiple(active, **theirs),
-        patch.object(torch, "take_along_dim", _take_along_dim),
-    ):
+    ours = patch.multiple(active, cond=_cond, while_loop=_while_loop)
+    with ours, patch.object(torch, "take_along_dim", _take_along_dim):
         return torch.export.export(module, (examples,), dynamic_shapes=(axes,), strict=False)
 
 
@@ -94,13 +90,6 @@ def _cond(pred, true_fn, false_fn):
     if isinstance(pred, bool):
         return true_fn() if pred else false_fn()
     return torch.cond(pred, lambda: _own(true_fn()), lambda: _own(false_fn()))
-
-
-def _switch(index, branches):
-    *first, last = branches
-    for place, branch in reversed([*enumerate(first)]):
-        last = partial(_cond, index == place, branch, last)
-    return last()
 
 
 def _while_loop(cond, body, loop_vars, maximum_iterations):

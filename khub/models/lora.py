@@ -149,27 +149,25 @@ def merge(model):
 
 # --- files: what no config of a layer says -------------------------------------------------------
 def described(model):
-    """{"adapted": path -> {"bits": its configuration, "lora": (rank, alpha)}}, with "frozen"."""
-    found = {}
-    for path, layer in model.named_layers().items():
-        bits, low = config_of(layer), isinstance(layer, LowRank)
-        parts = {"bits": bits, "lora": low and [layer.lora_rank, layer.lora_alpha]}
-        if bits or low:
-            found[path] = {name: part for name, part in parts.items() if part}
-    return {"adapted": found, "frozen": hasattr(model, "_trained_before_lora")} if found else {}
+    """{"bits": path -> a configuration, "lora": path -> [rank, alpha], "frozen": by `enable`}"""
+    configs = {path: config_of(layer) for path, layer in model.named_layers().items()}
+    return {
+        "adapted": {
+            "bits": {path: config for path, config in configs.items() if config},
+            "lora": {p: [x.lora_rank, x.lora_alpha] for p, x in adapted(model).items()},
+            "frozen": hasattr(model, "_trained_before_lora"),
+        }
+    }
 
 
-def restore(model, adapted, frozen):
+def restore(model, bits, lora, frozen):
     """Make of a model's layers what `described` said, for weights that come from a file."""
-    layers, ranks = model.named_layers(), {}
-    for path, parts in adapted.items():
-        if "bits" in parts and config_of(layers[path]) is None:
-            config = registry.deserialize(parts["bits"], kind="quantizers")
+    layers = model.named_layers()
+    for path, config in bits.items():
+        if config_of(layers[path]) is None:
+            config = registry.deserialize(config, kind="quantizers")
             quantization.quantize(layers[path], None, config, blank=True)
-        if "lora" in parts:
-            ranks[path] = parts["lora"]
     if frozen:
-        begin(model, ranks)
-    else:
-        for path, (rank, alpha) in ranks.items():
-            layers[path].enable_lora(rank, alpha)
+        return begin(model, lora)
+    for path, (rank, alpha) in lora.items():
+        layers[path].enable_lora(rank, alpha)

@@ -156,8 +156,13 @@ def quantize_model(model, mode=None, config=None, filters=None, targets=None):
     names = ("kernel", "embeddings")
     if config.mode in calibration.ROUND:
         walk, names = partial(calibration.walk, model=model, config=config), ("kernel",)
-    report = Report()
-    for path, layer, *inputs in walk(chosen(model, targets, filters, names)):
+    report, layers = Report(), chosen(model, targets, filters, names)
+    report.kept = {
+        path: type(layer).__name__
+        for path, layer in model.named_layers().items()
+        if path not in layers and any(len(v.shape) > 1 for v in layer._own_variables().values())
+    }
+    for path, layer, *inputs in walk(layers):
         row = quantize(layer, None, config, *inputs)
         report.append(row | {"weight": f"{path}.{row['weight']}"})
     model.forget_functions()
@@ -272,7 +277,12 @@ def _scaled(values, axes, config):
 
 
 class Report(list):
-    """What `quantize` did to each weight, a dict each; it prints as a table."""
+    """What `quantize` did to each weight, a dict each; it prints as a table.
+
+    kept: path -> class of the layers whose weights stay as they are
+    """
+
+    kept = {}
 
     def __str__(self):
         row = "{:44} {:>16} {:>13} {:>12} {:>10} {:>8}".format
@@ -283,4 +293,6 @@ class Report(list):
             cells = f"{old:,}", f"{new:,}", f"{error:.2g}", f"{relative:.2%}"
             lines.append(row(name, str(shape), *cells))
             before, after = before + old, after + new
-        return "\n".join([*lines, f"{before:,} bytes -> {after:,} ({after / before:.1%})"])
+        lines.append(f"{before:,} bytes -> {after:,} ({after / before:.1%})")
+        kept = [f"{path} ({name})" for path, name in self.kept.items()]
+        return "\n".join(lines + ["kept as they are: " + ", ".join(kept)] * bool(kept))

@@ -127,7 +127,7 @@ def _made(path, text, compiled):
     try:
         model = registry.deserialize_built(config, "models")
         if "adapted" in config:
-            lora.restore(model, config["adapted"], config["frozen"])
+            lora.restore(model, **config["adapted"])
         if compiled and training:
             model.compile_from_config(training)
         return model

@@ -1,7 +1,7 @@
 """Dtype policies: which dtype a layer computes in, its variables have, and how it is quantized."""
 
 import re
-from collections.abc import MutableMapping
+from collections import UserDict
 
 from khub import config, dtypes
 from khub.saving import registry
@@ -144,7 +144,7 @@ class AWQDTypePolicy(QuantizedDTypePolicy):
     _form = r"awq/(?P<weight_bits>\d+)/(?P<group_size>-1|\d+)"
 
 
-class DTypePolicyMap(DTypePolicy, MutableMapping):
+class DTypePolicyMap(DTypePolicy, UserDict):
     """The policy of each layer by its path: the exact one, else the one whose pattern fits it.
 
     default_policy: of a layer whose path none fits, the global one if None
@@ -155,7 +155,7 @@ class DTypePolicyMap(DTypePolicy, MutableMapping):
 
     def __init__(self, default_policy=None, policy_map=None):
         self._given = None if default_policy is None else get(default_policy)
-        self._map = {path: get(policy) for path, policy in (policy_map or {}).items()}
+        self.data = {path: get(policy) for path, policy in (policy_map or {}).items()}
 
     @property
     def default_policy(self):
@@ -168,31 +168,19 @@ class DTypePolicyMap(DTypePolicy, MutableMapping):
     quantization_mode = property(lambda self: self.default_policy.quantization_mode)
 
     def __getitem__(self, path):
-        if path in self._map:
-            return self._map[path]
-        found = [pattern for pattern in self._map if re.fullmatch(pattern, path)]
+        if path in self.data:
+            return self.data[path]
+        found = [pattern for pattern in self.data if re.fullmatch(pattern, path)]
         if len(found) > 1:
             raise ValueError(f"{path!r} fits several patterns of a DTypePolicyMap: {found}.")
-        return self._map[found[0]] if found else self.default_policy
+        return self.data[found[0]] if found else self.default_policy
 
     def __setitem__(self, path, policy):
-        if path in self._map:
+        if path in self.data:
             raise ValueError(
-                f"The DTypePolicyMap has {path!r} already ({self._map[path]}): delete it first."
+                f"The DTypePolicyMap has {path!r} already ({self.data[path]}): delete it first."
             )
-        self._map[path] = get(policy)
-
-    def __delitem__(self, path):
-        del self._map[path]
-
-    def __contains__(self, path):
-        return path in self._map
-
-    def __len__(self):
-        return len(self._map)
-
-    def __iter__(self):
-        return iter(self._map)
+        self.data[path] = get(policy)
 
     def get_config(self):
         """Return the constructor's arguments."""
@@ -200,28 +188,16 @@ class DTypePolicyMap(DTypePolicy, MutableMapping):
         plain = type(given) is DTypePolicy
         return {
             "default_policy": given.name if plain else given and serialize(given),
-            "policy_map": {path: serialize(policy) for path, policy in self._map.items()},
+            "policy_map": {path: serialize(policy) for path, policy in self.data.items()},
         }
 
-    __eq__ = DTypePolicy.__eq__
-    __hash__ = object.__hash__
-
     def __repr__(self):
-        pairs = [(path, policy.name) for path, policy in self._map.items()]
+        pairs = [(path, policy.name) for path, policy in self.data.items()]
         return f"<DTypePolicyMap default_policy={self.default_policy.name}, mapping={pairs}>"
 
 
-_POLICIES = (
-    DTypePolicy,
-    FloatDTypePolicy,
-    QuantizedDTypePolicy,
-    QuantizedFloat8DTypePolicy,
-    Int4DTypePolicy,
-    GPTQDTypePolicy,
-    AWQDTypePolicy,
-    DTypePolicyMap,
-)
-for _policy in _POLICIES:
+_SPECIAL = QuantizedFloat8DTypePolicy, Int4DTypePolicy, GPTQDTypePolicy, AWQDTypePolicy
+for _policy in (DTypePolicy, FloatDTypePolicy, QuantizedDTypePolicy, *_SPECIAL, DTypePolicyMap):
     registry.register("dtype_policies", _policy)
 registry.register("keras", DTypePolicy)
 registry.register("keras", FloatDTypePolicy)
@@ -239,9 +215,7 @@ def get(identifier):
     mode, quantized, source = name.partition("_from_")
     if not quantized:
         return DTypePolicy(name)
-    special = {"float8": QuantizedFloat8DTypePolicy, "int4/": Int4DTypePolicy}
-    special |= {"gptq/": GPTQDTypePolicy, "awq/": AWQDTypePolicy}
-    fitting = [cls for start, cls in special.items() if mode.startswith(start)]
+    fitting = [cls for cls in _SPECIAL if re.fullmatch(cls._form, mode)]
     return (fitting or [QuantizedDTypePolicy])[0](mode, source)
 
 

@@ -115,7 +115,7 @@ def unpack_int4(packed, orig_len, axis=0, dtype="int8"):
     _check(ops.dtype(packed), dtype, ("int8", "uint8"))
     x = ops.moveaxis(packed, axis, 0)
     low, high = ops.bitwise_and(x, 15), ops.bitwise_and(ops.right_shift(x, 4), 15)
-    x = ops.reshape(ops.stack([low, high], 1), (-1, *x.shape[1:]))[:orig_len]
+    x = ops.reshape(ops.stack([low, high], 1), (-1, *ops.shape(x)[1:]))[:orig_len]
     x = ops.bitwise_and(x + 8, 15) - 8 if dtype == "int8" else x
     return ops.moveaxis(x, 0, axis)
 

@@ -1,10 +1,26 @@
 """Models as scikit-learn's estimators: in pipelines, cross validation and searches."""
 
-from functools import cache
+import tempfile
+from functools import cache, partial
+from pathlib import Path
 
 import numpy as np
 
 from khub.models import Model, clone_model
+from khub.saving import load_model
+
+
+def _file_of(model):
+    """A function that gives the model again, of the bytes of its file, which pickle takes."""
+    with tempfile.TemporaryDirectory() as folder:
+        model.save(f"{folder}/model.keras")
+        return partial(_model_of, Path(folder, "model.keras").read_bytes())
+
+
+def _model_of(content):
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "model.keras").write_bytes(content)
+        return load_model(f"{folder}/model.keras")
 
 
 @cache
@@ -61,6 +77,13 @@ def _classes():
             y = column_or_1d(y, warn=True) if y.shape[1:] == (1,) else y
             self._shape = y.shape[1:]
             return y.reshape(len(y), -1)
+
+        def __getstate__(self):
+            return {k: _file_of(v) if isinstance(v, Model) else v for k, v in vars(self).items()}
+
+        def __setstate__(self, state):
+            files = {k: v() for k, v in state.items() if getattr(v, "func", None) is _model_of}
+            vars(self).update(state | files)
 
         @property
         def epoch_(self):

@@ -75,18 +75,15 @@ def load_lora(model, folder):
         if found:
             made[path] = _joined(found, modules, layers[path], folder)
     if pieces or not made:
+        names = [name for parts in known.values() for name in parts]
         raise WeightsError(
             f"{folder} is no LoRA of {type(model).__name__}, which has no place for "
-            f"{', '.join(list(pieces)[:10]) or 'anything'}; it has {', '.join(_names(known)[:10])}."
+            f"{', '.join(list(pieces)[:10]) or 'anything'}; it has {', '.join(names[:10])}."
         )
     lora.begin(model, {path: (a.shape[1], alpha) for path, (a, _, alpha) in made.items()})
     for path, (a, b, _) in made.items():
         for variable, value in zip(layers[path].matrices(), (a, b)):
             variable.assign(value)
-
-
-def _names(modules):
-    return [name for parts in modules.values() for name in parts]
 
 
 def _modules(model):

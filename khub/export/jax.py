@@ -44,7 +44,7 @@ def as_tensorflow(function, variables, signature, jax2tf_kwargs=None):
         with Scope(zip(variables, values, strict=True)):
             return function(*inputs)
 
-    values = [v.value for v in variables]
+    values = [v.storage_value() for v in variables]
     _, shapes = _exported(lambda inputs: run(values, inputs), signature)
     options = {"with_gradient": False} | (jax2tf_kwargs or {})
     return jax2tf.convert(run, polymorphic_shapes=[None, shapes], **options)

@@ -43,13 +43,13 @@ def signature_of(model, given=None):
         return specs_of(given[0] if single else given)
     if getattr(model, "inputs", None):
         return specs_of(model.input)
-    if not model._build_shapes or len(model._build_shapes) > 1:
+    shapes = list((model._build_shapes or {}).values())
+    if len(shapes) != 1 or shapes[0] is None:
         raise ValueError(
             f"{model.name} does not know its inputs: build it for a shape, or give "
             "input_signature=[khub.InputSpec(shape=(None, ...), dtype=...)]."
         )
-    (shapes,) = model._build_shapes.values()
-    return specs_of(map_shapes(lambda shape: InputSpec(shape=(None, *shape[1:])), shapes))
+    return specs_of(map_shapes(lambda shape: InputSpec(shape=(None, *shape[1:])), shapes[0]))
 
 
 def names_of(outputs):

@@ -1,5 +1,8 @@
 """TensorFlow's formats: SavedModel, of functions of JAX as well, and LiteRT."""
 
+from functools import partial
+from unittest.mock import patch
+
 import tensorflow as tf
 
 from khub import backend, tree
@@ -21,8 +24,9 @@ class Archive:
         """Return Variables as tf.Variables: their own, or copies of those of JAX."""
         for v in variables:
             if v not in self.storages:
-                own = backend.name == "tensorflow"
-                self.storages[v] = v.materialize() if own else tf.Variable(v.value, name=v.name)
+                own, value = v.materialize(), v.storage_value()
+                own = own if backend.name == "tensorflow" else tf.Variable(value, name=v.name)
+                self.storages[v] = own
         return [self.storages[v] for v in variables]
 
     def add(self, name, function, variables, signature, **options):
@@ -36,10 +40,13 @@ class Archive:
             def function(*inputs):
                 return run(storages, list(inputs))
 
+        signed = function
         if signature is not None:
-            function = tf.function(function, input_signature=_specs(signature), autograph=False)
+            graph = partial(tf.function, input_signature=_specs(signature), autograph=False)
+            function = graph(function)
+            signed = graph(lambda *inputs: names_of(function(*inputs)))  # signatures have no nests
         setattr(self.root, name, function)
-        self.signatures[name] = function.get_concrete_function()
+        self.signatures[name] = signed.get_concrete_function()
         self.signatures.setdefault("serving_default", self.signatures[name])
         return function
 
@@ -48,6 +55,21 @@ class Archive:
         for name, variables in collections.items():
             setattr(self.root, name, self.saved(variables))
         tf.saved_model.save(self.root, str(path), self.signatures, options)
+
+
+def _with_new_axes(x, key, plain=tf.Tensor.__getitem__):
+    """x[key] with axes of their own for None, which LiteRT's slices do not make."""
+    key = key if isinstance(key, tuple) else (key,)
+    given = tuple(part for part in key if part is not None)
+    y, place = plain(x, given) if given else x, 0
+    for part in key:
+        if part is None:
+            y = tf.expand_dims(y, place)
+        if part is ...:
+            place += x.shape.rank - len(given) + 1
+        elif part is None or isinstance(part, slice):
+            place += 1
+    return y
 
 
 def to_litert(model, signature, path, **options):
@@ -59,7 +81,8 @@ def to_litert(model, signature, path, **options):
         inputs = tree.pack_sequence_as(signature, [given[spec.name] for spec in leaves])
         return names_of(model(inputs, training=False))
 
-    concrete = run.get_concrete_function(**{spec.name: spec for spec in leaves})
+    with patch.object(tf.Tensor, "__getitem__", _with_new_axes):
+        concrete = run.get_concrete_function(**{spec.name: spec for spec in leaves})
     converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete], model)
     for name, value in options.items():
         setattr(converter, name, value)

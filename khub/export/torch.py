@@ -1,12 +1,16 @@
 """PyTorch's formats, and what `torch.compile` makes of a layer: one graph without a break."""
 
+from unittest.mock import patch
+
 import torch
 from torch._dynamo import nonstrict_trace
+from torch._higher_order_ops import while_loop
 from torch._higher_order_ops.scan import scan as loop
 from torch.export import Dim
 from torch.utils._pytree import tree_leaves
 
 from khub import tree
+from khub.backend import active
 from khub.backend.scope import Scope
 from khub.backend.torch import arrays
 from khub.backend.torch.engine import _depth
@@ -22,7 +26,7 @@ class _Module(torch.nn.Module):
         self.run, self.finish, self.variables = model.__call__, finish, {}
         for path, variable in model.named_variables().items():
             self.variables[path.replace(".", "/")] = variable
-            self.register_buffer(path.replace(".", "/"), variable.value.detach())
+            self.register_buffer(path.replace(".", "/"), variable.storage_value().detach())
 
     def forward(self, inputs):
         with Scope((v, self._buffers[name]) for name, v in self.variables.items()):
@@ -39,7 +43,9 @@ def _exported(model, signature, finish):
 
     examples, axes = (tree.map_structure(f, signature) for f in (example, open_axes))
     module = _Module(model, finish).eval()
-    return torch.export.export(module, (examples,), dynamic_shapes=(axes,), strict=False)
+    ours = patch.multiple(active, cond=_cond, while_loop=_while_loop)
+    with ours, patch.object(torch, "take_along_dim", _take_along_dim):
+        return torch.export.export(module, (examples,), dynamic_shapes=(axes,), strict=False)
 
 
 @torch.no_grad()
@@ -47,6 +53,10 @@ def to_torch(model, signature, path):
     """A `.pt2` file for `torch.export.load(path).module()(inputs)`."""
     with open(path, "wb") as file:
         torch.export.save(_exported(model, signature, lambda outputs: outputs), file)
+
+
+def _sort(x, *, stable, dim=-1, descending=False):
+    return torch.ops.aten.sort.default(x, dim, descending)  # stable in ONNX
 
 
 @torch.no_grad()  # a loop that may be learned from cannot leave its length open
@@ -61,7 +71,36 @@ def to_onnx(model, signature, path, **options):
     program = _exported(model, signature, finish)
     inputs = [x.name for x in tree_leaves(signature)]  # torch's order, dicts as they were made
     options |= dict(input_names=inputs, output_names=[*names])
+    program = program.run_decompositions({torch.ops.aten.sort.stable: _sort})
     torch.onnx.export(program, dynamo=True, verbose=False, **options).save(str(path))
+
+
+def _take_along_dim(x, indices, dim):
+    """torch's own takes open axes for fixed ones."""
+    lead = [y.narrow(dim, 0, 0).shape for y in (x, indices)]
+    lead = [-1 if i == dim % x.ndim else n for i, n in enumerate(torch.broadcast_shapes(*lead))]
+    return x.expand(lead).gather(dim, indices.expand(lead))
+
+
+def _own(structure):
+    """The tensors, each a copy: what branches and loops take and give may not be one tensor."""
+    return tree.map_structure(torch.clone, structure)
+
+
+def _cond(pred, true_fn, false_fn):
+    if isinstance(pred, bool):
+        return true_fn() if pred else false_fn()
+    return torch.cond(pred, lambda: _own(true_fn()), lambda: _own(false_fn()))
+
+
+def _while_loop(cond, body, loop_vars, maximum_iterations):
+    def goes_on(count, *values):
+        return cond(*values) & (True if maximum_iterations is None else count < maximum_iterations)
+
+    def step(count, *values):
+        return count + 1, *_own(body(*values))
+
+    return while_loop(goes_on, step, (torch.tensor(0), *_own(loop_vars)))[1:]
 
 
 def scan(function, init, xs, reverse):
@@ -69,9 +108,9 @@ def scan(function, init, xs, reverse):
 
     def step(carry, x):
         carry, y = function(tree.pack_sequence_as(init, carry), x)
-        return tree.flatten(carry), tree.map_structure(torch.clone, y)  # no tensor leaves twice
+        return tree.flatten(_own(carry)), _own(y)
 
-    carry, ys = loop(step, tree.flatten(init), xs, reverse=reverse)
+    carry, ys = loop(step, tree.flatten(_own(init)), xs, reverse=reverse)
     return tree.pack_sequence_as(init, carry), ys
 
 

@@ -182,7 +182,7 @@ class _Heads(Layer):
     ):
         masks = (attention_mask, None), (value_mask, -2), (key_mask, -2)
         masks += ((query_mask, -1),) if self._hides_queries else ()
-        mask = self._allowed(query.shape[1], value.shape[1], masks, use_causal_mask)
+        mask = self._allowed(ops.shape(query)[1], ops.shape(value)[1], masks, use_causal_mask)
         gate = self._project("gate", query) if self.use_gate else None
         key = self._project("key", value if key is None else key)
         query, value = self._project("query", query), self._project("value", value)

@@ -6,7 +6,9 @@ arXiv:2305.14314.
 
 from khub import ops
 from khub.layers import Dense, EinsumDense, Embedding
-from khub.models.quantization import Bits, become, chosen, own_call, weight_of
+from khub.models import quantization
+from khub.models.quantization import become, chosen, config_of, mixins_of, own_call, weight_of
+from khub.saving import registry
 
 
 class LowRank:
@@ -77,7 +79,7 @@ def enable_lora(self, rank, lora_alpha=None, a_initializer="he_uniform", b_initi
         setattr(self, attribute, self.add_weight(shape, initializer, **options))
     self.lora_rank, self.lora_alpha = rank, rank if lora_alpha is None else lora_alpha
     self._lora_scale = self.lora_alpha / rank
-    become(self, kind)
+    become(self, (kind, *mixins_of(self)))
 
 
 for _class in LOW_RANK:
@@ -116,26 +118,56 @@ def begin(model, ranks):
 
 
 def merge(model):
-    """Put into the weights what was learned; the model is as before `enable`, with new weights."""
+    """Put into the weights what was learned; the model is as before `enable`, with new weights.
+
+    Returns the `Report` of those in few bits, which are rounded anew.
+    """
     layers = adapted(model)
     if not layers:
         raise ValueError(f"{model.name} has no LoRA; call enable_lora(rank) first.")
+    report = quantization.Report()
     for path, layer in layers.items():
-        if isinstance(getattr(layer, weight_of(layer)), Bits):
-            raise ValueError(
-                f"{path} is in few bits, which cannot take up what was learned: merge the adapter "
-                "into the model of floats (save_lora, load_lora)."
-            )
-    for layer in layers.values():
         name = weight_of(layer)
-        getattr(layer, name).assign(layer.merged())
+        weight, merged = getattr(layer, name), layer.merged()
+        if config_of(layer):
+            row = quantization.renew(layer, ops.convert_to_numpy(merged))
+            report.append(row | {"weight": f"{path}.{name}"})
+        else:
+            weight.assign(merged)
+            weight.trainable = True
         learned = set(map(id, layer.matrices()))
         layer._added = [v for v in layer._added if id(v) not in learned]
         for attribute in (f"lora_{name}_a", f"lora_{name}_b", "lora_rank", "lora_alpha"):
             delattr(layer, attribute)
-        layer.__class__ = type(layer).__bases__[1]
-        layer._prepare()
+        become(layer, mixins_of(layer)[1:])
     variables = model.named_variables()
     for path in model.__dict__.pop("_trained_before_lora", ()):
         variables[path].trainable = True
     model.forget_functions()
+    return report
+
+
+# --- files: what no config of a layer says -------------------------------------------------------
+def described(model):
+    """{"bits": path -> a configuration, "lora": path -> [rank, alpha], "frozen": by `enable`}"""
+    configs = {path: config_of(layer) for path, layer in model.named_layers().items()}
+    return {
+        "adapted": {
+            "bits": {path: config for path, config in configs.items() if config},
+            "lora": {p: [x.lora_rank, x.lora_alpha] for p, x in adapted(model).items()},
+            "frozen": hasattr(model, "_trained_before_lora"),
+        }
+    }
+
+
+def restore(model, bits, lora, frozen):
+    """Make of a model's layers what `described` said, for weights that come from a file."""
+    layers = model.named_layers()
+    for path, config in bits.items():
+        if config_of(layers[path]) is None:
+            config = registry.deserialize(config, kind="quantizers")
+            quantization.quantize(layers[path], None, config, blank=True)
+    if frozen:
+        return begin(model, lora)
+    for path, (rank, alpha) in lora.items():
+        layers[path].enable_lora(rank, alpha)

@@ -81,10 +81,13 @@ class Model(ModelFiles, Trainer, Layer):
         lora.enable(self, rank, targets, alpha)
 
     def merge_lora(self):
-        """Add what LoRA learned to the kernels; all is trainable again that was."""
+        """Add what LoRA learned to the kernels; all is trainable again that was.
+
+        Returns bytes and errors of those in few bits, which are rounded anew; it prints as a table.
+        """
         from khub.models import lora
 
-        lora.merge(self)
+        return lora.merge(self)
 
     def quantize(self, mode=None, config=None, filters=None, targets=None, **kwargs):
         """Keep kernels and tables of Dense, EinsumDense and Embedding layers in few bits.

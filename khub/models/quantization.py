@@ -57,10 +57,11 @@ class Bits(Variable):
         x = part_of(super().value)
         if block is None:
             scale = parts["scale"]
-            scale = ops.reshape(scale, self.kept) if self.kept else scale[..., None]
+            scale = ops.reshape(scale, self.kept) if self.kept else ops.expand_dims(scale, -1)
             return ops.cast(x, dtype) / scale
         x = quantizers.unpack_int4(x, self.padded, axis=axis) if self.packed else x
-        head, tail = x.shape[:axis], x.shape[axis:][1:]
+        sizes = ops.shape(x)
+        head, tail = sizes[:axis], sizes[axis:][1:]
         x = ops.reshape(ops.cast(x, dtype), (*head, -1, block, *tail))
         x = (x - parts["zero"]) * parts["scale"]
         x = ops.reshape(x, (*head, -1, *tail))[(..., slice(self.size), *[slice(None)] * len(tail))]
@@ -85,14 +86,21 @@ class RoundedInputs:
 
 
 @cache
-def _mixed(mixin, cls):
+def _mixed(mixins, cls):
     names = {name: vars(cls)[name] for name in ("_registered_name",) if name in vars(cls)}
-    return type(cls.__name__, (mixin, cls), {"__module__": cls.__module__, **names})
+    names |= {"__module__": cls.__module__, "_mixins": mixins, "_unmixed": cls}
+    return type(cls.__name__, (*mixins, cls), names)
 
 
-def become(layer, mixin):
-    """Put a mixin in front of a layer's class, which keeps its name: files show no difference."""
-    layer.__class__ = _mixed(mixin, type(layer))
+def mixins_of(layer):
+    """The mixins in front of a layer's own class."""
+    return getattr(layer, "_mixins", ())
+
+
+def become(layer, mixins):
+    """Put mixins in front of a layer's class, which keeps its name: files show no difference."""
+    plain = getattr(layer, "_unmixed", type(layer))
+    layer.__class__ = _mixed(mixins, plain) if mixins else plain
     layer._prepare()
 
 
@@ -148,8 +156,13 @@ def quantize_model(model, mode=None, config=None, filters=None, targets=None):
     names = ("kernel", "embeddings")
     if config.mode in calibration.ROUND:
         walk, names = partial(calibration.walk, model=model, config=config), ("kernel",)
-    report = Report()
-    for path, layer, *inputs in walk(chosen(model, targets, filters, names)):
+    report, layers = Report(), chosen(model, targets, filters, names)
+    report.kept = {
+        path: type(layer).__name__
+        for path, layer in model.named_layers().items()
+        if path not in layers and any(len(v.shape) > 1 for v in layer._own_variables().values())
+    }
+    for path, layer, *inputs in walk(layers):
         row = quantize(layer, None, config, *inputs)
         report.append(row | {"weight": f"{path}.{row['weight']}"})
     model.forget_functions()
@@ -165,6 +178,8 @@ def quantize(layer, mode=None, config=None, inputs=None, blank=False):
     config, name = configuration(mode, config), weight_of(layer)
     if name is None:
         raise TypeError(f"{type(layer).__name__} {layer.name!r} has no weight for few bits.")
+    if not layer.built:
+        raise ValueError(f"{layer.name!r} has no weights yet: call it on data or build it first.")
     if isinstance(getattr(layer, name), Bits):
         raise ValueError(f"{layer.name!r} is in few bits already: {layer.dtype_policy.name}.")
     row = _replace(layer, name, config, inputs, blank)
@@ -173,31 +188,58 @@ def quantize(layer, mode=None, config=None, inputs=None, blank=False):
         layer._policy = dtype_policies.get(f"{config.dtype_policy_string()}_from_{source}")
     layer._keras_keys = layer._keras_keys | {"quantization_config": registry.serialize(config)}
     if name == "embeddings":
-        become(layer, RowsOfBits)
+        become(layer, (*mixins_of(layer), RowsOfBits))
     elif config.activation_quantizer is not None:
         layer._round = partial(config.activation_quantizer, axis=calibration.summed(layer)[1])
-        become(layer, RoundedInputs)
+        become(layer, (*mixins_of(layer), RoundedInputs))
     return row
+
+
+def _axes(layer, name):
+    """The axes of a weight that outputs, or rows of a table, are summed or looked up over."""
+    return (1,) if name == "embeddings" else calibration.summed(layer)[0]
+
+
+def _rounded(layer, name, values, config, inputs=None):
+    """Return (numbers of few bits, their parts by name, inputs a block, length when unpacked)."""
+    axes, block = _axes(layer, name), None
+    if config.mode in ("int8", "float8"):
+        whole, scale = _scaled(values, axes, config)
+        outputs = [n for i, n in enumerate(values.shape) if i not in axes]
+        # as in Keras' files, where the scale of an EinsumDense has the rank of its output
+        ones = [1] * (len(getattr(layer, "_output", "")) - len(outputs))
+        parts = {"scale": scale.reshape(ones + outputs)}
+    else:
+        whole, parts, block = calibration.in_blocks(values, axes, config, inputs)
+    padded = whole.shape[axes[-1]]
+    if block is not None and config.weight_bits < 8:
+        whole = ops.convert_to_numpy(quantizers.pack_int4(whole, axes[-1] - values.ndim)[0])
+    return whole, parts, block, padded
+
+
+def renew(layer, values):
+    """Let a weight of few bits stand for other floats; return the row of a `Report`."""
+    name = weight_of(layer)
+    bits, config = getattr(layer, name), registry.deserialize(config_of(layer))
+    whole, parts, *_ = _rounded(layer, name, values, config)
+    for variable, array in [(bits, whole), *((bits.parts[part], parts[part]) for part in parts)]:
+        variable.assign(array)
+    return _row(name, values, bits)
+
+
+def config_of(layer):
+    """The serialized configuration that a layer's weight is in few bits by, None: it is not."""
+    few = isinstance(getattr(layer, weight_of(layer) or "", None), Bits)
+    return layer._keras_keys["quantization_config"] if few else None
 
 
 def _replace(layer, name, config, inputs, blank):
     """Put `Bits` in the place of a weight; return how large they are and how near."""
     old = getattr(layer, name)
     values = np.zeros(old.shape, "float32") if blank else np.asarray(old.numpy(), "float32")
-    axes = (1,) if name == "embeddings" else calibration.summed(layer)[0]
-    axis, block, size = axes[-1] - values.ndim, None, old.shape[axes[-1]]
-    kept = [1 if i in axes else n for i, n in enumerate(old.shape)]
-    if config.mode in ("int8", "float8"):
-        whole, scale = _scaled(values, axes, config)
-        outputs = [n for i, n in enumerate(old.shape) if i not in axes]
-        # as in Keras' files, where the scale of an EinsumDense has the rank of its output
-        ones = [1] * (len(getattr(layer, "_output", "")) - len(outputs))
-        parts = {"scale": scale.reshape(ones + outputs)}
-    else:
-        whole, parts, block = calibration.in_blocks(values, axes, config, inputs)
-    padded, packed = whole.shape[axes[-1]], block is not None and config.weight_bits < 8
-    if packed:
-        whole = ops.convert_to_numpy(quantizers.pack_int4(whole, axis)[0])
+    whole, parts, block, padded = _rounded(layer, name, values, config, inputs)
+    axes = _axes(layer, name)
+    axis, size = axes[-1] - values.ndim, old.shape[axes[-1]]
     place, count, made = [v is old for v in layer._added].index(True), len(layer._added), {}
     for part, array in {"": whole, **parts}.items():
         options = dict(dtype=array.dtype.name, trainable=False, name=f"{name}_{part}".rstrip("_"))
@@ -207,14 +249,19 @@ def _replace(layer, name, config, inputs, blank):
     bits = made.pop("")
     bits.__class__, bits.path, bits.made_trainable = Bits, old.path, True  # first, as in Keras
     bits.parts, bits.axis, bits.block, bits.size = made, axis, block, size
-    bits.padded, bits.packed, bits.float_dtype = padded, packed, old.dtype
+    bits.padded, bits.packed, bits.float_dtype = padded, whole.shape[axis] < padded, old.dtype
+    kept = [1 if i in axes else n for i, n in enumerate(old.shape)]
     bits.kept = kept if name == "kernel" else None
-    error = np.zeros(1) if blank else np.abs(values - ops.convert_to_numpy(bits.value))
+    return None if blank else _row(name, values, bits)
+
+
+def _row(name, values, bits):
+    error = np.abs(values - ops.convert_to_numpy(bits.value))
     return {
         "weight": name,
-        "shape": old.shape,
-        "bytes_before": values.size * np.dtype(dtypes.numpy_dtype(old.dtype)).itemsize,
-        "bytes_after": sum(v.numpy().nbytes for v in (bits, *made.values())),
+        "shape": values.shape,
+        "bytes_before": values.size * np.dtype(dtypes.numpy_dtype(bits.float_dtype)).itemsize,
+        "bytes_after": sum(v.numpy().nbytes for v in (bits, *bits.parts.values())),
         "max_error": float(error.max()),
         "relative_error": float(np.linalg.norm(error) / (np.linalg.norm(values) or 1)),
     }
@@ -230,7 +277,12 @@ def _scaled(values, axes, config):
 
 
 class Report(list):
-    """What `quantize` did to each weight, a dict each; it prints as a table."""
+    """What `quantize` did to each weight, a dict each; it prints as a table.
+
+    kept: path -> class of the layers whose weights stay as they are
+    """
+
+    kept = {}
 
     def __str__(self):
         row = "{:44} {:>16} {:>13} {:>12} {:>10} {:>8}".format
@@ -241,4 +293,6 @@ class Report(list):
             cells = f"{old:,}", f"{new:,}", f"{error:.2g}", f"{relative:.2%}"
             lines.append(row(name, str(shape), *cells))
             before, after = before + old, after + new
-        return "\n".join([*lines, f"{before:,} bytes -> {after:,} ({after / before:.1%})"])
+        lines.append(f"{before:,} bytes -> {after:,} ({after / before:.1%})")
+        kept = [f"{path} ({name})" for path, name in self.kept.items()]
+        return "\n".join(lines + ["kept as they are: " + ", ".join(kept)] * bool(kept))

@@ -247,7 +247,7 @@ def resize_pixels(images, size, method, antialias):
         if method == "nearest":
             x = _nearest(x, axis, count)
             continue
-        scale = math.divide(float(count), cast(shape_of(x)[axis], "float32"))
+        scale = math.divide(*(cast(n, "float32") for n in (count, shape_of(x)[axis])))
         x = _resample(x, axis, count, scale, 0.0, method, antialias)
     return x
 
@@ -301,8 +301,7 @@ def resize(
         top, left, high, wide = window(height, width, size, False)
         borders = [(-top, high - height + top), (-left, wide - width + left), (0, 0)]
         x = pad(x, [(0, 0)] * (len(x.shape) - 3) + borders, constant_values=fill_value)
-    size, method = tuple(map(int, size)), ALIASES.get(interpolation, interpolation)
-    x = resize_pixels(x, size, method, antialias)
+    x = resize_pixels(x, tuple(size), ALIASES.get(interpolation, interpolation), antialias)
     if dtypes.standardize(x.dtype) != name:
         x = saturate_cast(math.round(x), name)
     return back(x)

@@ -75,7 +75,7 @@ def _quantile(x, q, axis, method, keepdims, without_nan=False):
     y = sort(where(missing, float("inf"), y), -1)
     name = dtypes.standardize(y.dtype)
     lost = math.sum(cast(missing, name), -1, keepdims=True)
-    last = shape(y)[-1] - 1 - (lost if without_nan else lost * 0)  # the place of the largest one
+    last = cast(shape(y)[-1] - 1, name) - lost * float(without_nan)  # the largest one's place
     q = convert_to_tensor(q, name)
     place = math.maximum(reshape(q, (-1,)) * last, 0.0)  # (..., quantiles)
     if method == "nearest":

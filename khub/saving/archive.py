@@ -30,6 +30,8 @@ def save_model(model, filepath, overwrite=True, zipped=None, **kwargs):
     filepath: ends in .keras; does not where `zipped` is False: a folder is written
     Raises FileExistsError when there is one and not `overwrite`; ValueError for what has no config.
     """
+    from khub.models import lora
+
     path = Path(filepath)
     if kwargs or (path.suffix == ".keras") == (zipped is False):
         raise ValueError(
@@ -37,7 +39,7 @@ def save_model(model, filepath, overwrite=True, zipped=None, **kwargs):
             f"{kwargs or ''}. Legacy .h5 files are only read; export() writes what others serve."
         )
     metadata = {"keras_version": KERAS, "date_saved": f"{datetime.now():%Y-%m-%d@%H:%M:%S}"}
-    texts = {METADATA: metadata, CONFIG: registry.serialize_built(model)}
+    texts = {METADATA: metadata, CONFIG: registry.serialize_built(model) | lora.described(model)}
     with (
         replacing(path, overwrite) as temporary,
         tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as private,
@@ -119,17 +121,22 @@ def load_model(filepath, custom_objects=None, compile=True, safe_mode=True):  # 
 
 
 def _made(path, text, compiled):
+    from khub.models import lora
+
     config = parse_json(text, f"{path}: {CONFIG}")
-    if not compiled:
-        config.pop("compile_config", None)
+    training = config.pop("compile_config", None)
     try:
         model = registry.deserialize_built(config, "models")
+        if not isinstance(model, Layer):
+            raise ValueError(f"expected a model or layer, got a {type(model).__name__}.")
+        if "adapted" in config:
+            lora.restore(model, **config["adapted"])
+        if compiled and training:
+            model.compile_from_config(training)
+        return model
     except Exception as error:  # whatever a class of the user's raises too
         text = error if isinstance(error, ValueError) else repr(error)
         raise ValueError(f"{path}: its config describes no model: {text}") from error
-    if not isinstance(model, Layer):
-        raise ValueError(f"{path} holds a {type(model).__name__}, expected a model or layer.")
-    return model
 
 
 @contextmanager

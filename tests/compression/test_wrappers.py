@@ -1,5 +1,7 @@
 """scikit-learn's own checks, pipelines, searches."""
 
+import pickle
+
 import numpy as np
 import pytest
 
@@ -16,8 +18,7 @@ from khub import layers, models, wrappers  # noqa: E402
 
 # They cost no compilation; on the others the same runs.
 pytestmark = pytest.mark.skipif(khub.backend.name != "torch", reason="hundreds of small fits")
-# pickle: khub has none. one_label_sample_weights fails in Keras too: 10 rows do not teach weights.
-KNOWN = {"check_estimators_pickle", "check_classifiers_one_label_sample_weights"}
+KNOWN = {"check_classifiers_one_label_sample_weights"}  # in Keras too: 10 rows teach no weights
 QUIET = {"verbose": 0, "epochs": 2}
 
 
@@ -68,6 +69,9 @@ def test_pipelines_searches_and_models_that_are_given():
     np.testing.assert_array_equal(given.get_weights()[0], before[0])
     warm = wrappers.SKLearnClassifier(given, warm_start=True, fit_kwargs=options).fit(x, y)
     assert warm.model_ is given and np.abs(given.get_weights()[0] - before[0]).max() > 0
+    thawed = pickle.loads(pickle.dumps(warm))
+    np.testing.assert_array_equal(thawed.predict(x), warm.predict(x))
+    assert thawed.fit(x, y).model_ is thawed.model_ is not given
     with pytest.raises(ValueError, match="compiled"):
         wrappers.SKLearnClassifier(models.Sequential([layers.Dense(3)])).fit(x, y)
     assert warm.set_fit_request(sample_weight=True) is warm

@@ -92,7 +92,7 @@ def _hold_tensors(leaves):
 
 def convert_to_tensor(x, dtype=None):
     native = None if dtype is None else NATIVE[dtype]
-    kind = type(x)
+    kind = int if type(x) is torch.SymInt else type(x)
     if kind in TENSORS or is_tensor(x):
         return moved(x if native is None or x.dtype is native else x.to(native))
     if kind in _NUMBERS:

@@ -98,7 +98,7 @@ class MultiOptimizer(Optimizer):
         return [*self._state, *(v for o in self.optimizers for v in o.variables)]
 
     def make_state(self, variables):
-        self._owner = {id(v): self.optimizer_map(v) for v in self._trainable}
+        self._owner = {v: self.optimizer_map(v) for v in self._trainable}
         used = {id(o): o for o in self._owner.values()}
         given = self.optimizer_map
         if isinstance(given, OptimizerMap):  # Keras' order: the default comes last
@@ -108,14 +108,14 @@ class MultiOptimizer(Optimizer):
         for optimizer in self.optimizers:
             if optimizer.loss_scale_factor is not None:
                 raise ValueError("Give loss_scale_factor to the MultiOptimizer, not to its parts.")
-            optimizer.build([v for v in self._trainable if self._owner[id(v)] is optimizer])
+            optimizer.build([v for v in self._trainable if self._owner[v] is optimizer])
 
     def apply(self, grads, trainable_variables=None):
         pairs = self._pairs(grads, trainable_variables)
         if self.loss_scale_factor is not None:
             pairs = [(g / self.loss_scale_factor, v) for g, v in pairs]
         for optimizer in self.optimizers:
-            own = [(g, v) for g, v in pairs if self._owner[id(v)] is optimizer]
+            own = [(g, v) for g, v in pairs if self._owner[v] is optimizer]
             if own:
                 optimizer.apply_gradients(own)
         self._iterations.assign_add(1)
@@ -123,7 +123,7 @@ class MultiOptimizer(Optimizer):
     def finalize_variable_values(self, var_list):
         for optimizer in self.optimizers:
             optimizer.finalize_variable_values(
-                [v for v in var_list if self._owner.get(id(v)) is optimizer]
+                [v for v in var_list if self._owner.get(v) is optimizer]
             )
 
     def get_config(self):

@@ -177,7 +177,7 @@ class Optimizer(_Known):
             raise TypeError(f"{self.name}.build() takes a list of Variables, got {named or None}.")
         if not self.built:
             self._trainable = list(variables)
-            self._index = {id(v): i for i, v in enumerate(self._trainable)}
+            self._index = {v: i for i, v in enumerate(self._trainable)}
             self.make_state(self._trainable)
             self.built = True
 
@@ -283,7 +283,7 @@ class Optimizer(_Known):
         if len(pairs) < len(grads):
             without = [v.path for g, v in zip(grads, variables, strict=True) if g is None]
             warnings.warn(f"{without} have no gradient and stay as they are.", stacklevel=3)
-        unknown = [v.path for _, v in pairs if id(v) not in self._index]
+        unknown = [v.path for _, v in pairs if v not in self._index]
         if unknown:
             raise ValueError(
                 f"The optimizer was built for other variables; it does not know {unknown}."
@@ -293,7 +293,7 @@ class Optimizer(_Known):
     def _accumulate(self, pairs):
         """Keep the gradients, and apply their mean every `gradient_accumulation_steps` steps."""
         steps = self.gradient_accumulation_steps
-        sums = [self._accumulators[self._index[id(v)]] for _, v in pairs]
+        sums = [self._accumulators[self._index[v]] for _, v in pairs]
 
         def apply():
             self._update(
@@ -319,7 +319,7 @@ class Optimizer(_Known):
         variables = [v for _, v in pairs]
         done = not pairs
         if pairs and self._fused is not None and local.scope is None:
-            slots = [self._slots[self._index[id(v)]] for v in variables]
+            slots = [self._slots[self._index[v]] for v in variables]
             done = self._fused(self, gradients, variables, slots, rate)
         if not done:
             for g, variable in zip(gradients, variables, strict=True):
@@ -344,7 +344,7 @@ class Optimizer(_Known):
     def _follow_rows(self, gradient, variable, rate):
         """Update the rows of a Variable and of its slots that a sparse gradient holds."""
         rows, gradient = native_sparse.sparse_rows(gradient)
-        kept = [variable, *self._slots[self._index[id(variable)]]]
+        kept = [variable, *self._slots[self._index[variable]]]
         dtype = "float32" if variable.dtype in ("float16", "bfloat16") else variable.dtype
         with active.no_gradient():
             now = [ops.cast(ops.take(x.value, rows, axis=0), dtype) for x in kept]
@@ -354,7 +354,7 @@ class Optimizer(_Known):
                 native_sparse.write_rows(x.materialize(), rows, ops.cast(values, x.dtype))
 
     def _follow_rule(self, gradient, variable, rate, decay):
-        slots = self._slots[self._index[id(variable)]]
+        slots = self._slots[self._index[variable]]
         value, states = variable.value, [s.value for s in slots]
         dtype = variable.dtype
         if dtype in ("float16", "bfloat16"):  # there 0.999 is 1, and 1 - beta_2 nothing
@@ -416,7 +416,7 @@ class Optimizer(_Known):
         """Write the averages over the Variables at the end of training, where they are kept."""
         if self.use_ema and self.built and int(self._iterations) > 0:
             for variable in var_list:
-                variable.assign(self._averages[self._index[id(variable)]].value)
+                variable.assign(self._averages[self._index[variable]].value)
 
     def stateless_apply(self, optimizer_variables, grads, trainable_variables):
         """Return (new trainable values, new optimizer values) without changing any Variable."""

@@ -136,7 +136,8 @@ class Compiled:
                 continue
             value = loss(target, output, weight)
             if self._trackers is not None:
-                self._trackers[i].update_state(ops.stop_gradient(value))
+                rows = ops.shape(output)[0]  # a mean over rows, as that of the whole loss
+                self._trackers[i].update_state(ops.stop_gradient(value), sample_weight=rows)
             value = value if factor is None else value * factor
             total = value if total is None else total + value
         return total

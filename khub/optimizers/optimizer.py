@@ -28,7 +28,7 @@ class _Known(fields.Configurable):
             )
 
 
-class Optimizer(_Known):
+class Optimizer(_Known, getattr(active, "OptimizerBase", object)):
     """Updates Variables by gradients; a subclass defines `rule`, or `build` and `update_step`.
 
     learning_rate: number, schedule or function without arguments

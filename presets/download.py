@@ -1,14 +1,15 @@
 """From a handle to a folder on this machine: embedded files, the Hub's cache, archives."""
 
 import hashlib
+import http.client
 import os
 import re
-import shutil
-import tempfile
 import zipfile
 import zlib
 from contextlib import contextmanager
 from pathlib import Path
+
+from khub.utils import files
 
 from .catalog import entries, info
 from .family import of_config
@@ -49,8 +50,9 @@ OTHER_WEIGHT_FILES = [
     [name for name in TORCH_NAMES if "fp16" not in name],
     [name for name in TORCH_NAMES if "fp16" in name],
 ]
-ARCHIVE_LIMIT = 50_000_000_000  # bytes, unpacked
-ARCHIVE_RATIO = 100  # unpacked over packed, above the first 100 MB; weights hardly shrink
+# of the network, the disk, a hash, an archive (RuntimeError: an encrypted one)
+_FAULTS = (OSError, ValueError, http.client.HTTPException)
+_FAULTS += (zipfile.BadZipFile, RuntimeError, zlib.error, EOFError)
 
 
 class DownloadError(OSError):
@@ -224,78 +226,31 @@ def fetch(address, digest=None):
     """
     place = hashlib.sha256(f"{address} {digest}".encode()).hexdigest()[:16]
     target = _home() / "files" / place / address.rpartition("/")[2]
-    if target.is_file():
-        return target
-    if is_offline():
-        raise DownloadError(
-            f"{address} is not in {target}, and HF_HUB_OFFLINE forbids to fetch it."
-        )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        fetched = Path(scratch, target.name)
-        _get(address, fetched)
-        kind = "md5" if digest and len(digest) == 32 else "sha256"
-        with open(fetched, "rb") as file:
-            found = hashlib.file_digest(file, kind).hexdigest()
-        if digest and found != digest:
-            raise DownloadError(f"{address} has {kind} {found}, expected {digest}; try again.")
-        os.replace(fetched, target)
-    return target
-
-
-def _get(address, target):
-    """Write what a server answers to a file."""
-    import http.client
-    import urllib.request
-
-    try:
-        with urllib.request.urlopen(address, timeout=30) as answer, open(target, "wb") as file:
-            shutil.copyfileobj(answer, file)
-    except (OSError, http.client.HTTPException) as error:
-        raise DownloadError(f"{address} could not be downloaded: {error}.") from error
+    return _kept(address, target, lambda part: files.fetch(address, part, digest))
 
 
 def _from_archive(address, digest):
-    target = _home() / "presets" / digest
-    if target.is_dir():
+    def unpacked(folder):
+        packed = folder.with_suffix(".zip")
+        files.fetch(address, packed, digest)
+        files.unpack(packed, folder)
+        if description(folder) is None:
+            raise ValueError(f"it is no preset: it has no {CONFIG} at its top")
+
+    return _kept(address, _home() / "presets" / digest, unpacked)
+
+
+def _kept(address, target, make):
+    """Return `target`, which `make(path)` makes where it is not there yet."""
+    if target.exists():
         return target
     if is_offline():
         raise DownloadError(
             f"{address} is not in {target}, and HF_HUB_OFFLINE forbids to fetch it."
         )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        packed, unpacked = Path(scratch, "preset.zip"), Path(scratch, "preset")
-        _get(address, packed)
-        with open(packed, "rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != digest:
-            raise DownloadError(f"{address} has sha256 {found}; its handle asks for {digest}.")
-        _unpack(packed, unpacked, address)
-        if description(unpacked) is None:
-            raise DownloadError(f"{address} is no preset: it has no {CONFIG} at its top.")
-        try:
-            unpacked.rename(target)
-        except OSError:
-            if not target.is_dir():  # else another process was faster
-                raise
-    return target
-
-
-def _unpack(packed, folder, address):
-    folder.mkdir()
-    limit = min(ARCHIVE_LIMIT, 100_000_000 + ARCHIVE_RATIO * packed.stat().st_size)
     try:
-        with zipfile.ZipFile(packed) as archive:
-            size = sum(member.file_size for member in archive.infolist())
-            if size > limit:
-                raise DownloadError(f"{address} would unpack to {size:,} bytes, over {limit:,}.")
-            for member in archive.infolist():
-                parts = Path(member.filename).parts
-                if Path(member.filename).is_absolute() or ".." in parts or "\\" in member.filename:
-                    raise DownloadError(f"{address} holds the unsafe path {member.filename!r}.")
-                # a link becomes a plain file with its target's name
-                archive.extract(member, folder)
-    except (zipfile.BadZipFile, RuntimeError, zlib.error, EOFError) as error:
-        # RuntimeError: encrypted, or compressed in a way that this Python lacks
-        raise DownloadError(f"{address} is not a zip that can be unpacked: {error}.") from error
+        with files.placing(target) as part:
+            make(part)
+    except _FAULTS as error:
+        raise DownloadError(f"{address} could not be fetched: {error}.") from error
+    return target

@@ -85,7 +85,8 @@ def run_step(compiled, argument, chosen):
 
 
 def _write(storage, value):
-    return _placed(value, storage.sharding)
+    placed = _placed(value, storage.sharding)
+    return jnp.copy(placed) if placed is value else placed  # it may be another Variable's buffer
 
 
 _assign = Variable.assign

@@ -78,8 +78,8 @@ class TorchModuleWrapper(_Foreign):
             return KerasTensor(self.output_shape, self.compute_dtype)
         return super().compute_output_spec(*args, **kwargs)
 
-    def _tensors(self, head, kind):
-        return {}  # nn.Module's methods find them in `module`
+    def _torch_items(self):
+        return {"module": self.module}  # where nn.Module's methods find all of them
 
 
 class JaxLayer(_Foreign):

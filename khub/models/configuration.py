@@ -63,7 +63,9 @@ def _ops_by_class():
     """Return lower-case name of a class -> op: the public ops that only compute."""
     known = {name: op for name, op in OPS.items() if not name.startswith("_")}
     known |= {"where": ops.where, "einsum": ops.einsum}
-    aliases = {n: op for n, op in vars(ops).items() if inspect.isfunction(op) and op in OPS.values()}
+    aliases = {
+        n: op for n, op in vars(ops).items() if inspect.isfunction(op) and op in OPS.values()
+    }
     named = {name.replace("_", ""): op for name, op in (aliases | known).items()}
     return named | {_class_name(op).lower(): op for op in known.values()}
 

@@ -73,7 +73,7 @@ class Wrapper(Optimizer):
 
     def finalize_variable_values(self, var_list):
         for optimizer in self.optimizers:
-            optimizer.finalize_variable_values([v for v in var_list if id(v) in optimizer._index])
+            optimizer.finalize_variable_values([v for v in var_list if v in optimizer._index])
 
     def _constructor_values(self):
         return {name: getattr(self, name) for name, *_ in self._fields}
@@ -101,7 +101,7 @@ class MultiOptimizer(Wrapper):
 
     def make_state(self, variables):
         given = self.optimizer_map
-        self._owner = {id(v): given(v) for v in variables}
+        self._owner = {v: given(v) for v in variables}
         known = self._owner.values()
         if isinstance(given, OptimizerMap):  # Keras' files hold unused ones too, the default last
             known = [*given.optimizer_map.values(), given.default_optimizer]
@@ -109,14 +109,14 @@ class MultiOptimizer(Wrapper):
         for optimizer in self.optimizers:
             if optimizer.loss_scale_factor is not None:
                 raise ValueError("Give loss_scale_factor to the MultiOptimizer, not to its parts.")
-            optimizer.build([v for v in variables if self._owner[id(v)] is optimizer])
+            optimizer.build([v for v in variables if self._owner[v] is optimizer])
 
     def apply(self, grads, trainable_variables=None):
         pairs = self._pairs(grads, trainable_variables)
         if self.loss_scale_factor is not None:
             pairs = self._unscaled(pairs, self.loss_scale_factor)
         for optimizer in self.optimizers:
-            own = [(g, v) for g, v in pairs if self._owner[id(v)] is optimizer]
+            own = [(g, v) for g, v in pairs if self._owner[v] is optimizer]
             if own:
                 optimizer.apply_gradients(own)
         self._iterations.assign_add(1)

@@ -42,7 +42,7 @@ class Known(fields.Configurable):
         return cls(**registry.revive(config, custom_objects))
 
 
-class Optimizer(Known):
+class Optimizer(Known, getattr(active, "OptimizerBase", object)):
     """Updates Variables by gradients; a subclass defines `rule`, or `build` and `update_step`.
 
     learning_rate: number, schedule or function without arguments
@@ -189,25 +189,25 @@ class Optimizer(Known):
             raise TypeError(f"{self.name}.build() takes a list of Variables, got {named or None}.")
         if not self.built:
             self._trainable = list(variables)
-            self._index = {id(v): i for i, v in enumerate(self._trainable)}
+            self._index = {v: i for i, v in enumerate(self._trainable)}
             direct = (v for v in self._trainable if getattr(v, "overwrite_with_gradient", False))
-            self._direct = frozenset(map(id, direct))
+            self._direct = frozenset(direct)
             self.make_state(self._trainable)
             self.built = True
 
     def make_state(self, variables):
         """Make what is kept for these Variables."""
-        updated = [v for v in variables if id(v) not in self._direct]
+        updated = [v for v in variables if v not in self._direct]
         if self.use_ema:
             averages = self.add_optimizer_variables(updated, "average")
             self._averages = dict(zip(map(id, updated), averages, strict=True))
         if self.gradient_accumulation_steps:
             self._accumulators = self.add_optimizer_variables(variables, "gradient_accumulator")
-        self._slots = {id(v): [] for v in updated}
+        self._slots = {v: [] for v in updated}
         for group in ([n for n in self.slots if n not in self.apart], *([n] for n in self.apart)):
             for variable in updated:
                 slots = (self.add_slot(variable, name) for name in group)
-                self._slots[id(variable)] += [slot for slot in slots if slot is not None]
+                self._slots[variable] += [slot for slot in slots if slot is not None]
 
     def add_slot(self, variable, name):
         """Make a rule's tensor for a Variable, None where it needs none."""
@@ -297,7 +297,7 @@ class Optimizer(Known):
         if len(pairs) < len(grads):
             without = [v.path for g, v in zip(grads, variables, strict=True) if g is None]
             warnings.warn(f"{without} have no gradient and stay as they are.", stacklevel=3)
-        unknown = [v.path for _, v in pairs if id(v) not in self._index]
+        unknown = [v.path for _, v in pairs if v not in self._index]
         if unknown:
             raise ValueError(
                 f"The optimizer was built for other variables; it does not know {unknown}."
@@ -306,15 +306,15 @@ class Optimizer(Known):
 
     def _unscaled(self, pairs, scale):
         return [
-            (g if id(v) in self._direct else g / ops.cast(scale, ops.dtype(g)), v) for g, v in pairs
+            (g if v in self._direct else g / ops.cast(scale, ops.dtype(g)), v) for g, v in pairs
         ]
 
     def _accumulate(self, pairs):
         """Keep the gradients, and apply their mean every `gradient_accumulation_steps` steps."""
         steps = self.gradient_accumulation_steps
-        sums = [self._accumulators[self._index[id(v)]] for _, v in pairs]
+        sums = [self._accumulators[self._index[v]] for _, v in pairs]
         totals = [
-            (ops.maximum(s.value, g) if id(v) in self._direct else s.value + g, v)
+            (ops.maximum(s.value, g) if v in self._direct else s.value + g, v)
             for s, (g, v) in zip(sums, pairs, strict=True)
         ]
 
@@ -332,9 +332,9 @@ class Optimizer(Known):
     def _update(self, pairs):
         if self._direct:
             for value, variable in pairs:
-                if id(variable) in self._direct:
+                if variable in self._direct:
                     variable.assign(value)
-            pairs = [(g, v) for g, v in pairs if id(v) not in self._direct]
+            pairs = [(g, v) for g, v in pairs if v not in self._direct]
         everything = [v for _, v in pairs]
         rate = self.current_learning_rate()
         for g, variable in pairs:
@@ -345,7 +345,7 @@ class Optimizer(Known):
         variables = [v for _, v in pairs]
         done = not pairs
         if pairs and self._fused is not None and local.scope is None:
-            slots = [self._slots[id(v)] for v in variables]
+            slots = [self._slots[v] for v in variables]
             done = self._fused(self, gradients, variables, slots, rate)
         if not done:
             for g, variable in zip(gradients, variables, strict=True):
@@ -370,7 +370,7 @@ class Optimizer(Known):
     def _follow_rows(self, gradient, variable, rate):
         """Update the rows of a Variable and of its slots that a sparse gradient holds."""
         rows, gradient = native_sparse.sparse_rows(gradient)
-        kept = [variable, *self._slots[id(variable)]]
+        kept = [variable, *self._slots[variable]]
         dtype = "float32" if variable.dtype in ("float16", "bfloat16") else variable.dtype
         with active.no_gradient():
             now = [ops.cast(ops.take(x.value, rows, axis=0), dtype) for x in kept]
@@ -380,7 +380,7 @@ class Optimizer(Known):
                 native_sparse.write_rows(x.materialize(), rows, ops.cast(values, x.dtype))
 
     def _follow_rule(self, gradient, variable, rate, decay):
-        slots = self._slots[id(variable)]
+        slots = self._slots[variable]
         value, states = variable.value, [s.value for s in slots]
         dtype = variable.dtype
         if dtype in ("float16", "bfloat16"):  # there 0.999 is 1, and 1 - beta_2 nothing
@@ -406,12 +406,12 @@ class Optimizer(Known):
         """Keep Variables from decay: given ones, and those whose path contains one of the names."""
         if self.built:
             raise ValueError("exclude_from_weight_decay() has to come before build().")
-        self._exempt = frozenset(map(id, var_list or ())), tuple(var_names or ())
+        self._exempt = frozenset(var_list or ()), tuple(var_names or ())
 
     def decays(self, variable):
         """Say whether weight decay applies to a Variable."""
         given, names = self._exempt
-        return id(variable) not in given and not any(name in variable.path for name in names)
+        return variable not in given and not any(name in variable.path for name in names)
 
     def decay_of(self, variable):
         """Return the weight decay of a Variable, None where it has none."""
@@ -432,7 +432,7 @@ class Optimizer(Known):
         done, every = self.updates(), self.ema_overwrite_frequency
         rest = ops.where(ops.equal(done, 0), 1.0, 1 - self.ema_momentum)
         for variable in self._trainable:
-            average = self._averages.get(id(variable))
+            average = self._averages.get(variable)
             if average is None:
                 continue
             share = ops.cast(rest, variable.dtype)
@@ -445,8 +445,8 @@ class Optimizer(Known):
         """Write the averages over the Variables at the end of training, where they are kept."""
         if self.use_ema and self.built and int(self._iterations) > 0:
             for variable in var_list:
-                if id(variable) not in self._direct:
-                    variable.assign(self._averages[id(variable)].value)
+                if variable not in self._direct:
+                    variable.assign(self._averages[variable].value)
 
     def stateless_apply(self, optimizer_variables, grads, trainable_variables):
         """Return (new trainable values, new optimizer values) without changing any Variable."""

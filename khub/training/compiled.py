@@ -185,7 +185,8 @@ class Compiled:
                 raise ValueError(f"The output {name!r} has a loss and no target: give y.")
             value = loss(target, output, weight)
             if self._trackers:
-                next(trackers).update_state(ops.stop_gradient(value))
+                rows = ops.shape(output)[0]  # a mean over rows, as that of the whole loss
+                next(trackers).update_state(ops.stop_gradient(value), sample_weight=rows)
             value = value if factor is None else value * factor
             total = value if total is None else total + value
         return total

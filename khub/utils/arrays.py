@@ -7,10 +7,15 @@ from khub.backend import active
 from khub.ops.symbolic import any_symbolic
 
 
+def _is_native(x):
+    """Whether the backend computes it: a tensor, not an array, which is one on NumPy."""
+    return not isinstance(x, np.ndarray) and (active.is_tensor(x) or any_symbolic((x,)))
+
+
 def to_categorical(x, num_classes=None):
     """Return one-hot rows: (...) or (..., 1) of integers -> (..., num_classes)"""
-    if active.is_tensor(x) or any_symbolic((x,)):
-        return ops.one_hot(x, num_classes)
+    if _is_native(x):
+        return ops.one_hot(x, num_classes or int(ops.max(x)) + 1)
     labels = np.asarray(x, "int64")
     if labels.ndim > 1 and labels.shape[-1] == 1:
         labels = labels[..., 0]
@@ -19,7 +24,7 @@ def to_categorical(x, num_classes=None):
 
 def normalize(x, axis=-1, order=2):
     """Return `x` divided by its norm of this order along `axis`; zeros stay."""
-    if active.is_tensor(x) or any_symbolic((x,)):
+    if _is_native(x):
         return ops.normalize(x, axis=axis, order=order)
     norm = np.linalg.norm(x, order, axis, keepdims=True)
     return np.asarray(x) / np.where(norm == 0, 1, norm)

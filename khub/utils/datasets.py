@@ -227,6 +227,11 @@ def timeseries_dataset_from_array(
     end_index: the rows of `data` that are used
     """
     first, last = start_index or 0, len(data) if end_index is None else end_index
+    if min(sequence_length, sequence_stride, sampling_rate) < 1 or first < 0:
+        raise ValueError(
+            "sequence_length, sequence_stride and sampling_rate must be positive and start_index "
+            f"not negative, got {sequence_length}, {sequence_stride}, {sampling_rate}, {first}."
+        )
     offsets = np.arange(sequence_length) * sampling_rate
     end = min(last - offsets[-1], last if targets is None else len(targets))
     starts = np.arange(first, end, sequence_stride)

@@ -1,16 +1,19 @@
 """Files fetched once and kept: checked by their hash, archives unpacked in their folder alone."""
 
 import hashlib
+import os
 import shutil
 import stat
 import tarfile
+import tempfile
 import urllib.request
 import zipfile
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
 from khub import config
-from khub.saving.files import check_size, replacing
+from khub.saving.files import check_size
 
 
 def get_file(
@@ -32,35 +35,48 @@ def get_file(
         raise ValueError(f"get_file needs origin=, the address of a file; got {origin!r}.")
     folder = Path(cache_dir or config.home()).expanduser() / cache_subdir
     wanted = folder / (f"{name}_archive" if extract or untar else name)
-    kind = (
-        hash_algorithm
-        if hash_algorithm != "auto"
-        else "md5"
-        if len(digest or "") == 32
-        else "sha256"
-    )
-    if force_download or not wanted.is_file() or _wrong(wanted, digest, kind):
-        wanted.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(wanted) as part:
-            with urllib.request.urlopen(origin, timeout=60) as answer, open(part, "wb") as file:
-                shutil.copyfileobj(answer, file)
-                if answer.length:  # what is still to come
-                    raise OSError(f"{origin} ended {answer.length:,} bytes too early; try again.")
-            if found := _wrong(part, digest, kind):
-                raise ValueError(f"{origin} has the {kind} {found}, expected {digest}.")
+    if force_download or not wanted.is_file() or _wrong(wanted, digest, hash_algorithm):
+        with placing(wanted) as part:
+            fetch(origin, part, digest, hash_algorithm)
     if wanted == folder / name:
         return str(wanted)
-    with replacing(folder / name) as part:
+    with placing(folder / name) as part:
         unpack(wanted, part)
     return str(folder / name)
 
 
+@contextmanager
+def placing(path):
+    """Give a path whose file or folder comes to `path` when all went well.
+
+    Unlike `saving.files.replacing`, each process of a distribution does so for itself.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        yield Path(scratch, path.name)
+        if path.is_dir():
+            path.rename(Path(scratch, "old"))
+        os.replace(Path(scratch, path.name), path)
+
+
+def fetch(origin, path, digest=None, kind="auto"):
+    """Write what a server gives to a file.  Raises ValueError for another hash, OSError."""
+    with urllib.request.urlopen(origin, timeout=60) as answer, open(path, "wb") as file:
+        shutil.copyfileobj(answer, file)
+        if answer.length:  # what is still to come
+            raise OSError(f"{origin} ended {answer.length:,} bytes too early; try again.")
+    if found := _wrong(path, digest, kind):
+        raise ValueError(f"{origin} has the {found}, expected {digest}.")
+
+
 def _wrong(path, digest, kind):
-    """Return the hash of a file where it is another than `digest`."""
+    """Return the kind and hash of a file where it is another than `digest`."""
     if digest:
+        if kind == "auto":
+            kind = "md5" if len(digest) == 32 else "sha256"
         with open(path, "rb") as file:
             found = hashlib.file_digest(file, kind).hexdigest()
-        return found if found != digest.lower() else None
+        return f"{kind} {found}" if found != digest.lower() else None
 
 
 def unpack(path, folder):

@@ -102,7 +102,7 @@ def test_inside_another_module_with_hooks_and_state_dicts():
     net, x = Net(), torch.randn(32, 6)
     y = x[:, :3].sin()
     names = net.state_dict().keys()
-    assert {"first.weight", "second.layers.0.kernel", "second.layers.1.moving_mean"} <= set(names)
+    assert {"first.weight", "second.layers_0.kernel", "second.layers_1.moving_mean"} <= set(names)
     seen = []
     hooks = [
         net.second.register_forward_hook(lambda module, args, out: seen.append("forward")),

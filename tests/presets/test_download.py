@@ -204,23 +204,23 @@ def test_archives_that_are_refused(hub, files):
         digest = digest or hashlib.sha256(data).hexdigest()
         return download_preset(f"{hub.address}/org/zips/resolve/main/toy.zip#sha256={digest}")
 
-    with pytest.raises(DownloadError, match="its handle asks for 0000"):
+    with pytest.raises(DownloadError, match="has the sha256 [0-9a-f]{64}, expected 0000"):
         fetch(packed(files), "0" * 64)
-    with pytest.raises(DownloadError, match="unsafe path '../config.json'"):
+    with pytest.raises(DownloadError, match="holds '../config.json', a link or a path out of it"):
         fetch(packed(files, name=lambda path: f"../{path}"))
-    with pytest.raises(DownloadError, match="is not a zip"):
+    with pytest.raises(DownloadError, match="is no zip and no tar archive"):
         fetch(b"something else")
     bomb = packed({**files, "vocab.txt": b"0" * 150_000_000})
-    with pytest.raises(DownloadError, match="would unpack to 150,[0-9,]+ bytes, over 1[0-9]{2},"):
+    with pytest.raises(DownloadError, match="unpacked, claims 150,[0-9,]+ bytes"):
         fetch(bomb)
     damaged = bytearray(packed(files, method=zipfile.ZIP_DEFLATED))
     damaged[60:70] = bytes(10)
-    with pytest.raises(DownloadError, match="is not a zip that can be unpacked"):
+    with pytest.raises(DownloadError, match="could not be fetched: .*(Error -3|CRC|Bad|invalid)"):
         fetch(bytes(damaged))
     encrypted = bytearray(packed(files))
     for mark, place in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # the flag "encrypted"
         encrypted[encrypted.index(mark) + place] |= 1
-    with pytest.raises(DownloadError, match="is not a zip that can be unpacked: .*encrypted"):
+    with pytest.raises(DownloadError, match="toy.zip could not be fetched: .*encrypted"):
         fetch(bytes(encrypted))
     with pytest.raises(DownloadError, match="no config.json at its top"):
         fetch(packed({"vocab.txt": b"a"}))
@@ -231,7 +231,7 @@ def test_an_interrupted_archive_leaves_nothing(hub, files, tmp_path):
     hub.add("org/zips", {"toy.zip": data})
     hub.dropped.add("toy.zip")
     digest = hashlib.sha256(data).hexdigest()
-    with pytest.raises(DownloadError, match="toy.zip (could not be downloaded|has sha256)"):
+    with pytest.raises(DownloadError, match="toy.zip (could not be fetched|has the sha256)"):
         download_preset(f"{hub.address}/org/zips/resolve/main/toy.zip#sha256={digest}")
     assert list((tmp_path / "home" / "presets").iterdir()) == []
 
@@ -245,7 +245,7 @@ def test_a_full_disk_while_downloading(hub, files, tmp_path, monkeypatch):
 
     monkeypatch.setattr(shutil, "copyfileobj", full)
     digest = hashlib.sha256(data).hexdigest()
-    with pytest.raises(DownloadError, match="could not be downloaded: .*No space left on device"):
+    with pytest.raises(DownloadError, match="could not be fetched: .*No space left on device"):
         download_preset(f"{hub.address}/org/zips/resolve/main/toy.zip#sha256={digest}")
     assert list((tmp_path / "home" / "presets").iterdir()) == []
 

@@ -31,6 +31,11 @@ def read(storage):
 
 
 def write(storage, value):
+    if isinstance(value, jax.core.Tracer):
+        raise RuntimeError(
+            "A Variable was assigned inside jax.jit, jax.grad or another transform of JAX' own, "
+            "which takes pure functions: call the model by stateless_call(), or use khub.jit."
+        )
     return jnp.array(value)  # a copy, for the same reason
 
 

@@ -5,6 +5,7 @@ from contextlib import nullcontext
 
 import optree
 import tensorflow as tf
+from tensorflow.python.autograph.core import config as autograph
 
 from khub import tree
 from khub.backend import eager
@@ -12,6 +13,8 @@ from khub.backend.scope import Resumed, Scope, local, within
 from khub.backend.tensorflow.arrays import NATIVE, TENSORS, convert_to_tensor
 
 EAGER = False  # whether jit leaves functions as they are
+# a user's tf.function takes khub's code as it is: it has no branches on tensors to rewrite
+autograph.CONVERSION_RULES = (autograph.DoNotConvert("khub"), *autograph.CONVERSION_RULES)
 
 
 class Base(tf.__internal__.tracking.Trackable):
@@ -30,6 +33,16 @@ class Base(tf.__internal__.tracking.Trackable):
 
     def _lookup_dependency(self, name, cached_dependencies=None):
         return self._trackable_children().get(name)
+
+
+class OptimizerBase(Base):
+    """The same of an optimizer: `tf.train.Checkpoint(model=model, optimizer=optimizer)`."""
+
+    def _own_variables(self):
+        return {str(i): variable for i, variable in enumerate(self.variables)}
+
+    def _children(self):
+        return ()
 
 
 class VariableBase:

@@ -6,26 +6,19 @@ dictionaries that nn.Module's methods walk through are made from that whenever t
 
 import weakref
 
-from torch import nn
+from torch import Tensor, nn
 
 
 class _View(dict):
-    """Variables as name -> tensor; an assignment (`.to()`, `.half()`) reaches the Variable."""
+    """Name -> tensor; an assignment (`.to()`, `functional_call`) reaches the Variable."""
 
-    def __init__(self, variables):
-        super().__init__((name, v.materialize()) for name, v in variables.items())
-        self.variables = variables
+    def __init__(self, layer, tensors):
+        super().__init__(tensors)
+        self.layer = layer
 
     def __setitem__(self, name, tensor):
         super().__setitem__(name, tensor)
-        self.variables[name]._storage = tensor
-
-
-def _group(modules, path):
-    """The modules below `path`; what holds a list or dict of layers becomes a plain nn.Module."""
-    for name in path:
-        modules = modules.setdefault(name, nn.Module())._modules
-    return modules
+        setattr(self.layer, name, tensor)
 
 
 def _derived(get):
@@ -39,9 +32,9 @@ LAYERS = weakref.WeakValueDictionary()  # by their id: what a graph of torch.com
 class Base(nn.Module):
     """An nn.Module whose state is khub's."""
 
-    __setattr__ = object.__setattr__
     __delattr__ = object.__delattr__
     call_super_init = False
+    _torch_buffers = frozenset()  # what `register_buffer` was called for
 
     def __new__(cls):
         self = super().__new__(cls)
@@ -53,44 +46,67 @@ class Base(nn.Module):
     def __init__(self):
         pass  # done in __new__, before a subclass sets its first attribute
 
+    def __setattr__(self, name, value):
+        held = None
+        if isinstance(value, Tensor):
+            held = vars(self)[name] if name in vars(self) else self._torch_items().get(name)
+        if hasattr(held, "materialize"):
+            held._storage = value  # as torch's functions put it there
+        else:
+            object.__setattr__(self, name, value)
+
     def __getattr__(self, name):
         described = getattr(type(self), name, None)
         if isinstance(described, property):  # it raised an AttributeError: say what it said
             return described.fget(self)
+        if not name.startswith("_") and name in (held := self._torch_items()):
+            return held[name]
         raise AttributeError(f"{type(self).__name__} object has no attribute {name!r}")
 
-    def _tensors(self, head, kind):
-        """Return name -> tensor of own Variables below the attribute `head` ("": right here)."""
-        found = {}
-        for path, variable in self._own_variables().items():
-            first, _, name = path.rpartition(".")
-            if first == head and isinstance(variable.materialize(), nn.Parameter) is kind:
-                found[name] = variable
-        return _View(found)
+    def _torch_items(self):
+        """Name -> Variable, tensor or module, as `getattr` finds it: "layers_0" for layers[0]."""
+        own, kinds = vars(self), (nn.Module, nn.Parameter)
+        held = {k: v for k, v in own.items() if isinstance(v, kinds) or k in self._torch_buffers}
+        held = {k: v for k, v in held.items() if not isinstance(v, Base)}
+        for path, value in [*self._own_variables().items(), *self._children()]:
+            name = path.replace(".", "_")
+            while name in held or name not in own and hasattr(type(self), name):
+                name += "_"
+            held[name] = value
+        return held
+
+    def _torch_tensors(self, kind):
+        held = {k: v for k, v in self._torch_items().items() if not isinstance(v, nn.Module)}
+        found = {k: v.materialize() if hasattr(v, "materialize") else v for k, v in held.items()}
+        found = {k: v for k, v in found.items() if isinstance(v, nn.Parameter) is kind}
+        return _View(self, found)
 
     @_derived
     def _parameters(self):
-        view = self._tensors("", True)
-        view.update((k, v) for k, v in vars(self).items() if isinstance(v, nn.Parameter))
-        return view
+        return self._torch_tensors(True)
 
     @_derived
     def _buffers(self):
-        return self._tensors("", False)
+        return self._torch_tensors(False)
 
     @_derived
     def _modules(self):
-        modules = {k: v for k, v in vars(self).items() if isinstance(v, nn.Module)}
-        modules = {k: v for k, v in modules.items() if not isinstance(v, Base)}
-        for path, layer in self._children():
-            *groups, name = path.split(".")
-            _group(modules, groups)[name] = layer
-        for head in {path.rpartition(".")[0] for path in self._own_variables()} - {""}:
-            *groups, name = head.split(".")
-            inside = _group(modules, groups).setdefault(name, nn.Module())
-            vars(inside)["_parameters"] = self._tensors(head, True)
-            vars(inside)["_buffers"] = self._tensors(head, False)
-        return modules
+        return {name: x for name, x in self._torch_items().items() if isinstance(x, nn.Module)}
+
+    def register_parameter(self, name, param):
+        """Keep an nn.Parameter as an attribute."""
+        setattr(self, name, param)
+
+    def register_buffer(self, name, tensor, persistent=True):
+        """Keep a tensor as an attribute that is a part of the state."""
+        self._torch_buffers = {*self._torch_buffers, name}
+        setattr(self, name, tensor)
+
+    def _replicate_for_data_parallel(self):
+        raise NotImplementedError(
+            f"{self.name}: torch.nn.DataParallel copies modules into threads that would share "
+            "khub's Variables; use DistributedDataParallel or khub.distribution.DataParallel."
+        )
 
     def forward(self, *args, **kwargs):
         """What nn.Module's own call machinery runs: khub's call."""

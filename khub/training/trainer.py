@@ -111,8 +111,7 @@ class Trainer:
 
     def reset_metrics(self):
         """Start all metrics anew."""
-        compiled = self._compiled.metrics if self._compiled is not None else ()
-        for metric in (*compiled, *self._own_metrics):
+        for metric in self.__dict__.get("_metrics") or self.metrics:
             metric.reset_state()
 
     def get_metrics_result(self):

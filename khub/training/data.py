@@ -367,15 +367,9 @@ class IterableSource(Source):
     """Batches of any iterable: generators, `PyDataset`, `tf.data`, torch's `DataLoader`, grain."""
 
     def __init__(
-        self,
-        data,
-        steps=None,
-        class_weight=None,
-        columns=None,
-        batch_size=None,
-        shuffle=False,
+        self, data, steps=None, class_weight=None, columns=None, batch_size=None, shuffle=False,
         seed=0,
-    ):
+    ):  # fmt: skip
         self.data, self.class_weight, self.columns = data, class_weight, columns
         self.shuffle, self.seed, self.again = shuffle, seed, not hasattr(data, "__next__")
         if columns is not None:  # a Hugging Face IterableDataset, which gives single rows
@@ -506,15 +500,9 @@ def _host(x):
 
 
 def source(
-    x,
-    y=None,
-    sample_weight=None,
-    batch_size=None,
-    shuffle=False,
-    seed=0,
-    steps=None,
+    x, y=None, sample_weight=None, batch_size=None, shuffle=False, seed=0, steps=None,
     class_weight=None,
-):
+):  # fmt: skip
     """Return the source of batches for a user's data."""
     for name, number in (("batch_size", batch_size), ("the number of steps", steps)):
         if number and (not hasattr(number, "__index__") or number < 0):

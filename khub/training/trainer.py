@@ -304,24 +304,11 @@ class Trainer:
 
     # --- fit -------------------------------------------------------------------------------------
     def fit(
-        self,
-        x=None,
-        y=None,
-        batch_size=None,
-        epochs=1,
-        verbose="auto",
-        callbacks=None,
-        validation_split=0.0,
-        validation_data=None,
-        shuffle=True,
-        class_weight=None,
-        sample_weight=None,
-        initial_epoch=0,
-        steps_per_epoch=None,
-        validation_steps=None,
-        validation_batch_size=None,
-        validation_freq=1,
-    ):
+        self, x=None, y=None, batch_size=None, epochs=1, verbose="auto", callbacks=None,
+        validation_split=0.0, validation_data=None, shuffle=True, class_weight=None,
+        sample_weight=None, initial_epoch=0, steps_per_epoch=None, validation_steps=None,
+        validation_batch_size=None, validation_freq=1,
+    ):  # fmt: skip
         """Train for a number of epochs and return the `History`.
 
         x, y: arrays (nested too), or x an iterable of batches; validation_data: an iterable or
@@ -463,17 +450,9 @@ class Trainer:
 
     # --- evaluate and predict --------------------------------------------------------------------
     def evaluate(
-        self,
-        x=None,
-        y=None,
-        batch_size=None,
-        verbose="auto",
-        sample_weight=None,
-        steps=None,
-        callbacks=None,
-        return_dict=False,
-        **kwargs,
-    ):
+        self, x=None, y=None, batch_size=None, verbose="auto", sample_weight=None, steps=None,
+        callbacks=None, return_dict=False, **kwargs,
+    ):  # fmt: skip
         """Return the loss and metrics over the data: a number, a list, or a dict if asked for."""
         self._require_compile("evaluate")
         if kwargs:

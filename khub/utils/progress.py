@@ -7,6 +7,15 @@ from collections import UserDict
 from khub import config
 
 
+def values_text(values):
+    """Return " - name: value" of each pair whose value is a number."""
+    return "".join(
+        f" - {name}: {value:{'.4f' if abs(value) > 1e-3 or value == 0 else '.3e'}}"
+        for name, value in values
+        if isinstance(value, (int, float))
+    )
+
+
 class Progbar:
     """A line that shows how much of `target` steps is done, and the means of values so far.
 
@@ -22,26 +31,29 @@ class Progbar:
         self.stateful_metrics, self.unit_name = set(stateful_metrics or ()), unit_name
         self._sums, self._seen, self._begun, self._drawn = {}, 0, time.perf_counter(), 0.0
 
+    def is_due(self):
+        """Whether the line was drawn long enough ago to be drawn anew."""
+        return self.verbose == 1 and time.perf_counter() - self._drawn >= self.interval
+
     def update(self, current, values=None, finalize=None):
         """Show that `current` steps are done; values: (name, value) pairs of the latest ones."""
         for name, value in values or ():
             steps, before = max(current - self._seen, 1), self._sums.get(name, (0.0, 0))
-            kept = name in self.stateful_metrics
-            self._sums[name] = (
-                (value, 1) if kept else (before[0] + value * steps, before[1] + steps)
-            )
+            together = before[0] + value * steps, before[1] + steps
+            self._sums[name] = (value, 1) if name in self.stateful_metrics else together
         self._seen, now = current, time.perf_counter()
         finalize = current == self.target if finalize is None else finalize
-        due = self.verbose == 1 and now - self._drawn >= self.interval
-        if not (due or self.verbose and finalize):
+        if not (self.is_due() or self.verbose and finalize):
             return
         done = round(self.width * min(current / self.target, 1)) if self.target else 0
         bar = f" {'━' * done}{' ' * (self.width - done)}" if self.target else ""
         seconds = now - self._begun
-        parts = [f"{seconds:.0f}s {1000 * seconds / max(current, 1):.0f}ms/{self.unit_name}"]
-        parts += [f"{name}: {total / n:.4f}" for name, (total, n) in self._sums.items()]
+        spent = f"{seconds:.0f}s {1000 * seconds / max(current, 1):.0f}ms/{self.unit_name}"
+        if self.target and current < self.target:
+            spent += f" ETA {seconds / max(current, 1) * (self.target - current):.0f}s"
+        values = values_text((name, total / n) for name, (total, n) in self._sums.items())
         start = "\r" if self.verbose == 1 and config.is_interactive_logging_enabled() else ""
-        line = f"{start}{current}/{self.target or '?'}{bar} {' - '.join(parts)}"
+        line = f"{start}{current}/{self.target or '?'}{bar} {spent}{values}"
         print(line, end="\n" if finalize or not start else "", flush=True)
         self._drawn = now
 

@@ -4,5 +4,5 @@
 from khub.training.callbacks.callback import Callback, CallbackList, History, LambdaCallback, Logs
 from khub.training.callbacks.checkpoints import *  # noqa: F403
 from khub.training.callbacks.monitors import *  # noqa: F403
-from khub.training.callbacks.progress import ProgbarLogger, ProgressBar
+from khub.training.callbacks.progress import ProgbarLogger
 from khub.training.callbacks.reports import CSVLogger, RemoteMonitor, TensorBoard

@@ -137,16 +137,16 @@ def to_number(value):
 class CallbackList(Callback):
     """Calls each hook on the callbacks that override it, and on no others.
 
-    add_history, add_progbar: whether to add a `History`, a `ProgressBar`, where there is none
+    add_history, add_progbar: whether to add a `History`, a `ProgbarLogger`, where there is none
     """
 
     def __init__(self, callbacks=None, add_history=False, add_progbar=False, model=None, **params):
-        from khub.training.callbacks.progress import ProgressBar
+        from khub.training.callbacks.progress import ProgbarLogger
 
         super().__init__()
         self.callbacks = tree.flatten(callbacks or ())
-        if add_progbar and self.find(ProgressBar) is None:
-            self.callbacks.append(ProgressBar(params.get("verbose", "auto")))
+        if add_progbar and self.find(ProgbarLogger) is None:
+            self.callbacks.append(ProgbarLogger(params.get("verbose", "auto")))
         if add_history and self.find(History) is None:
             self.callbacks.append(History())
         self._sort_hooks()
@@ -247,15 +247,9 @@ class LambdaCallback(Callback):
     """Calls the functions it is given: `on_epoch_end=lambda epoch, logs: ...`."""
 
     def __init__(
-        self,
-        on_epoch_begin=None,
-        on_epoch_end=None,
-        on_train_begin=None,
-        on_train_end=None,
-        on_train_batch_begin=None,
-        on_train_batch_end=None,
-        **kwargs,
-    ):
+        self, on_epoch_begin=None, on_epoch_end=None, on_train_begin=None, on_train_end=None,
+        on_train_batch_begin=None, on_train_batch_end=None, **kwargs,
+    ):  # fmt: skip
         super().__init__()
         given = {k: v for k, v in locals().items() if k in HOOKS and v is not None} | kwargs
         self.__class__ = type("LambdaCallback", (LambdaCallback,), {})

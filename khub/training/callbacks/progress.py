@@ -4,9 +4,10 @@ import sys
 import time
 
 from khub.training.callbacks.callback import Callback
+from khub.utils.progress import Progbar, values_text
 
 
-class ProgressBar(Callback):
+class ProgbarLogger(Callback):
     """A bar, redrawn at most ten times a second; without a terminal one plain line an epoch."""
 
     def __init__(self, verbose="auto"):
@@ -20,40 +21,29 @@ class ProgressBar(Callback):
         self.epochs, self.steps = params.get("epochs", 1), params.get("steps")
 
     def _start(self, title):
-        self._title, self._begun, self._seen, self._drawn = title, time.perf_counter(), 0, 0.0
+        self._title, self._begun, self._seen, self._bar = title, time.perf_counter(), 0, None
         if self.verbose in (1, "auto") and sys.stdout.isatty():
-            from rich import progress
-
-            text = progress.TextColumn
-            self._bar = progress.Progress(
-                *(text("{task.description}"), progress.BarColumn(), progress.MofNCompleteColumn()),
-                *(progress.TimeRemainingColumn(), text("{task.fields[values]}")),
-                auto_refresh=False,
-            )
-            self._bar.start()
-            self._task = self._bar.add_task(title, total=self.steps, values="")
+            print(title)
+            self._bar = Progbar(self.steps, interval=0.1)
 
     def _advance(self, batch, logs):
         self._seen = batch + 1
-        now = time.perf_counter()
-        if self._bar is not None and now - self._drawn > 0.1:
-            self._drawn = now
-            self._bar.update(self._task, completed=self._seen, values=_text(logs), refresh=True)
+        if self._bar is not None and self._bar.is_due():
+            self._draw(logs)
+
+    def _draw(self, logs, finalize=False):
+        self._bar.stateful_metrics.update(logs or ())
+        self._bar.update(self._seen, (logs or {}).items(), finalize)
 
     def _finish(self, logs):
         seconds = time.perf_counter() - self._begun
         if self._bar is not None:
-            self._bar.update(
-                self._task, completed=self._seen, total=self._seen, values=_text(logs), refresh=True
-            )
-            self._bar.stop()
-            self._bar = None
+            self._bar.target = self._seen
+            self._draw(logs, finalize=True)
         elif self.verbose:
             speed = f"{seconds:.1f}s, {1000 * seconds / max(self._seen, 1):.1f} ms/step"
-            print(
-                f"{self._title}: {self._seen} steps, {speed}{' - ' if logs else ''}{_text(logs)}",
-                flush=True,
-            )
+            text = values_text((logs or {}).items())
+            print(f"{self._title}: {self._seen} steps, {speed}{text}", flush=True)
 
     def on_train_begin(self, logs=None):
         self._fitting = True
@@ -90,16 +80,3 @@ class ProgressBar(Callback):
 
     def on_predict_end(self, logs=None):
         self._finish(None)
-
-
-ProgbarLogger = ProgressBar
-
-
-def _text(logs):
-    if not logs:
-        return ""
-    return " - ".join(
-        f"{name}: {value:.4f}" if abs(value) > 1e-3 or value == 0 else f"{name}: {value:.3e}"
-        for name, value in logs.items()
-        if isinstance(value, (int, float))
-    )

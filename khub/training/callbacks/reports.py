@@ -1,11 +1,15 @@
 """Callbacks that write down what happens: a table, a server, TensorBoard."""
 
 import csv
+import io
 import json
 import time
 import warnings
 from pathlib import Path
 
+import numpy as np
+
+from khub.layers import Embedding
 from khub.training.callbacks.callback import Declared, Options, to_number
 
 
@@ -71,7 +75,9 @@ class TensorBoard(Declared):
     """Writes events for TensorBoard: losses and metrics, the model as text, histograms of weights.
 
     histogram_freq: every so many epochs, 0: never; update_freq: "epoch", or every so many batches
-    ("batch": 1).  Pictures of weights, projections of embeddings and profiles are not here.
+    ("batch": 1); write_images: weights as pictures, with the histograms; embeddings_freq: tables of
+    Embedding layers for the projector every so many epochs; embeddings_metadata: the file of its
+    rows' labels, or layer's name -> file.  profile_batch is not here.
     """
 
     where: Options(log_dir="logs", histogram_freq=0, write_graph=True, write_images=False)
@@ -79,13 +85,11 @@ class TensorBoard(Declared):
     embeddings: Options(embeddings_freq=0, embeddings_metadata=None)
 
     def setup(self):
-        for name in ("profile_batch", "embeddings_freq", "write_images"):
-            if getattr(self, name):
-                raise NotImplementedError(
-                    f"TensorBoard({name}=...) is not here: write images and embeddings with "
-                    "`tensorboard.summary`; profile with torch.profiler, jax.profiler or "
-                    "tf.profiler around fit()."
-                )
+        if self.profile_batch:
+            raise NotImplementedError(
+                "TensorBoard(profile_batch=...) is not here: profile with torch.profiler, "
+                "jax.profiler or tf.profiler around fit()."
+            )
         self._writers, self._steps, self._marks = {}, 0, {}
 
     @property
@@ -147,10 +151,27 @@ class TensorBoard(Declared):
             from tensorboard.plugins.histogram.summary_v2 import histogram_pb
 
             weights = self.model.named_variables().items()
-            values = ((path, v.numpy().astype("float32")) for path, v in weights)
+            values = [(path, v.numpy().astype("float32")) for path, v in weights]
             self._write("train", epoch, *(histogram_pb(f"{p}/histogram", v) for p, v in values))
+            if self.write_images:
+                self._write("train", epoch, *(_pictures(f"{p}/image", v) for p, v in values))
+        if self.embeddings_freq and epoch % self.embeddings_freq == 0:
+            self._project()
         for writer in self._writers.values():
             writer.flush()
+
+    def _project(self):
+        """Write the tables of Embedding layers, and the file by which the projector finds them."""
+        tables = [x for x in self.model.named_layers().values() if isinstance(x, Embedding)]
+        known, parts = self.embeddings_metadata or {}, []
+        for layer in tables:
+            labels = known.get(layer.name) if isinstance(known, dict) else known
+            lines = [f'tensor_name: "{layer.name}"', f'tensor_path: "{layer.name}.tsv"']
+            lines += [f'metadata_path: "{labels}"'] if labels else []
+            parts.append("".join(f"  {line}\n" for line in lines))
+            np.savetxt(Path(self.log_dir) / f"{layer.name}.tsv", layer.embeddings, delimiter="\t")
+        text = "".join(f"embeddings {{\n{part}}}\n" for part in parts)
+        (Path(self.log_dir) / "projector_config.pbtxt").write_text(text)
 
     def on_test_end(self, logs=None):
         step = int(self.model.optimizer.iterations)
@@ -160,3 +181,22 @@ class TensorBoard(Declared):
     def on_train_end(self, logs=None):
         while self._writers:
             self._writers.popitem()[1].close()
+
+
+def _pictures(tag, x):
+    """Return the summary of a weight as gray pictures, lightest where it is largest."""
+    from PIL import Image
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.compat.proto.tensor_pb2 import TensorProto
+    from tensorboard.plugins.image import metadata
+
+    x = x.reshape(x.shape[0] if x.ndim else 1, -1)
+    x = x.T if x.shape[0] > x.shape[1] else x
+    levels = (255 * (x - x.min()) / max(np.ptp(x), 1e-12)).astype("uint8")
+    file = io.BytesIO()
+    Image.fromarray(levels).save(file, "png")
+    strings = [str(n).encode() for n in levels.shape[::-1]] + [file.getvalue()]
+    shape = {"dim": [{"size": len(strings)}]}
+    tensor = TensorProto(dtype="DT_STRING", string_val=strings, tensor_shape=shape)
+    about = metadata.create_summary_metadata(display_name=None, description=None)
+    return Summary(value=[Summary.Value(tag=tag, tensor=tensor, metadata=about)])

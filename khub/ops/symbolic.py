@@ -107,6 +107,15 @@ def output_spec(function, args, kwargs):
     return tree.map_structure(_symbol, outputs, trace(1))
 
 
+def map_shapes(function, shape):
+    """Return what `function` makes of each shape in a structure of them."""
+    if isinstance(shape, dict):
+        return {k: map_shapes(function, v) for k, v in shape.items()}
+    if all(n is None or hasattr(n, "__index__") for n in shape):
+        return function(tuple(shape))
+    return type(shape)(map_shapes(function, s) for s in shape)
+
+
 def reshaped(x, newshape):
     """Return the symbol `x` in a new shape; None where tracing tells it, as of known sizes.
 

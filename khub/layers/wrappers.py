@@ -62,9 +62,7 @@ class SpectralNormalization(Wrapper):
     def build(self, input_shape):
         super().build(input_shape)
         self.input_spec = InputSpec(shape=[None, *input_shape[1:]])
-        self.kernel = getattr(self.layer, "kernel", None)
-        if self.kernel is None:
-            self.kernel = getattr(self.layer, "embeddings", None)
+        self.kernel = getattr(self.layer, "kernel", getattr(self.layer, "embeddings", None))
         if self.kernel is None:
             raise ValueError(f"{self.name}: {self.layer.name} has neither kernel nor embeddings.")
         self.vector_u = self.add_weight(

@@ -14,15 +14,9 @@ class KerasTensor:
     __array_priority__ = 100
 
     def __init__(
-        self,
-        shape,
-        dtype="float32",
-        sparse=False,
-        ragged=False,
-        record_history=True,
-        name=None,
+        self, shape, dtype="float32", sparse=False, ragged=False, record_history=True, name=None,
         **kwargs,
-    ):
+    ):  # fmt: skip
         self.shape = tuple(shape)
         self.dtype = dtypes.standardize(dtype)
         self.sparse = sparse

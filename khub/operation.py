@@ -1,8 +1,11 @@
 """Operation: a computation with a configuration, which functional models can hold and save."""
 
+from functools import partial
+
+from khub import tree
 from khub.backend.variable import unique_name
 from khub.fields import Configurable
-from khub.ops.symbolic import any_symbolic, output_spec, record
+from khub.ops.symbolic import KerasTensor, any_symbolic, map_shapes, output_spec, record
 from khub.saving import registry
 
 
@@ -12,6 +15,8 @@ class Operation(Configurable):
     On symbolic tensors the result is what `compute_output_spec` says, which is found by tracing the
     call where a subclass does not know better.
     """
+
+    compute_dtype = None  # dtype of the symbols that stand for shapes; None is `floatx()`
 
     def __init__(self, name=None):
         if name is not None and (not isinstance(name, str) or "/" in name):
@@ -40,6 +45,13 @@ class Operation(Configurable):
     def compute_output_spec(self, *args, **kwargs):
         """Return KerasTensors like what the call would return, computing nothing."""
         return output_spec(self.call, args, kwargs)
+
+    def compute_output_shape(self, *args, **kwargs):
+        """Return the output's shape for inputs of these shapes."""
+        symbol = partial(KerasTensor, dtype=self.compute_dtype)
+        args = tuple(map_shapes(symbol, shape) for shape in args)
+        kwargs = {k.removesuffix("_shape"): map_shapes(symbol, v) for k, v in kwargs.items()}
+        return tree.map_structure(lambda y: y.shape, self.compute_output_spec(*args, **kwargs))
 
     @property
     def input(self):

@@ -7,18 +7,12 @@ no business: the same ops, their bodies and functions those of the NumPy backend
 from functools import cache
 
 from khub.backend import active, name
-from khub.backend.scope import local
+from khub.backend.scope import Setting, local
 
 
-class on_host:
-    """Makes ops leave NumPy arrays on the host, inside a `with` block of this thread."""
-
-    def __enter__(self):
-        self._before = local.host
-        local.host = name != "numpy"
-
-    def __exit__(self, *_):
-        local.host = self._before
+def on_host():
+    """Make ops leave NumPy arrays on the host, inside a `with` block of this thread."""
+    return Setting("host", name != "numpy")
 
 
 def here():

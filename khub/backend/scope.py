@@ -99,17 +99,25 @@ class Resumed:
     __enter__ = __exit__ = _swap
 
 
-class sparse_gradients:
-    """Says inside a `with` block whether gradients of tables may hold only the rows read."""
+class Setting:
+    """Gives a name of this thread's state another value inside a `with` block."""
 
-    def __init__(self, allowed):
-        self.allowed = allowed
+    def __init__(self, name, value):
+        self.setting = name, value
 
     def __enter__(self):
-        self._before, local.sparse_gradients = local.sparse_gradients, self.allowed
+        name, value = self.setting
+        self._before = getattr(local, name)
+        setattr(local, name, value)
+        return self
 
     def __exit__(self, *_):
-        local.sparse_gradients = self._before
+        setattr(local, self.setting[0], self._before)
+
+
+def sparse_gradients(allowed):
+    """Say inside a `with` block whether gradients of tables may hold only the rows read."""
+    return Setting("sparse_gradients", allowed)
 
 
 class Autocast:

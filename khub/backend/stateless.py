@@ -30,14 +30,10 @@ class StatelessScope(Scope):
                 )
             self.values[variable] = self.state_mapping[variable] = value
 
-    def set(self, variable, value):
-        """Assign within this scope."""
-        super().set(variable, value)
-        self.state_mapping[variable] = self.values[variable]
-
     def get_current_value(self, variable):
         """Return the value given or assigned here, None where there is none."""
-        return self.state_mapping.get(variable)
+        known = variable in self.state_mapping or variable in self.written
+        return self.values[variable] if known else None
 
     def add_update(self, update):
         """Take the pair (Variable, new value)."""

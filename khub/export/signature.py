@@ -5,8 +5,7 @@ from importlib.util import find_spec
 
 from khub import dtypes, tree
 from khub.layers.input_spec import InputSpec
-from khub.layers.shapes import map_shapes
-from khub.ops.symbolic import KerasTensor
+from khub.ops.symbolic import KerasTensor, map_shapes
 
 
 def need(framework, what):

@@ -198,15 +198,8 @@ for _base, _name, _spaces in (
         else:
             _members |= {"strides": (1,) * _space, "dilation_rate": (1,) * _space}
         if _base is _ConvTranspose and _space == 3:  # Keras has these two the other way round here
-            _order = [
-                "filters",
-                "kernel_size",
-                "strides",
-                "padding",
-                "data_format",
-                "output_padding",
-            ]
-            _members["__annotations__"] = {"order": FieldsOf(_base, *_order)}
+            _order = "filters kernel_size strides padding data_format output_padding"
+            _members["__annotations__"] = {"order": FieldsOf(_base, *_order.split())}
         _layer = type(_name.format(_space), (_base,), _members)
         _names = {_layer.__name__: _layer}
         if _base is not _DepthwiseConv:

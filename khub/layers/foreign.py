@@ -7,8 +7,7 @@ from khub import backend, ops, random, tree
 from khub.backend.scope import local
 from khub.backend.variable import Variable
 from khub.layers.layer import Layer
-from khub.layers.shapes import map_shapes
-from khub.ops.symbolic import KerasTensor
+from khub.ops.symbolic import KerasTensor, map_shapes
 
 
 class _Foreign(Layer):

@@ -147,12 +147,8 @@ class CutMix(_Mixing):
 
 # --- policies ------------------------------------------------------------------------------------
 WARPS = RandomShear, RandomTranslation, RandomRotation
-EXTRA = (
-    colour.RandomBrightness,
-    colour.RandomColorDegeneration,
-    colour.RandomContrast,
-    colour.RandomSharpness,
-)
+EXTRA = colour.RandomBrightness, colour.RandomColorDegeneration
+EXTRA += colour.RandomContrast, colour.RandomSharpness
 MORE = colour.RandomPosterization, colour.Solarization, colour.AutoContrast, colour.Equalization
 
 

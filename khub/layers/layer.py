@@ -4,7 +4,6 @@ A call has two speeds. What `training`, masks, dtypes and hooks need is looked u
 build; a built layer called with one native tensor of its dtype goes straight to `call`.
 """
 
-import difflib
 import functools
 import inspect
 from contextlib import nullcontext
@@ -16,10 +15,11 @@ from khub.backend import active
 from khub.backend.scope import Autocast, Scope, local
 from khub.backend.stateless import StatelessScope
 from khub.backend.variable import Variable, name_scope
+from khub.choices import hint
 from khub.layers.call_spec import CallSpec
 from khub.layers.input_spec import InputSpec
 from khub.layers.masks import MASKS, get_mask, set_mask
-from khub.layers.shapes import map_shapes, shapes_of, traced_spec
+from khub.layers.shapes import shapes_of, traced_spec
 from khub.operation import Operation
 from khub.ops.op import value_of
 from khub.ops.symbolic import KerasTensor, any_symbolic
@@ -128,11 +128,9 @@ class Layer(LayerFiles, Operation, active.Base):
                 raise ValueError(f"{type(self).__name__} supports no {key} but {value!r}.")
         if kwargs:
             known = [f[0] for f in self._fields] + ["name", "dtype", "trainable"]
-            near = [n for key in kwargs for n in difflib.get_close_matches(key, known, 1)]
-            hint = f"; did you mean {' and '.join(map(repr, near))}?" if near else ""
             raise TypeError(
-                f"{type(self).__name__} does not know the argument {', '.join(map(repr, kwargs))}"
-                f"{hint or '; it takes ' + ', '.join(known) + '.'}"
+                f"{type(self).__name__} takes {', '.join(known)}, and no argument "
+                f"{', '.join(map(repr, kwargs))}{hint(next(iter(kwargs)), known)}"
             )
         self.activity_regularizer = registry.get("regularizers", activity_regularizer)
         self.autocast = autocast
@@ -583,13 +581,6 @@ class Layer(LayerFiles, Operation, active.Base):
     def compute_output_spec(self, *args, **kwargs):
         """Return KerasTensors like what the call would return, masks too, computing nothing."""
         return traced_spec(self, args, kwargs)
-
-    def compute_output_shape(self, *args, **kwargs):
-        """Return the output's shape for inputs of these shapes."""
-        symbol = functools.partial(KerasTensor, dtype=self.compute_dtype)
-        args = tuple(map_shapes(symbol, shape) for shape in args)
-        kwargs = {k.removesuffix("_shape"): map_shapes(symbol, v) for k, v in kwargs.items()}
-        return tree.map_structure(lambda y: y.shape, self.compute_output_spec(*args, **kwargs))
 
     def _spec_problem(self, args):
         specs = tree.flatten(self.input_spec) if self.input_spec is not None else []

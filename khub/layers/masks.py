@@ -15,8 +15,8 @@ def set_mask(x, mask):
     if mask is None:
         MASKS.pop(key, None)
     else:
-        forget = MASKS.pop  # looked up now: at the interpreter's end the module is empty
-        MASKS[key] = (weakref.ref(x, lambda _: forget(key, None)), mask)
+        # looked up now: at the interpreter's end the module is empty
+        MASKS[key] = (weakref.ref(x, lambda _, forget=MASKS.pop: forget(key, None)), mask)
 
 
 def get_mask(x):

@@ -3,13 +3,13 @@
 import math
 
 from khub import tree
-from khub.backend.scope import local
+from khub.backend.scope import Setting, local
 from khub.choices import choose
 from khub.ops.core import checkpoint
 from khub.ops.symbolic import KerasTensor
 
 
-class RematScope:
+class RematScope(Setting):
     """Layers made inside a `with` block keep little for their gradient.  arXiv:1604.06174
 
     mode: "full": every layer; "activations": their activation functions alone; "larger_than":
@@ -20,16 +20,10 @@ class RematScope:
     MODES = ("full", "activations", "larger_than", "list_of_layers")
 
     def __init__(self, mode="full", output_size_threshold=1024, layer_names=None):
+        super().__init__("remat", self if mode else None)
         self.mode = mode and choose("mode", mode, self.MODES)
         self.output_size_threshold = output_size_threshold
         self.layer_names = layer_names or []
-
-    def __enter__(self):
-        self._outer, local.remat = local.remat, self if self.mode else None
-        return self
-
-    def __exit__(self, *_):
-        local.remat = self._outer
 
     def call(self, layer, *args, **kwargs):
         """Return what `layer.call` does."""

@@ -78,11 +78,3 @@ def shapes_of(x):
     if isinstance(x, (list, tuple, dict)):
         return tree.map_structure(lambda t: tuple(t.shape) if hasattr(t, "shape") else None, x)
     return tuple(x.shape) if hasattr(x, "shape") else None
-
-
-def map_shapes(function, shape):
-    if isinstance(shape, dict):
-        return {k: map_shapes(function, v) for k, v in shape.items()}
-    if all(n is None or hasattr(n, "__index__") for n in shape):
-        return function(tuple(shape))
-    return type(shape)(map_shapes(function, s) for s in shape)

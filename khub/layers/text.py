@@ -172,9 +172,9 @@ class TextVectorization(_StringIndex):
         result = self._encoded(result)
         return result if texts.ndim else result[0]
 
-    def __call__(self, inputs):
+    def __call__(self, inputs, **kwargs):
         if not self.ragged or any_symbolic(inputs):
-            return super().__call__(inputs)
+            return super().__call__(inputs, **kwargs)
         tensorflow = sys.modules["tensorflow"]
         if hasattr(inputs, "graph") and not hasattr(inputs, "numpy"):  # in a tf.data pipeline
             found = tensorflow.numpy_function(self._numbers, [inputs], [tensorflow.int64] * 2)

@@ -62,9 +62,7 @@ class SpectralNormalization(Wrapper):
     def build(self, input_shape):
         super().build(input_shape)
         self.input_spec = InputSpec(shape=[None, *input_shape[1:]])
-        self.kernel = getattr(self.layer, "kernel", None)
-        if self.kernel is None:
-            self.kernel = getattr(self.layer, "embeddings", None)
+        self.kernel = getattr(self.layer, "kernel", getattr(self.layer, "embeddings", None))
         if self.kernel is None:
             raise ValueError(f"{self.name}: {self.layer.name} has neither kernel nor embeddings.")
         self.vector_u = self.add_weight(
@@ -166,13 +164,10 @@ class Bidirectional(Layer):
     reset_states = reset_state
 
     def compute_mask(self, _, mask):
-        mask = tree.flatten(mask)[0] if mask is not None else None
-        mask = mask if self.return_sequences else None
+        found = self.forward_layer.compute_mask(None, mask)
+        mask, *states = found if self.return_state else [found]
         outputs = [mask] * (2 if self.merge_mode is None else 1)
-        if self.return_state:
-            states = len(tree.flatten(self.forward_layer.cell.state_size))
-            return [*outputs, *[None] * 2 * states]
-        return outputs if self.merge_mode is None else mask
+        return [*outputs, *states, *states] if len(outputs) > 1 or self.return_state else mask
 
     def get_config(self):
         config = super().get_config()

@@ -3,10 +3,8 @@
 from khub import tree
 from khub.backend import active
 from khub.layers.input_spec import InputSpec
-from khub.layers.shapes import map_shapes
 from khub.models.functional import Functional
 from khub.operation import Operation
-from khub.ops.symbolic import KerasTensor, is_symbolic
 
 
 class Function(Operation):
@@ -34,8 +32,3 @@ class Function(Operation):
                     f"{self.name}: {symbol.name} must have {problem}, got the shape {x.shape}."
                 )
         return self._graph(tree.map_structure(active.convert_to_tensor, inputs))
-
-    def compute_output_shape(self, input_shape):
-        """Return the outputs' shapes for inputs of these shapes."""
-        outputs = self.compute_output_spec(map_shapes(KerasTensor, input_shape))
-        return tree.map_structure(lambda y: y.shape if is_symbolic(y) else y, outputs)

@@ -14,15 +14,9 @@ class KerasTensor:
     __array_priority__ = 100
 
     def __init__(
-        self,
-        shape,
-        dtype="float32",
-        sparse=False,
-        ragged=False,
-        record_history=True,
-        name=None,
+        self, shape, dtype="float32", sparse=False, ragged=False, record_history=True, name=None,
         **kwargs,
-    ):
+    ):  # fmt: skip
         self.shape = tuple(shape)
         self.dtype = dtypes.standardize(dtype)
         self.sparse = sparse
@@ -105,6 +99,15 @@ def output_spec(function, args, kwargs):
     if not unknown:
         return tree.map_structure(_symbol, outputs)
     return tree.map_structure(_symbol, outputs, trace(1))
+
+
+def map_shapes(function, shape):
+    """Return what `function` makes of each shape in a structure of them."""
+    if isinstance(shape, dict):
+        return {k: map_shapes(function, v) for k, v in shape.items()}
+    if all(n is None or hasattr(n, "__index__") for n in shape):
+        return function(tuple(shape))
+    return type(shape)(map_shapes(function, s) for s in shape)
 
 
 def reshaped(x, newshape):

@@ -246,8 +246,6 @@ def _move(x, source, destination):
 
 
 def cond(pred, true_fn, false_fn):
-    if tf.executing_eagerly():
-        return true_fn() if pred else false_fn()
     return switch(tf.cast(tf.cast(pred, tf.bool), tf.int32), (false_fn, true_fn))
 
 

@@ -5,8 +5,7 @@ from typing import Annotated, ClassVar
 import numpy as np
 
 from khub import ops
-from khub.choices import choose
-from khub.fields import Configurable, FieldsOf, Integers, PositiveInt, Rate
+from khub.fields import Choice, Configurable, FieldsOf, Integers, PositiveInt, Rate
 from khub.saving import registry
 
 
@@ -179,11 +178,6 @@ def _group(name, value):
     return value
 
 
-def OneOf(*values):  # noqa: N802  (it stands where a type does)
-    """The type of a field that is one of these values."""
-    return Annotated[object, lambda field, value: choose(field, value, values)]
-
-
 AnyQuantizer = Annotated[Quantizer, _quantizer]
 Group = Annotated[int, _group]
 
@@ -280,8 +274,8 @@ class GPTQConfig(_Calibrated):
     """
 
     mode = "gptq"
-    weight_bits: OneOf(2, 3, 4, 8) = 4
-    per_channel: OneOf(True) = True
+    weight_bits: Choice(2, 3, 4, 8) = 4
+    per_channel: Choice(True) = True
     hessian_damping: Rate = 0.01
     symmetric: bool = False
     activation_order: bool = False
@@ -294,5 +288,5 @@ class AWQConfig(_Calibrated):
     """
 
     mode = "awq"
-    weight_bits: OneOf(4) = 4
+    weight_bits: Choice(4) = 4
     num_grid_points: PositiveInt = 20

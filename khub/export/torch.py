@@ -44,7 +44,8 @@ def _exported(model, signature, finish):
     examples, axes = (tree.map_structure(f, signature) for f in (example, open_axes))
     module = _Module(model, finish).eval()
     ours = patch.multiple(active, cond=_cond, while_loop=_while_loop)
-    with ours, patch.object(torch, "take_along_dim", _take_along_dim):
+    einsum = torch.backends.opt_einsum.flags(enabled=False)  # it orders by sizes, and fixes them
+    with ours, einsum, patch.object(torch, "take_along_dim", _take_along_dim):
         return torch.export.export(module, (examples,), dynamic_shapes=(axes,), strict=False)
 
 

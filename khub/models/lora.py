@@ -151,13 +151,10 @@ def merge(model):
 def described(model):
     """{"bits": path -> a configuration, "lora": path -> [rank, alpha], "frozen": by `enable`}"""
     configs = {path: config_of(layer) for path, layer in model.named_layers().items()}
-    return {
-        "adapted": {
-            "bits": {path: config for path, config in configs.items() if config},
-            "lora": {p: [x.lora_rank, x.lora_alpha] for p, x in adapted(model).items()},
-            "frozen": hasattr(model, "_trained_before_lora"),
-        }
-    }
+    bits = {path: config for path, config in configs.items() if config}
+    ranks = {path: [x.lora_rank, x.lora_alpha] for path, x in adapted(model).items()}
+    found = dict(bits=bits, lora=ranks, frozen=hasattr(model, "_trained_before_lora"))
+    return {"adapted": found} if bits or ranks else {}
 
 
 def restore(model, bits, lora, frozen):

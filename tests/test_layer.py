@@ -927,6 +927,31 @@ class TestTrackable:
         for mine, saved in zip(other.variables, block.variables, strict=True):
             np.testing.assert_array_equal(mine.numpy(), saved.numpy())
 
+    def test_a_checkpoint_holds_the_optimizer(self, tmp_path):
+        import tensorflow as tf
+
+        found = []
+        for rate in (0.5, 0.1):
+            layer, optimizer = built(layers.Dense(2), None, 3), khub.optimizers.Adam(rate)
+            optimizer.build(layer.trainable_variables)
+            optimizer.apply([v.value for v in layer.trainable_variables])
+            found.append(tf.train.Checkpoint(layer=layer, optimizer=optimizer))
+        path = found[0].save(str(tmp_path / "checkpoint"))
+        found[1].restore(path).assert_consumed()
+        assert float(optimizer.learning_rate) == 0.5 and int(optimizer.iterations) == 1
+
+    def test_autograph_leaves_khub_alone(self, caplog):
+        import tensorflow as tf
+
+        model = khub.Sequential([khub.Input((3,)), layers.Dense(2), layers.BatchNormalization()])
+
+        @tf.function
+        def call(x):
+            return model(x, training=True)
+
+        tf.get_logger().propagate = True
+        assert call(X(4, 3)).shape == (4, 2) and "AutoGraph" not in caplog.text
+
     def test_inside_a_module_and_a_tape(self):
         import tensorflow as tf
 
@@ -970,3 +995,7 @@ def test_layers_inside_jax_own_transforms():
     found = gradient(weights, X(4, 3))
     assert found[0].shape == (3, 2) and isinstance(layer.kernel.value, jax.Array)
     close(jax.vmap(lambda x: layer(x[None])[0])(X(4, 3)), layer(X(4, 3)))
+    norm = built(layers.BatchNormalization(), None, 3)
+    with pytest.raises(RuntimeError, match="stateless_call"):
+        jax.jit(lambda x: norm(x, training=True))(X(4, 3))
+    assert isinstance(norm.moving_mean.numpy(), np.ndarray)

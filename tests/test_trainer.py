@@ -1,5 +1,7 @@
 """Training by one's own steps, what is compiled and kept, and what is said about bad data."""
 
+import copy
+
 import numpy as np
 import pytest
 
@@ -233,3 +235,27 @@ def test_errors(name):
         pytest.skip("no gradients")
     with pytest.raises(kind, match=words):
         act()
+
+
+@trains
+def test_a_copy_of_a_trained_model_predicts_and_trains_by_itself():
+    model = compiled(optimizer=optimizers.Adam(0.1))
+    model.fit(X, Y, verbose=0)
+    before, other = model.predict(X, verbose=0), copy.deepcopy(model)
+    model.layers[0].kernel.assign(model.layers[0].kernel.numpy() + 1)
+    np.testing.assert_allclose(other.predict(X, verbose=0), before, atol=1e-6)
+    kept = model.predict(X, verbose=0)
+    other.fit(X, Y, verbose=0)
+    assert int(other.optimizer.iterations) == 2 and int(model.optimizer.iterations) == 1
+    np.testing.assert_array_equal(model.predict(X, verbose=0), kept)
+    assert not np.allclose(other.predict(X, verbose=0), before)
+
+
+def test_losses_of_single_outputs_are_means_over_rows():
+    given = khub.Input((3,))
+    model = khub.Model(given, {"a": layers.Dense(2)(given), "b": layers.Dense(2)(given)})
+    model.compile("sgd", {"a": "mse", "b": "mae"})
+    found = model.evaluate(X, {"a": Y, "b": Y}, batch_size=5, verbose=0, return_dict=True)
+    predicted = model.predict(X, verbose=0)
+    assert found["a_loss"] == pytest.approx(np.mean((predicted["a"] - Y) ** 2), rel=1e-5)
+    assert found["b_loss"] == pytest.approx(np.mean(np.abs(predicted["b"] - Y)), rel=1e-5)

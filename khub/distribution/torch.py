@@ -4,6 +4,7 @@ Variables that are split are DTensors. Read, they are gathered and their gradien
 FSDP does it; an optimizer's step is on the parts.
 """
 
+import os
 from datetime import timedelta
 
 import torch
@@ -16,6 +17,7 @@ from torch.nn import Parameter
 from khub import tree
 from khub.backend import active
 from khub.backend.torch import engine
+from khub.backend.torch.arrays import place
 from khub.distribution import replicas
 from khub.optimizers import Optimizer
 
@@ -23,6 +25,9 @@ barrier = dist.barrier
 
 
 def initialize(address, count, index, seconds):
+    if torch.cuda.is_available():  # "cuda" is from here on this process's own device
+        local = int(os.environ.get("LOCAL_RANK", index or 0))
+        torch.cuda.set_device(local % torch.cuda.device_count())
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
         init_method=address and f"tcp://{address}",  # None: torchrun's environment
@@ -43,7 +48,8 @@ def agree(number):
 
 
 def list_devices(kind):
-    return [f"{kind or 'cpu'}:{i}" for i in range(processes()[0])]
+    kind = kind or getattr(place(), "type", "cpu").replace("cuda", "gpu")
+    return [f"{kind}:{i}" for i in range(processes()[0])]
 
 
 def mesh(described):
@@ -108,15 +114,16 @@ def _apply(self, *args, **kwargs):
 
 
 def total(tensors, share=1):
-    """Sum over the processes in one message a dtype; gradients of DTensors are sums already."""
-    result = list(tensors)
-    for kind in dict.fromkeys(x.dtype for x in result):
-        at = [i for i, x in enumerate(result) if x.dtype is kind and not isinstance(x, DTensor)]
-        if at:
-            flat = torch.cat([result[i].reshape(-1) for i in at]) * share
-            dist.all_reduce(flat)
-            for i, part in zip(at, flat.split([result[i].numel() for i in at]), strict=True):
-                result[i] = part.view(result[i].shape).to(kind)
+    """Sum over the processes: one message a dtype and device; DTensors' gradients are sums."""
+    result, kinds = list(tensors), {}
+    for i, x in enumerate(result):
+        if not isinstance(x, DTensor):
+            kinds.setdefault((x.dtype, x.device), []).append(i)
+    for (kind, _), at in kinds.items():
+        flat = torch.cat([result[i].reshape(-1) for i in at]) * share
+        dist.all_reduce(flat)
+        for i, part in zip(at, flat.split([result[i].numel() for i in at]), strict=True):
+            result[i] = part.view(result[i].shape).to(kind)
     return result
 
 
@@ -139,7 +146,8 @@ def run_step(compiled, argument, distribution):
 
 def _joined(x, size):
     shape = torch.Size([size, *x.shape[1:]])
-    line, strides = dist.init_device_mesh("cpu", processes()[:1]), x.new_empty(shape).stride()
+    line = dist.init_device_mesh(x.device.type, processes()[:1])
+    strides = x.new_empty(shape).stride()
     parts = DTensor.from_local(x, line, [Shard(0)], run_check=False, shape=shape, stride=strides)
     return parts.full_tensor()
 
@@ -147,7 +155,7 @@ def _joined(x, size):
 def _next_seed(seeds):
     if seeds.native is None:  # other numbers in each process
         seeds.native = engine.make_generator(seeds.seed + (processes()[1] << 32))
-    return seeds.native
+    return engine.next_seed(seeds)
 
 
 HOOKS = [*replicas.HOOKS, (Optimizer, "apply", _apply)]

@@ -139,19 +139,9 @@ def transform(boxes, move):
 
 
 def affine_transform(
-    boxes,
-    angle,
-    translate_x,
-    translate_y,
-    scale,
-    shear_x,
-    shear_y,
-    height,
-    width,
-    center_x=None,
-    center_y=None,
-    bounding_box_format="xyxy",
-):
+    boxes, angle, translate_x, translate_y, scale, shear_x, shear_y, height, width, center_x=None,
+    center_y=None, bounding_box_format="xyxy",
+):  # fmt: skip
     """Return the upright boxes around boxes that are turned, moved, scaled and sheared.
 
     boxes: (count, 4) or (batch, count, 4); angle (counterclockwise), shear_x, shear_y: degrees;
@@ -248,14 +238,9 @@ def _check_deltas(name, form, variance):
 
 
 def encode_box_to_deltas(
-    anchors,
-    boxes,
-    anchor_format,
-    box_format,
-    encoding_format="center_yxhw",
-    variance=None,
+    anchors, boxes, anchor_format, box_format, encoding_format="center_yxhw", variance=None,
     image_shape=None,
-):
+):  # fmt: skip
     """Return how far boxes are from anchors: centres in sizes of the anchor, logarithms of sizes.
 
     anchors: (n, 4), boxes: (..., n, 4)  ->  (..., n, 4); variance: 4 numbers that divide the result
@@ -271,14 +256,9 @@ def encode_box_to_deltas(
 
 
 def decode_deltas_to_boxes(
-    anchors,
-    boxes_delta,
-    anchor_format,
-    box_format,
-    encoded_format="center_yxhw",
-    variance=None,
+    anchors, boxes_delta, anchor_format, box_format, encoded_format="center_yxhw", variance=None,
     image_shape=None,
-):
+):  # fmt: skip
     """Return the boxes that `encode_box_to_deltas` described.
 
     anchors: (n, 4), boxes_delta: (..., n, 4)  ->  (..., n, 4); or dicts of them by level

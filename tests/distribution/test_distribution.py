@@ -211,6 +211,15 @@ def test_the_layouts_of_a_distribution():
     assert distribution.distribution() is None
 
 
+@pytest.mark.skipif(BACKEND != "jax", reason="jax donates buffers")
+def test_an_assigned_value_is_not_shared():
+    with distribution.DataParallel(devices=["cpu:0"]).scope():
+        one, other = khub.Variable([1.0, 2.0]), khub.Variable([3.0, 4.0])
+        one.assign(other.value)
+        assert one.value is not other.value
+        assert one.numpy().tolist() == [3.0, 4.0]
+
+
 def test_a_step_without_a_distribution_is_as_it_was():
     from khub.training.trainer import Trainer
 

@@ -1,5 +1,7 @@
 """A khub model in PyTorch's own programs: torch.compile, state dicts, hooks, other modules."""
 
+import copy
+
 import numpy as np
 import pytest
 
@@ -124,3 +126,72 @@ def test_inside_another_module_with_hooks_and_state_dicts():
     assert net.to(torch.float64).second.layers[0].kernel.value.dtype is torch.float64
     compiled = torch.compile(other, fullgraph=True, backend="aot_eager")
     np.testing.assert_allclose(compiled(x).detach(), other(x).detach(), atol=1e-6)
+
+
+class Holder(khub.Model):
+    """Has layers, Variables and torch's own parameters in all places that there are."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks, self.named = [layers.Dense(4), layers.Dropout(0.2)], {"last": layers.Dense(4)}
+        self.blocks_0 = layers.LayerNormalization()  # the name of blocks[0], too
+        self.pair = [self.add_weight((4,), name="one"), self.add_weight((4,), name="two")]
+        self.register_parameter("own", torch.nn.Parameter(torch.ones(4)))
+        self.register_buffer("fixed", torch.full((4,), 2.0))
+
+    def call(self, x):
+        x = self.named["last"](self.blocks[1](self.blocks_0(self.blocks[0](x))))
+        self.add_loss(x.square().mean())
+        return x * self.own * self.fixed + self.pair[0] + self.pair[1]
+
+
+def holder():
+    model, x = Holder(), torch.randn(3, 4)
+    model(x)
+    return model, x
+
+
+STATEFUL = [mlp, cnn, lstm, holder]
+
+
+@pytest.mark.parametrize("make", STATEFUL)
+def test_functional_call_takes_all_tensors_and_puts_them_back(make):
+    model, x = make()
+    before, state = model(x), model.state_dict()
+    given = {k: v + 0.1 if v.is_floating_point() else v for k, v in state.items()}
+    found = torch.func.functional_call(model, given, (x,))
+    assert not torch.allclose(found, before)
+    torch.testing.assert_close(model(x), before)
+    model.load_state_dict(given, assign=True)
+    torch.testing.assert_close(model(x), found)
+    weights = dict(model.named_parameters())
+    if make is not lstm:  # torch's fused kernels know no functional gradient
+
+        def loss(weights):
+            return torch.func.functional_call(model, weights, (x,)).square().sum()
+
+        assert torch.func.grad(loss)(weights).keys() == weights.keys()
+
+
+@pytest.mark.parametrize("make", STATEFUL)
+def test_a_copy_is_a_model_of_its_own(make):
+    model, x = make()
+    before, other = model(x), copy.deepcopy(model)
+    with torch.no_grad():
+        for weight in other.parameters():
+            weight.add_(1)
+    torch.testing.assert_close(model(x), before)
+    assert not torch.allclose(other(x), before)
+
+
+def test_torch_finds_by_attributes_what_it_names():
+    model, x = holder()
+    names = {"blocks_0", "blocks_0_", "blocks_1", "named_last", "", "blocks_1.seed_generator"}
+    assert {name for name, _ in model.named_modules()} <= names
+    for name, module in model.named_modules():
+        assert model.get_submodule(name) is module
+    assert {"own", "fixed", "pair_0", "pair_1"} <= model.state_dict().keys()
+    exported = torch.export.export(mlp()[0], (torch.randn(2, 6),)).module()
+    assert exported(torch.randn(2, 6)).shape == (2, 3)
+    with pytest.raises(NotImplementedError, match="DistributedDataParallel"):
+        model._replicate_for_data_parallel()

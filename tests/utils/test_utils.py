@@ -438,3 +438,23 @@ def test_galleries(tmp_path):
     figure = view.plot_segmentation_mask_gallery(images, 3, y_true=masks, y_pred=masks, path=path)
     assert len(figure.axes) == 15
     matplotlib.pyplot.close("all")
+
+
+def test_numpy_arrays_are_treated_alike_on_every_backend():
+    np.testing.assert_array_equal(utils.to_categorical(np.array([[0], [2]])), np.eye(3)[[0, 2]])
+    np.testing.assert_array_equal(utils.to_categorical(np.array(1), 2), [0, 1])
+    tensor = khub.ops.convert_to_tensor([0, 2])
+    np.testing.assert_array_equal(
+        khub.ops.convert_to_numpy(utils.to_categorical(tensor)), np.eye(3)[[0, 2]]
+    )
+    found = utils.normalize(np.array([[1.0, -2.0, 4.0]]), order=np.inf)
+    np.testing.assert_array_equal(found, [[0.25, -0.5, 1.0]])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"sequence_length": 0}, {"sampling_rate": 0}, {"sequence_stride": 0}, {"start_index": -1}],
+)
+def test_windows_need_positive_sizes(wrong):
+    with pytest.raises(ValueError, match="must be positive and start_index not negative"):
+        utils.timeseries_dataset_from_array(np.arange(9), None, **{"sequence_length": 3} | wrong)

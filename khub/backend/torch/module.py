@@ -70,7 +70,8 @@ class Base(nn.Module):
         held = {k: v for k, v in held.items() if not isinstance(v, Base)}
         for path, value in [*self._own_variables().items(), *self._children()]:
             name = path.replace(".", "_")
-            while name in held or name not in own and hasattr(type(self), name):
+            other = path not in own  # the name of an attribute would lead elsewhere
+            while other and (name in held or name in own or hasattr(type(self), name)):
                 name += "_"
             held[name] = value
         return held

@@ -326,6 +326,7 @@ class Trainer:
                     "validation_split needs arrays; pass validation_data beside an iterable."
                 )
             source, validation_data = source.split(validation_split)
+        goes_on = bool(steps_per_epoch) or not source.again
         steps_per_epoch = data_module.capped(steps_per_epoch, source)
         epochs = min(epochs, initial_epoch + (config.max_epochs() or epochs))
         steps = steps_per_epoch or source.num_batches
@@ -356,8 +357,8 @@ class Trainer:
                 logs, done = self._run_epoch(
                     batches, step, per_call, steps_per_epoch, callbacks, "train", source, done
                 )
-                running.passed = running.passed + done if steps_per_epoch else 0
-                batches, done = batches if steps_per_epoch else None, 0
+                running.passed = running.passed + done if goes_on else 0
+                batches, done = batches if goes_on else None, 0
                 logs = dict(Logs(logs).items())
                 if validation_data is not None and _is_due(epoch, validation_freq):
                     held = unpack_x_y_sample_weight(validation_data)

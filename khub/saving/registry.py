@@ -234,6 +234,8 @@ def revive(value, custom_objects=None):
     """Return plain data with the objects that are described in it."""
     if isinstance(value, dict):
         if "class_name" in value and "config" in value:
+            if "module" not in value and value["class_name"] not in _VALUES:
+                return value  # Keras 2: who takes it knows what kind it is
             return deserialize(value, custom_objects)
         return {k: revive(v, custom_objects) for k, v in value.items()}
     if isinstance(value, list):

@@ -163,7 +163,7 @@ def load_state(model, path, skip_mismatch=False, objects_to_skip=()):
                     item.load_assets(folder)
 
 
-_GONE = ("implementation", "input_length", "time_major")  # arguments of layers in Keras 2 that say nothing more
+_GONE = ("implementation", "input_length", "time_major")  # what layers of Keras 2 had besides
 
 
 def _modern(value):

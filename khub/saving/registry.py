@@ -77,10 +77,7 @@ def get_registered_name(obj):
 
 def get_registered_object(name, custom_objects=None, module_objects=None):
     """Return the class or function of this name, None when there is none."""
-    for names in (custom_objects or {}, _CUSTOM, module_objects or {}):
-        if name in names:
-            return names[name]
-    return None
+    return ((module_objects or {}) | _CUSTOM | (custom_objects or {})).get(name)
 
 
 def get(kind, identifier, custom_objects=None):

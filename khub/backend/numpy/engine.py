@@ -65,7 +65,7 @@ def body(function):
     return run
 
 
-no_gradient = inference = untraced = nullcontext
+no_gradient = inference = untraced = device_scope = nullcontext
 
 
 def jit(function):

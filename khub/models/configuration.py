@@ -51,6 +51,7 @@ _CALLED = {
     "trapezoid": "y",
     "where": "condition x1 x2",
 } | dict.fromkeys(["quantile", "nanquantile", "percentile", "nanpercentile"], "x q")
+_VARIADIC = ("einsum", "meshgrid")  # whose call takes any number of tensors
 
 
 def _class_name(op):
@@ -75,20 +76,14 @@ def _called(op):
     return _CALLED.get(op.__name__, " ".join(first)).split()
 
 
-def _is_variadic(op, name):
-    parameter = inspect.signature(op).parameters[name]
-    return parameter.kind is parameter.VAR_POSITIONAL
-
-
 def _split_arguments(op, node):
     """Return (arguments of the call, name -> value of the others) of a recorded op."""
     given = inspect.signature(op).bind(*node.args, **node.kwargs)
     given.apply_defaults()
     rest = given.arguments
     rest.pop("kwargs", None)
-    called = [(name, rest.pop(name)) for name in _called(op)]
-    (name, value), *_ = called
-    return list(value) if _is_variadic(op, name) else [value for _, value in called], rest
+    called = [rest.pop(name) for name in _called(op)]
+    return list(called[0]) if op.__name__ in _VARIADIC else called, rest
 
 
 def _with_arguments(op, config):
@@ -97,13 +92,11 @@ def _with_arguments(op, config):
     config = {name: value for name, value in config.items() if name in signature.parameters}
 
     def call(*args, **kwargs):
-        variadic = _is_variadic(op, names[0])
-        given = {} if variadic else dict(zip(names, args, strict=False))
+        given = dict(zip(names, args, strict=False))
         if isinstance(given.get("key"), list):  # JSON has no tuples
             given["key"] = tuple(given["key"])
-        bound = signature.bind_partial(**config, **given, **kwargs)
-        if variadic:
-            bound.arguments[names[0]] = args
+        bound = signature.bind_partial(**config, **kwargs)
+        bound.arguments |= {names[0]: args} if op.__name__ in _VARIADIC else given
         return op(*bound.args, **bound.kwargs)
 
     return call

@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 import tempfile
+import warnings
 import zipfile
 import zlib
 from contextlib import contextmanager
@@ -120,13 +121,13 @@ def load_model(filepath, custom_objects=None, compile=True, safe_mode=True):  # 
         return model
 
 
-def _made(path, text, compiled):
+def _made(path, text, compiled, modern=dict):
     from khub.models import lora
 
     config = parse_json(text, f"{path}: {CONFIG}")
     training = config.pop("compile_config", None)
     try:
-        model = registry.deserialize_built(config, "models")
+        model = registry.deserialize_built(modern(config), "models")
         if not isinstance(model, Layer):
             raise ValueError(f"expected a model or layer, got a {type(model).__name__}.")
         if "adapted" in config:
@@ -169,18 +170,50 @@ def load_state(model, path, skip_mismatch=False, objects_to_skip=()):
                     item.load_assets(folder)
 
 
+_GONE = ("implementation", "input_length", "time_major")  # what layers of Keras 2 had besides
+
+
+def _modern(value):
+    """Return a config of Keras 2 as Keras 3 writes it."""
+    if isinstance(value, list):
+        return [_modern(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    value = {key: _modern(item) for key, item in value.items() if key not in _GONE}
+    for key in ("axis", "input_layers", "output_layers"):  # lists of one stood for it
+        if isinstance(value.get(key), list) and len(value[key]) == 1:
+            value[key] = value[key][0]
+    if value.get("class_name") == "InputLayer" and "batch_input_shape" in value["config"]:
+        value["config"]["batch_shape"] = value["config"].pop("batch_input_shape")
+    if "inbound_nodes" in value:
+        value["inbound_nodes"] = [_modern_call(call) for call in value["inbound_nodes"]]
+    return value
+
+
+def _modern_call(call):
+    """Return [[name, call, output, arguments], ...] as {"args", "kwargs"}."""
+    tensor = {"class_name": "__keras_tensor__"}
+    inputs = [tensor | {"config": {"keras_history": place}} for *place, _ in call]
+    return {"args": inputs if len(inputs) == 1 else [inputs], "kwargs": call[0][3]}
+
+
 def _load_legacy(path, compiled):
     with h5.opened(path, path) as file:
         if "model_config" not in file.attrs:
             raise ValueError(f"{path} has weights, but no model: make it, then load_weights().")
-        model = _made(path, file.attrs["model_config"], True)
+        old = file.attrs.get("keras_version", "3")[:1] in ("2", b"2")
+        model = _made(path, file.attrs["model_config"], True, _modern if old else dict)
         load_legacy(model, h5.legacy(file), path)
         if compiled and "training_config" in file.attrs:
             training = parse_json(file.attrs["training_config"], f"{path}: training_config")
             training["optimizer"] = training.pop("optimizer_config")
+            if old:
+                training["optimizer"]["config"].pop("decay", None)
+                warnings.warn(f"{path} is of Keras 2: its optimizer begins anew.", stacklevel=3)
             model.compile_from_config(training)
-            if "optimizer_weights" in file:
-                arrays = h5.named_arrays(h5.inside(file.id, "optimizer_weights"))
+            if "optimizer_weights" in file and not old:
+                state = h5.named_arrays(h5.inside(file.id, "optimizer_weights"))
                 model.optimizer.build(model.trainable_variables)
-                model.optimizer.set_weights([array.read() for array in arrays])
+                if any(array.shape for array in state):  # counters alone: it had not begun
+                    model.optimizer.set_weights([array.read() for array in state])
     return model

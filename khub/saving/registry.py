@@ -77,10 +77,7 @@ def get_registered_name(obj):
 
 def get_registered_object(name, custom_objects=None, module_objects=None):
     """Return the class or function of this name, None when there is none."""
-    for names in (custom_objects or {}, _CUSTOM, module_objects or {}):
-        if name in names:
-            return names[name]
-    return None
+    return ((module_objects or {}) | _CUSTOM | (custom_objects or {})).get(name)
 
 
 def get(kind, identifier, custom_objects=None):
@@ -234,6 +231,8 @@ def revive(value, custom_objects=None):
     """Return plain data with the objects that are described in it."""
     if isinstance(value, dict):
         if "class_name" in value and "config" in value:
+            if "module" not in value and value["class_name"] not in _VALUES:
+                return value  # Keras 2: who takes it knows what kind it is
             return deserialize(value, custom_objects)
         return {k: revive(v, custom_objects) for k, v in value.items()}
     if isinstance(value, list):

@@ -188,7 +188,7 @@ def assign(model, found, source, skip_mismatch=False, objects_to_skip=(), wanted
         if given == own:
             fitting += zip(variables, arrays, strict=True)
         elif path in state:
-            if any(given) or any(own):  # not only counters, which begin at zero anyway
+            if any(given) or any(own) and not given:  # counters alone: it had not begun
                 warnings.warn(
                     f"{source} lacks the optimizer's state: it begins anew.", stacklevel=3
                 )

@@ -238,3 +238,38 @@ def test_errors_name_the_file(tmp_path):
             save(small(), tmp_path / "none" / name)
     with pytest.raises(ValueError, match="is one file"):
         small().save_weights(tmp_path / "w.safetensors", max_shard_size=1)
+
+
+def keras_2(name, cls, inputs, **config):
+    entry = {"class_name": cls, "name": name, "config": {"name": name, "trainable": True} | config}
+    calls = [[[source, 0, 0, {}] for source in inputs]] if inputs else []
+    return entry | {"inbound_nodes": calls}
+
+
+@pytest.mark.once
+def test_whole_models_of_keras_2(tmp_path):
+    zeros = {"class_name": "Zeros", "config": {}}
+    found = [
+        keras_2("x", "InputLayer", [], batch_input_shape=[None, 3], dtype="float32"),
+        keras_2("one", "Dense", ["x"], units=2, kernel_initializer=zeros, dtype="float32"),
+        keras_2("norm", "BatchNormalization", ["one"], axis=[1], dtype="float32"),
+        keras_2("sum", "Add", ["one", "norm"]),
+    ]
+    graph = {"layers": found, "input_layers": [["x", 0, 0]], "output_layers": [["sum", 0, 0]]}
+    adam = {"class_name": "Adam", "config": {"name": "Adam", "learning_rate": 0.25, "decay": 0.0}}
+    arrays = {"one": [np.ones((3, 2)), np.ones(2)], "norm": [np.ones(2)] * 4}
+    with h5py.File(tmp_path / "m.h5", "w") as file:
+        file.attrs["keras_version"] = "2.4.0"
+        file.attrs["model_config"] = json.dumps({"class_name": "Model", "config": graph})
+        file.attrs["training_config"] = json.dumps({"loss": "mse", "optimizer_config": adam})
+        top = file.create_group("model_weights")
+        top.attrs["layer_names"] = list(arrays)
+        for name, values in arrays.items():
+            top.create_group(name).attrs["weight_names"] = [str(i) for i in range(len(values))]
+            for i, value in enumerate(values):
+                top[name][str(i)] = value
+    with pytest.warns(UserWarning, match="of Keras 2: its optimizer begins anew"):
+        model = saving.load_model(tmp_path / "m.h5")
+    y = ops.convert_to_numpy(model(np.ones((1, 3), "float32")))
+    np.testing.assert_allclose(y, [[8 - 0.0015] * 2], atol=1e-4)  # 4 + (4 - 1) / sqrt(1.001) + 1
+    assert float(model.optimizer.learning_rate) == 0.25 and model.loss == "mse"

@@ -12,8 +12,8 @@ from khub.saving import registry
 def get(identifier):
     """Return an optimizer for a name ("adam"), a serialized optimizer, a class or an optimizer.
 
-    None gives None. A dict of path patterns and optimizers gives a MultiOptimizer; a pattern may be found anywhere
-    in a path.
+    None gives None. A dict of path patterns and optimizers gives a MultiOptimizer; a pattern may
+    be found anywhere in a path.
     """
     if isinstance(identifier, dict) and "class_name" not in identifier:
         parts = {f".*(?:{pattern}).*": get(part) for pattern, part in identifier.items()}

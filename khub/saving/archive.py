@@ -129,7 +129,7 @@ def _made(path, text, compiled, modern=dict):
     try:
         model = registry.deserialize_built(modern(config), "models")
         if not isinstance(model, Layer):
-            raise ValueError(f"expected a model or layer, got a {type(model).__name__}.")
+            raise ValueError(f"it holds a {type(model).__name__}, expected a model or layer.")
         if "adapted" in config:
             lora.restore(model, **config["adapted"])
         if compiled and training:

@@ -11,10 +11,12 @@ import math
 import os
 import platform
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from statistics import median, quantiles
@@ -90,7 +92,7 @@ def iterations(cell, side):
 def environment(backend):
     bytecode = {"PYTHONDONTWRITEBYTECODE": ""}  # what is installed has its byte code
     names = {"KHUB_BACKEND": backend, "KERAS_BACKEND": backend}
-    return os.environ | ONE_THREAD | bytecode | names
+    return os.environ | ({} if gpu() else ONE_THREAD) | bytecode | names
 
 
 class Importer:
@@ -208,16 +210,35 @@ def describe(backend):
         "revision": revision.stdout.strip() if revision.returncode == 0 else None,
         "khub_has_uncommitted_changes": bool(changed.stdout.strip()),
         "versions": {"python": platform.python_version()}
-        | {name: metadata.version(name) for name in packages},
+        | {name: metadata.version(name) for name in packages if is_installed(name)},
         "machine": {
             "cpu": cpu[0].split(":")[1].strip() if cpu else platform.processor(),
             "cores": os.cpu_count(),
             "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
             "system": platform.platform(),
             "load_average": os.getloadavg(),
+            "gpu": gpu(),
         },
-        "threads": "one a contender: " + " ".join(f"{k}={v}" for k, v in ONE_THREAD.items()),
+        "threads": "all"
+        if gpu()
+        else "one a contender: " + " ".join(f"{k}={v}" for k, v in ONE_THREAD.items()),
     }
+
+
+def is_installed(package):
+    try:
+        return bool(metadata.version(package))
+    except metadata.PackageNotFoundError:
+        return False
+
+
+@cache
+def gpu():
+    """The graphics card's name, None without one."""
+    if not shutil.which("nvidia-smi"):
+        return None
+    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    return subprocess.run(query, capture_output=True, text=True).stdout.strip() or None
 
 
 def write(path, backend, cell, result):

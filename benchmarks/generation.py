@@ -19,7 +19,7 @@ from statistics import median, quantiles
 
 import numpy as np
 
-from .compare import NOISE, RESULTS, describe
+from .compare import NOISE, RESULTS, describe, gpu
 from .layers import main, run
 
 PROMPT, NEW = 16, 48  # tokens
@@ -62,7 +62,8 @@ def models(name):
     theirs, options, ours = MODELS[name]
     theirs = getattr(transformers, theirs)
     torch.manual_seed(0)
-    model = theirs(theirs.config_class(**options)).eval()
+    device = "cuda" if torch.cuda.is_available() and backend() == "torch" else "cpu"
+    model = theirs(theirs.config_class(**options)).eval().to(device)
     folder = Path(tempfile.mkdtemp()) / name
     model.save_pretrained(folder)
     ours = getattr(nlp, ours)
@@ -76,7 +77,7 @@ def generating(name, rows, length=PROMPT, new=NEW):
     theirs, ours, _ = models(name)
     random, seq2seq = np.random.default_rng(0), name == "t5_small"
     prompts = random.integers(3, 4000, (rows, length))
-    ids = torch.from_numpy(prompts)
+    ids = torch.from_numpy(prompts).to(theirs.device)
     most = new + (1 if seq2seq else length)
     options = dict(attention_mask=torch.ones_like(ids), do_sample=False, eos_token_id=None)
 
@@ -169,7 +170,7 @@ def hearing():
 
     theirs, ours, _ = models("whisper_tiny")
     features = np.random.default_rng(0).standard_normal((1, 80, 3000), np.float32)
-    x = torch.from_numpy(features)
+    x = torch.from_numpy(features).to(theirs.device)
     start = theirs.config.decoder_start_token_id
     theirs.generation_config.suppress_tokens = theirs.generation_config.begin_suppress_tokens = None
 
@@ -198,7 +199,9 @@ def predicting(rows=16, length=128):
 
     def native():
         with torch.inference_mode():
-            return theirs(torch.from_numpy(ids), torch.from_numpy(mask).long()).logits.numpy()
+            on = theirs.device
+            given = torch.from_numpy(ids).to(on), torch.from_numpy(mask).long().to(on)
+            return theirs(*given).logits.cpu().numpy()
 
     def khub():
         return ours.predict(x, batch_size=rows, verbose=0)
@@ -291,7 +294,8 @@ def judge(cell, seconds):
 def measure(options):
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, [max(os.sched_getaffinity(0))])
-    path, good = RESULTS / f"generation_{options.backend}.json", True
+    card = "_gpu" if gpu() else ""
+    path, good = RESULTS / f"generation_{options.backend}{card}.json", True
     table = json.loads(path.read_text()) if path.exists() else {}
     for cell in options.cells.split(",") if options.cells else CELLS:
         if cell == "load_memory":

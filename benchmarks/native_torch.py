@@ -7,13 +7,15 @@ from torch.nn import functional as F
 
 from .cells import BERT, CELLS, fit_data, matrices, rows
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
 
 def size(module):
     return sum(p.numel() for p in module.parameters())
 
 
 def eager_ops():
-    pairs = [(torch.from_numpy(a), torch.from_numpy(b), a.shape) for a, b in matrices()]
+    pairs = [(*(torch.from_numpy(m).to(DEVICE) for m in (a, b)), a.shape) for a, b in matrices()]
 
     def twenty(a, b, shape):
         rows, columns = shape
@@ -46,7 +48,7 @@ def eager_ops():
 
 def functional_call():
     net = nn.Sequential(*(m for _ in range(10) for m in (nn.Linear(16, 16), nn.ReLU())))
-    x = torch.ones(8, 16)
+    net, x = net.to(DEVICE), torch.ones(8, 16, device=DEVICE)
 
     def run(n):
         for _ in range(n):
@@ -59,14 +61,14 @@ def functional_call():
 def fit(name, net, loss_of, prepare=lambda x: x):
     batch = CELLS[name].batch
     x, y = (torch.from_numpy(a) for a in fit_data(name, CELLS[name].iterations))
-    x = prepare(x)
+    x, net = prepare(x), net.to(DEVICE)
     optimizer = torch.optim.Adam(net.parameters())
 
     def run(n):
-        total = torch.zeros(())
+        total = torch.zeros((), device=DEVICE)
         for i in range(0, n * batch, batch):
             optimizer.zero_grad(set_to_none=True)
-            loss = loss_of(net(x[i : i + batch]), y[i : i + batch])
+            loss = loss_of(net(x[i : i + batch].to(DEVICE)), y[i : i + batch].to(DEVICE))
             loss.backward()
             optimizer.step()
             total += loss.detach()
@@ -78,11 +80,12 @@ def fit(name, net, loss_of, prepare=lambda x: x):
 def predict(name, net, prepare=lambda x: x):
     batch = CELLS[name].batch
     x = prepare(torch.from_numpy(fit_data(name, CELLS[name].iterations)[0]))
-    net.eval()
+    net = net.to(DEVICE).eval()
 
     def run(n):
         with torch.inference_mode():
-            parts = [net(x[i : i + batch]).numpy() for i in range(0, n * batch, batch)]
+            batches = (x[i : i + batch].to(DEVICE) for i in range(0, n * batch, batch))
+            parts = [net(rows).cpu().numpy() for rows in batches]
         return float(np.concatenate(parts).mean())
 
     return run, size(net)
@@ -148,7 +151,9 @@ class Bert(nn.Module):
         self.head = nn.Linear(width, BERT["classes"])
 
     def forward(self, tokens):
-        x = self.norm(self.word(tokens) + self.position(torch.arange(tokens.shape[1])))
+        x = self.norm(
+            self.word(tokens) + self.position(torch.arange(tokens.shape[1], device=tokens.device))
+        )
         return self.head(self.blocks(x)[:, 0])
 
 
@@ -169,14 +174,14 @@ def predict_bert():
 
 
 def predict_row():
-    net = nn.Sequential(*perceptron(20, 64, 64, 3), nn.Softmax(-1)).eval()
+    net = nn.Sequential(*perceptron(20, 64, 64, 3), nn.Softmax(-1)).to(DEVICE).eval()
     x = rows()
 
     def run(n):
         with torch.inference_mode():
             for i in range(n):
                 i %= len(x)
-                y = net(torch.from_numpy(x[i : i + 1])).numpy()
+                y = net(torch.from_numpy(x[i : i + 1]).to(DEVICE)).cpu().numpy()
         return float(y.sum())
 
     return run, size(net)

@@ -29,10 +29,12 @@ def main(argv=None):
         ]
     )
     assert isinstance(model, torch.nn.Module)
+    device = next(model.parameters()).device  # the GPU if there is one
+    x, y = x.to(device), y.to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     model.train()
     for step in range(options.steps):
-        rows = torch.randint(len(x), (128,))
+        rows = torch.randint(len(x), (128,), device=device)
         loss = torch.nn.functional.mse_loss(model(x[rows]), y[rows])
         optimizer.zero_grad()
         loss.backward()

@@ -10,6 +10,8 @@ class _Local(threading.local):
     call = None  # the outermost layer call's state (khub/layers/layer.py)
     sparse_gradients = False  # whether a gradient may be of the rows that were read
     remat = None  # the innermost RematScope (khub/layers/remat.py)
+    device = None  # where new tensors lie, if the backend is told so
+    shapes = False  # whether shapes alone are computed, on torch's device without memory
     host = False  # whether NumPy arrays are computed with NumPy (khub/backend/host.py)
 
 
@@ -82,7 +84,7 @@ def within(scope, function, args, kwargs):
 class Resumed:
     """Puts a thread's state back to what it was when this was made, inside a `with` block."""
 
-    NAMES = ("scope", "autocast", "special", "call")
+    NAMES = ("scope", "autocast", "special", "call", "device")
 
     def __init__(self):
         self.state = [getattr(local, name) for name in self.NAMES]

@@ -95,6 +95,7 @@ class Variable(getattr(active, "VariableBase", object)):
         self.layout = layout
         self._trainable = self.made_trainable = trainable
         self._storage = self._later = None
+        self._device = local.device  # its value, made later, lies where it would lie now
         # drawn now, so that values depend on the order of creation and never on the order of reads
         self._seed = initializer.draw_seed() if hasattr(initializer, "draw_seed") else None
 
@@ -126,7 +127,8 @@ class Variable(getattr(active, "VariableBase", object)):
         if self._storage is None:
             with _first_use, active.untraced():  # whatever reads it first
                 if self._storage is None:
-                    self._store(self._first(), own=self._later is not None)
+                    with active.device_scope(self._device):
+                        self._store(self._first(), own=self._later is not None)
         return self._storage
 
     def _first(self):
@@ -180,13 +182,16 @@ class Variable(getattr(active, "VariableBase", object)):
 
     def assign_add(self, value):
         """Add `value` in place."""
-        return self.assign(active.add(self._uncast(), active.convert_to_tensor(value, self.dtype)))
+        return self.assign(active.add(self._uncast(), self._operand(value)))
 
     def assign_sub(self, value):
         """Subtract `value` in place."""
-        return self.assign(
-            active.subtract(self._uncast(), active.convert_to_tensor(value, self.dtype))
-        )
+        return self.assign(active.subtract(self._uncast(), self._operand(value)))
+
+    def _operand(self, value):
+        if type(value) is int and active.WEAK_NUMBERS:  # wherever the Variable lies
+            return value
+        return active.convert_to_tensor(value, self.dtype)
 
     def _uncast(self):
         return self.storage_value() if local.scope is None else local.scope.get(self)

@@ -8,6 +8,7 @@ from torch.utils._pytree import tree_leaves
 
 from khub import tree
 from khub.backend.scope import Scope
+from khub.backend.torch import arrays
 from khub.backend.torch.engine import _depth
 from khub.backend.torch.module import LAYERS
 from khub.export.signature import names_of
@@ -31,7 +32,7 @@ class _Module(torch.nn.Module):
 def _exported(model, signature, finish):
     def example(x):  # 0 and 1 are special to torch, and networks of images need some pixels
         sizes = [(96 if i else 3) if n is None else n for i, n in enumerate(x.shape)]
-        return torch.zeros(sizes, dtype=getattr(torch, x.dtype))
+        return torch.zeros(sizes, dtype=getattr(torch, x.dtype), device=arrays.place())
 
     def open_axes(x):
         return {i: Dim.DYNAMIC for i, n in enumerate(x.shape) if n is None}

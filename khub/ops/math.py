@@ -246,7 +246,7 @@ def dot(x1, x2):
 @op(operands=2, dtype=promote)
 def outer(x1, x2):
     """All products of the elements of two vectors."""
-    return reshape(x1, (-1, 1)) * reshape(x2, (1, -1))
+    return multiply(reshape(x1, (-1, 1)), reshape(x2, (1, -1)))
 
 
 @op(operands=2, dtype=promote)

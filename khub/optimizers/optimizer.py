@@ -91,7 +91,7 @@ class Optimizer(_Known):
             )
         self._schedule, self._rate = (rate, None) if callable(rate) else (None, float(rate))
         if self._schedule is None:
-            self._rate = self.add_variable((), self._rate, "float32", name="learning_rate")
+            self._rate = self._on_host(self._rate, "float32", "learning_rate")
         built_in = type(self).__module__.startswith("khub.")
         self._fused = active.fused.get(type(self).__name__) if built_in else None
         whole = (self.weight_decay, self.clipnorm, self.clipvalue, self.global_clipnorm)
@@ -106,7 +106,12 @@ class Optimizer(_Known):
         self.built, self._state, self._trainable = False, [], []
         self._slots, self._averages, self._accumulators = [], [], []
         self._exempt = (frozenset(), ())
-        self._iterations = self.add_variable((), 0, "int32", name="iteration")
+        self._iterations = self._on_host(0, "int32", "iteration")
+
+    def _on_host(self, value, dtype, name):
+        """Make a scalar that each step reads: on torch, a GPU would have to be waited for."""
+        with active.device_scope("cpu" if active.EAGER else None):
+            return self.add_variable((), value, dtype, name=name)
 
     def _constructor_values(self):
         rate = self._schedule or float(self._rate.numpy())

@@ -215,7 +215,8 @@ class Resume:
         if isinstance(native, dict):
             generator.native.bit_generator.state = native
         else:
-            generator.native.set_state(active.convert_to_tensor(native, "uint8"))
+            with active.device_scope("cpu"):
+                generator.native.set_state(active.convert_to_tensor(native, "uint8"))
 
     def _foreign(self, saved, here):
         return ValueError(

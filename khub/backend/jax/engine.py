@@ -59,6 +59,7 @@ def abstract_eval(function, specs):
 
 
 no_gradient, inference, untraced = nullcontext, nullcontext, jax.ensure_compile_time_eval
+device_scope = nullcontext
 
 
 # --- transforms: a function that reads and assigns Variables becomes a pure one ------------------

@@ -71,7 +71,7 @@ def on_device(name):
     return nullcontext()
 
 
-no_gradient = inference = untraced = nullcontext
+no_gradient = inference = untraced = device_scope = nullcontext
 
 
 def jit(function):

@@ -82,6 +82,7 @@ def abstract_eval(function, specs):
 
 
 no_gradient, inference, untraced = nullcontext, nullcontext, tf.init_scope
+device_scope = nullcontext
 
 
 # --- transforms ----------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import builtins
 import math
+import os
 from functools import wraps
 
 import numpy as np
@@ -16,7 +17,7 @@ from khub.choices import choose
 SAME = """
 all any arccos arccosh arcsin arcsinh arctan arctan2 arctanh broadcast_to ceil cos cosh divide erf
 erfinv exp expm1 floor hstack i0 isfinite isinf isnan log log1p log2 log10 logical_and logical_not
-logical_or logical_xor mean multiply ravel rsqrt sin sinh sqrt stack swapaxes tan tanh vstack
+logical_or logical_xor mean ravel rsqrt sin sinh sqrt stack swapaxes tan tanh vstack
 """  # functions of one name and meaning in torch
 globals().update({name: getattr(torch, name) for name in SAME.split()})
 copy, stop_gradient, moveaxis = torch.clone, torch.detach, torch.movedim
@@ -35,9 +36,32 @@ WIDE = frozenset(
 _NAMES = {native: name for name, native in NATIVE.items()}
 _NUMBERS = (bool, int, float, complex)
 _UNSIGNED = frozenset((torch.uint16, torch.uint32, torch.uint64))
+_INTEGERS = frozenset(NATIVE[name] for name in (*dtypes.UNSIGNED, *dtypes.SIGNED))
 # NumPy knows these from ml_dtypes, which torch does not accept: their bits pass as integers.
 _BITS = {"bfloat16": "uint16", "float8_e4m3fn": "uint8", "float8_e5m2": "uint8"}
 _AS_BITS = frozenset(map(dtypes.numpy_dtype, _BITS))
+
+
+# --- devices -------------------------------------------------------------------------------------
+def _home():
+    """The device that the environment names, else the GPU; None is where torch makes tensors."""
+    names = map(os.environ.get, ("KHUB_TORCH_DEVICE", "KERAS_TORCH_DEVICE"))
+    name = next(filter(None, names), "cuda" if torch.cuda.is_available() else None)
+    return name and torch.device(name)
+
+
+_HOME, _META = _home(), torch.device("meta")
+
+
+def place():
+    """Return the device of new tensors in this thread; None is where torch makes them."""
+    return _META if local.shapes else local.device or _HOME
+
+
+def moved(x):
+    """A tensor of the host, brought to the device that new tensors have."""
+    device = place()
+    return x if device is None or not x.is_cpu else x.to(device)
 
 
 # --- conversion ----------------------------------------------------------------------------------
@@ -70,23 +94,24 @@ def convert_to_tensor(x, dtype=None):
     native = None if dtype is None else NATIVE[dtype]
     kind = type(x)
     if kind in TENSORS or is_tensor(x):
-        return x if native is None or x.dtype is native else x.to(native)
+        return moved(x if native is None or x.dtype is native else x.to(native))
     if kind in _NUMBERS:
-        return torch.scalar_tensor(x, dtype=native or NATIVE[dtypes.result_type(kind)])
+        dtype = native or NATIVE[dtypes.result_type(kind)]
+        return torch.scalar_tensor(x, dtype=dtype, device=place())
     if kind in (list, tuple):
         if dtype is None:
             weak = array_dtype(x)
             dtype = {"int": "int32", "float": config.floatx()}.get(weak, weak)
         if _hold_tensors(tree.flatten(x)):
             return torch.stack([convert_to_tensor(item, dtype) for item in x])
-        return _from_numpy(np.asarray(x)).to(NATIVE[dtype])
+        return _from_numpy(np.asarray(x)).to(place(), NATIVE[dtype])
     if hasattr(x, "_storage"):  # a Variable
         return convert_to_tensor(x.value, dtype)
     if hasattr(x, "__dlpack__") and not hasattr(x, "__array__"):
         x = torch.from_dlpack(x)
     else:
         x = _from_numpy(np.asarray(x))
-    return x if native is None else x.to(native)
+    return moved(x if native is None else x.to(native))
 
 
 def _from_numpy(x):
@@ -124,8 +149,9 @@ def shape(x):
 
 
 def _wide(function):
-    """Compute in int64 and come back where torch lacks the kernel (uint16, uint32, uint64, bool).
+    """Compute in int64 and come back where torch lacks the kernel: of uint16, uint32, uint64, bool.
 
+    Products on a GPU, which knows none of integers, are computed in float64, exact below 2 ** 53.
     Orders and divisions of uint64 are right below 2 ** 63.
     """
 
@@ -135,17 +161,19 @@ def _wide(function):
             return function(*args, **kwargs)
         except NotImplementedError:
             found = {x.dtype for x in tree.flatten((args, kwargs)) if is_tensor(x)}
-            narrow = next(iter(found & _UNSIGNED or found & {BOOL}), None)
-            if narrow is None:
+            narrow = found & _UNSIGNED or found & {BOOL}
+            if not narrow and not (found and found <= _INTEGERS):
                 raise
+            narrow = next(iter(narrow or found - {torch.int64} or found))
+        wide = torch.float64 if narrow is torch.int64 else torch.int64
 
         def exchange(old, new, values):
             return tree.map_structure(
                 lambda x: x.to(new) if is_tensor(x) and x.dtype is old else x, values
             )
 
-        args, kwargs = exchange(narrow, torch.int64, (args, kwargs))
-        return exchange(torch.int64, narrow, function(*args, **kwargs))
+        args, kwargs = exchange(narrow, wide, (args, kwargs))
+        return exchange(wide, narrow, run(*args, **kwargs))
 
     return run
 
@@ -167,7 +195,8 @@ def arange(start, stop=None, step=None, dtype=None):
         start, stop = 0, start
     exact = "float64" if dtypes.is_float(natural) else "int64"  # range in it, then cast
     wide = NATIVE[dtype if dtypes.is_float(dtype) else exact]
-    return torch.arange(start, stop, 1 if step is None else step, dtype=wide).to(NATIVE[dtype])
+    step = 1 if step is None else step
+    return torch.arange(start, stop, step, dtype=wide, device=place()).to(NATIVE[dtype])
 
 
 def linspace(start, stop, num=50, endpoint=True, retstep=False, dtype=None, axis=0):
@@ -175,30 +204,30 @@ def linspace(start, stop, num=50, endpoint=True, retstep=False, dtype=None, axis
     ends = [convert_to_tensor(x).double() for x in (start, stop)]
     start, stop = torch.broadcast_tensors(*ends)
     intervals = num - 1 if endpoint else num
-    weights = torch.arange(num, dtype=torch.float64) / (intervals or 1)
+    weights = torch.arange(num, dtype=torch.float64, device=start.device) / (intervals or 1)
     weights = weights.reshape(-1, *[1] * start.dim())
     result = torch.movedim(torch.lerp(start, stop, weights), 0, axis).to(native)
     return (result, (stop - start) / intervals) if retstep else result
 
 
 def zeros(shape, dtype=None):
-    return torch.zeros(shape, dtype=_native(dtype))
+    return torch.zeros(shape, dtype=_native(dtype), device=place())
 
 
 def ones(shape, dtype=None):
-    return torch.ones(shape, dtype=_native(dtype))
+    return torch.ones(shape, dtype=_native(dtype), device=place())
 
 
 def full(shape, fill_value, dtype=None):
     shape = (shape,) if isinstance(shape, int) else tuple(shape)
     if type(fill_value) in _NUMBERS:
-        return torch.full(shape, fill_value, dtype=_native(dtype))
+        return torch.full(shape, fill_value, dtype=_native(dtype), device=place())
     return convert_to_tensor(fill_value, dtypes.standardize(dtype)).broadcast_to(shape).clone()
 
 
 def eye(N, M=None, k=0, dtype=None):
-    columns = torch.arange(N if M is None else M)
-    return (columns == torch.arange(N)[:, None] + k).to(_native(dtype))
+    columns = torch.arange(N if M is None else M, device=place())
+    return (columns == torch.arange(N, device=place())[:, None] + k).to(_native(dtype))
 
 
 def zeros_like(x, dtype=None):
@@ -264,6 +293,7 @@ def repeat(x, repeats, axis=None):
     return torch.repeat_interleave(x, repeats.long(), axis)
 
 
+@_wide
 def roll(x, shift, axis=None):
     if isinstance(axis, int) or axis is None:
         return torch.roll(x, shift, axis)
@@ -397,14 +427,15 @@ def slice(inputs, start_indices, shape):
         if _known(start):
             inputs = inputs.narrow(axis, int(start), size)
         else:
-            inputs = inputs.index_select(axis, start + torch.arange(size))
+            inputs = inputs.index_select(axis, start + torch.arange(size, device=inputs.device))
     return inputs
 
 
 @_wide
 def slice_update(inputs, start_indices, updates):
     axes = _partial(inputs.shape, updates.shape)
-    places = [start_indices[axis] + torch.arange(updates.shape[axis]) for axis in axes]
+    parts = [torch.arange(updates.shape[axis], device=inputs.device) for axis in axes]
+    places = [start_indices[axis] + part for axis, part in zip(axes, parts, strict=True)]
     updates = updates.to(inputs.dtype)
     if not axes:
         return updates.clone()
@@ -417,7 +448,7 @@ def slice_update(inputs, start_indices, updates):
 
 
 def scatter(indices, values, shape):
-    return scatter_update(torch.zeros(shape, dtype=values.dtype), indices, values, "add")
+    return scatter_update(values.new_zeros(shape), indices, values, "add")
 
 
 @_wide
@@ -438,10 +469,12 @@ def scatter_update(inputs, indices, updates, reduction=None):
 
 
 # --- sorting -------------------------------------------------------------------------------------
+@_wide
 def sort(x, axis=-1):
     return torch.sort(x.reshape(-1) if axis is None else x, -1 if axis is None else axis)[0]
 
 
+@_wide
 def argsort(x, axis=-1):
     if axis is None:
         x, axis = x.reshape(-1), -1
@@ -465,8 +498,8 @@ def searchsorted(sorted_sequence, values, side="left"):
 SAME = """
 absolute add bitwise_and bitwise_left_shift bitwise_not bitwise_or bitwise_right_shift bitwise_xor
 deg2rad diag diagonal exp2 fmax fmin fmod gcd greater greater_equal hypot kron lcm less less_equal
-logaddexp logaddexp2 matmul maximum minimum negative nextafter rad2deg sign signbit sinc square
-subtract tril triu trunc
+logaddexp logaddexp2 matmul maximum minimum multiply negative nextafter rad2deg sign signbit sinc
+square subtract tril triu trunc
 """  # those that lack dtypes
 globals().update({name: _wide(getattr(torch, name)) for name in SAME.split()})
 mod, power = _wide(torch.remainder), _wide(torch.pow)

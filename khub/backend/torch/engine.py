@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from khub import tree
 from khub.backend import eager
 from khub.backend.scope import Resumed, Scope, local, within
-from khub.backend.torch.arrays import NATIVE, TENSORS, convert_to_tensor
+from khub.backend.torch.arrays import NATIVE, TENSORS, convert_to_tensor, moved, place
 
 compiling, EAGER = torch.compiler.is_dynamo_compiling, True  # jit leaves functions as they are
 
@@ -26,6 +26,20 @@ class _Depth(threading.local):
 
 
 _depth = _Depth()
+
+
+class device_scope:
+    """Makes tensors on the device `name` inside a `with` block of this thread; None is torch's."""
+
+    def __init__(self, name):
+        text = isinstance(name, str)
+        self.device = torch.device(name.replace("gpu", "cuda")) if text else name
+
+    def __enter__(self):
+        self._before, local.device = local.device, self.device
+
+    def __exit__(self, *_):
+        local.device = self._before
 
 
 # --- Variables -----------------------------------------------------------------------------------
@@ -48,13 +62,13 @@ def new_storage(value, trainable, name, own=False):
     """own: whether the value's memory may become the Variable's, if layers want it so."""
     value = convert_to_tensor(value)
     # A wide product of few rows is a third faster where the kernel lies as it is (measured: MKL).
-    wide = value.dim() == 2 and value.shape[1] >= 2 * value.shape[0]
+    wide = value.dim() == 2 and value.shape[1] >= 2 * value.shape[0] and value.is_cpu
     turned = name.endswith("kernel") and value.dim() in (2, 4) and not wide
     axis = _outputs(value) if turned else 0
     rows = value.movedim(axis, 0)
     # torch's own memory begins at multiples of 64; elsewhere a product's last bits are others
     if not own or value.data_ptr() % 64 or not rows.is_contiguous():
-        tensor = torch.empty(rows.shape, dtype=value.dtype).movedim(0, axis)
+        tensor = torch.empty_like(rows, memory_format=torch.contiguous_format).movedim(0, axis)
         _copy(tensor, value)
         value = tensor
     if not trainable or not (value.is_floating_point() or value.is_complex()):
@@ -72,7 +86,7 @@ def write(storage, value):
         with torch.no_grad():
             _copy(storage, value)
         return storage
-    return value.clone()
+    return value.clone() if value.device == storage.device else value.to(storage.device)
 
 
 def set_trainable(storage, trainable):
@@ -85,7 +99,7 @@ def is_traced(x):
 
 
 def on_device(name):
-    return torch.device(name.replace("gpu", "cuda"))
+    return device_scope(torch.device(name.replace("gpu", "cuda")))
 
 
 def placeholder(shape, dtype):
@@ -103,8 +117,12 @@ class _OnMeta(TorchDispatchMode):
 
 def abstract_eval(function, specs):
     def run(mode):
-        with torch.device("meta"), torch.no_grad(), mode:
-            return function(*[placeholder(shape, dtype) for shape, dtype in specs])
+        before, local.shapes = local.shapes, True
+        try:
+            with torch.device("meta"), torch.no_grad(), mode:
+                return function(*[placeholder(shape, dtype) for shape, dtype in specs])
+        finally:
+            local.shapes = before
 
     try:
         return run(nullcontext())
@@ -122,7 +140,7 @@ untraced = partial(torch.inference_mode, False)  # Variables outlive an inferenc
 def jit(function):
     @wraps(function)
     def call(*args, **kwargs):
-        if kwargs or len(args) != 1 or type(args[0]) not in TENSORS:
+        if kwargs or len(args) != 1 or type(args[0]) not in TENSORS or place() is not None:
             args, kwargs = _tensors((args, kwargs))
         return function(*args, **kwargs)
 
@@ -130,11 +148,12 @@ def jit(function):
 
 
 def _tensors(structure):
-    """Arrays of numbers as tensors: torch's own operators do not take them."""
+    """Arrays of numbers as tensors, which torch's own operators do not take, on the device."""
 
     def tensor(x):
-        numbers = type(x) is np.ndarray and x.dtype.kind not in "OUSM"
-        return convert_to_tensor(x) if numbers else x
+        if type(x) is np.ndarray and x.dtype.kind not in "OUSM":
+            return convert_to_tensor(x)
+        return moved(x) if type(x) in TENSORS else x
 
     return tree.map_structure(tensor, structure)
 
@@ -312,33 +331,48 @@ SEED_DTYPE = "int64"
 _generators = weakref.WeakSet()
 
 
+def _random_device():
+    device = place()
+    return "cpu" if device is None or device.type == "meta" else device.type
+
+
+class _Generator(torch.Generator):
+    """One that can be referred to weakly, which torch's own could not be before 2.13."""
+
+
 def make_generator(seed):
-    generator = torch.Generator().manual_seed(seed)
+    generator = _Generator(_random_device()).manual_seed(seed)
     _generators.add(generator)
     return generator
 
 
 def next_seed(seeds):
-    if seeds.native is None and not _depth.graphs:
+    if _depth.graphs:
+        return None
+    if seeds.native is None or seeds.native.device.type != _random_device():
         seeds.native = make_generator(seeds.seed)
-    return None if _depth.graphs else seeds.native
+    return seeds.native
+
+
+def _empty(shape, dtype):
+    return torch.empty(shape, dtype=dtype, device=place())
 
 
 def random_uniform(shape, minval, maxval, dtype, seed):
-    return torch.empty(shape, dtype=NATIVE[dtype]).uniform_(minval, maxval, generator=seed)
+    return _empty(shape, NATIVE[dtype]).uniform_(minval, maxval, generator=seed)
 
 
 def random_normal(shape, mean, stddev, dtype, seed):
-    return torch.empty(shape, dtype=NATIVE[dtype]).normal_(mean, stddev, generator=seed)
+    return _empty(shape, NATIVE[dtype]).normal_(mean, stddev, generator=seed)
 
 
 def random_integers(shape, minval, maxval, dtype, seed):
-    numbers = torch.empty(shape, dtype=torch.int64).random_(minval, maxval, generator=seed)
+    numbers = _empty(shape, torch.int64).random_(minval, maxval, generator=seed)
     return numbers.to(NATIVE[dtype])
 
 
 def random_gamma(alpha, seed):
-    return torch._standard_gamma(alpha, generator=seed)
+    return alpha if alpha.is_meta else torch._standard_gamma(alpha, generator=seed)
 
 
 def random_binomial(counts, probabilities, seed):
@@ -347,5 +381,5 @@ def random_binomial(counts, probabilities, seed):
 
 def random_dropout(inputs, rate, noise_shape, seed):
     shape = inputs.shape if noise_shape is None else noise_shape
-    keep = torch.empty(shape, dtype=inputs.dtype).bernoulli_(1 - rate, generator=seed)
+    keep = inputs.new_empty(shape).bernoulli_(1 - rate, generator=seed)
     return inputs * keep.div_(1 - rate)

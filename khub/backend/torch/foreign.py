@@ -3,10 +3,15 @@
 import torch
 
 from khub.backend.scope import local
+from khub.backend.torch.arrays import place
 
 
 def module_tensors(module):
-    """Return name -> (tensor, whether it is a parameter) of all that a module holds."""
+    """Return name -> (tensor, whether it is a parameter) of all that a module holds.
+
+    The module is brought to the device that new tensors have.
+    """
+    module.to(place())
     found = {name: (tensor, True) for name, tensor in module.named_parameters()}
     return found | {name: (tensor, False) for name, tensor in module.named_buffers()}
 

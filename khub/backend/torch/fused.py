@@ -40,7 +40,7 @@ def adam(optimizer, gradients, variables, slots, rate):
         m,
         v,
         [],
-        [torch.tensor(float(step))] * len(parameters),
+        [parameters[0].new_full((), step)] * len(parameters),
         lr=float(rate),
         beta1=optimizer.beta_1,
         beta2=optimizer.beta_2,

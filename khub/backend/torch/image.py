@@ -14,7 +14,7 @@ def sample_images(images, rows, columns, interpolation, fill_mode, fill_value):
     if interpolation == "nearest":  # halves are rounded up
         rows, columns = torch.floor(rows + 0.5), torch.floor(columns + 0.5)
     grid = torch.stack([columns * (2 / width), rows * (2 / height)], -1)
-    grid += torch.tensor([1 / width - 1, 1 / height - 1])
+    grid += torch.tensor([1 / width - 1, 1 / height - 1], device=grid.device)
     shift = fill_value if fill_mode == "constant" else 0  # torch fills with zeros
     x = (images - shift if shift else images).permute(0, 3, 1, 2)
     found = functional.grid_sample(x, grid, interpolation, _PADDING[fill_mode], False)

@@ -153,7 +153,8 @@ def dot_product_attention(
     dtype = query.dtype
     allowed = _as(mask, torch.bool)
     if is_causal and not (allowed is None and bias is None):
-        causal = torch.ones(query.shape[1], key.shape[1], dtype=torch.bool).tril()
+        size = query.shape[1], key.shape[1]
+        causal = torch.ones(size, dtype=torch.bool, device=query.device).tril()
         allowed = causal if allowed is None else allowed & causal
         is_causal = False
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))
@@ -327,7 +328,8 @@ def ctc_loss(target, output, target_length, output_length, mask_index=0):
         frames.transpose(0, 1), target.long(), *lengths, mask_index, "none", zero_infinity=True
     )
     target, output_length, target_length = target.long(), *lengths
-    labels = torch.arange(1, target.shape[1]) < target_length[:, None]
+    places = torch.arange(1, target.shape[1], device=target.device)
+    labels = places < target_length[:, None]
     repeats = ((target[:, 1:] == target[:, :-1]) & labels).sum(1)  # each needs a blank between
     loss = torch.where(target_length + repeats > output_length, math.inf, loss)
     return loss.to(NATIVE[name])

@@ -23,7 +23,7 @@ def recurrent(kind, sequences, states, weights, mask, zeros):
         if found is None:
             return "the mask hides steps between others, or all steps of a sequence"
         lengths, rest, left = found
-        steps = torch.arange(sequences.shape[1])
+        steps = torch.arange(sequences.shape[1], device=sequences.device)
         if left:
             sequences = _steps(sequences, (steps + rest) % len(steps))
     weights = _torch_weights(kind, weights)
@@ -47,7 +47,7 @@ def recurrent(kind, sequences, states, weights, mask, zeros):
 
 def _padding(mask):
     """Return (lengths, the number of hidden steps (batch, 1), whether they come first), or None."""
-    steps, lengths = torch.arange(mask.shape[1]), mask.sum(1)
+    steps, lengths = torch.arange(mask.shape[1], device=mask.device), mask.sum(1)
     rest = mask.shape[1] - lengths[:, None]
     left = torch.equal(mask, steps >= rest)
     if not lengths.all() or not (left or torch.equal(mask, steps < lengths[:, None])):

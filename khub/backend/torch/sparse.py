@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from khub.backend.torch.arrays import NATIVE
+from khub.backend.torch.arrays import NATIVE, moved
 
 SPARSE_ARE_TENSORS = True  # whether their type is that of dense ones
 
@@ -22,10 +22,8 @@ def sparse_parts(x):
 
 
 def make_sparse(indices, values, shape, merge=False):
-    indices = torch.as_tensor(indices).t()
-    x = torch.sparse_coo_tensor(
-        indices, torch.as_tensor(values), tuple(shape), check_invariants=False
-    )
+    indices, values = (moved(torch.as_tensor(part)) for part in (indices, values))
+    x = torch.sparse_coo_tensor(indices.t(), values, tuple(shape), check_invariants=False)
     return x.coalesce() if merge else x
 
 

@@ -99,7 +99,7 @@ def is_traced(x):
 
 
 def on_device(name):
-    return device_scope(torch.device(name.replace("gpu", "cuda")))
+    return device_scope(name)
 
 
 def placeholder(shape, dtype):

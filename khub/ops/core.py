@@ -264,8 +264,8 @@ def vmap(function, in_axes=0, out_axes=0):
     return call
 
 
-def checkpoint(function):
-    """Return `function`, which for its gradient computes intermediate values again."""
+def checkpoint(f):
+    """Return the function `f`, which for its gradient computes intermediate values again."""
 
     def call(*args, **kwargs):
         leaves = tree.flatten((args, kwargs))
@@ -274,7 +274,7 @@ def checkpoint(function):
         def run(*tensors):
             filled = dict(enumerate(leaves)) | dict(zip(places, tensors, strict=True))
             args_again, kwargs_again = tree.pack_sequence_as((args, kwargs), list(filled.values()))
-            return function(*args_again, **kwargs_again)
+            return f(*args_again, **kwargs_again)
 
         return active.checkpoint(run)(*(convert_to_tensor(leaves[i]) for i in places))
 

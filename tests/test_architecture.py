@@ -10,7 +10,7 @@ from sources import PACKAGES, ROOT, SOURCES, Source
 pytestmark = pytest.mark.once
 
 CORE_LIMIT = 20_900
-BASE, BASE_LIMIT = ("khub/ops", "khub/layers", "khub/backend"), 11_000
+BASE, BASE_LIMIT = ("khub/ops", "khub/layers", "khub/backend"), 11_100
 FILE_LIMIT = 600
 
 FRAMEWORKS = {"jax": "jax", "jaxlib": "jax", "torch": "torch", "tensorflow": "tensorflow"}

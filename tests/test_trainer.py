@@ -1,6 +1,7 @@
 """Training by one's own steps, what is compiled and kept, and what is said about bad data."""
 
 import copy
+import pickle
 
 import numpy as np
 import pytest
@@ -238,10 +239,14 @@ def test_errors(name):
 
 
 @trains
-def test_a_copy_of_a_trained_model_predicts_and_trains_by_itself():
-    model = compiled(optimizer=optimizers.Adam(0.1))
+@pytest.mark.parametrize(
+    "way", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["deepcopy", "pickle"]
+)
+def test_a_copy_of_a_trained_model_predicts_and_trains_by_itself(way):
+    model = compiled(optimizer=optimizers.Adam(0.1), metrics=["mae"])
     model.fit(X, Y, verbose=0)
-    before, other = model.predict(X, verbose=0), copy.deepcopy(model)
+    before, other = model.predict(X, verbose=0), way(model)
+    assert other.evaluate(X, Y, verbose=0) == model.evaluate(X, Y, verbose=0)
     model.layers[0].kernel.assign(model.layers[0].kernel.numpy() + 1)
     np.testing.assert_allclose(other.predict(X, verbose=0), before, atol=1e-6)
     kept = model.predict(X, verbose=0)

@@ -163,7 +163,7 @@ def set_distribution(value):
     _ = value.device_mesh.backend_mesh
     hooks = [*engine().HOOKS, (Variable, "_store", _store), (Trainer, "_dispatch", _dispatch)]
     if value.num_processes > 1:
-        hooks.append((files, "commit", _commit))
+        hooks += [(files, "commit", _commit), (files, "is_writer", _is_first)]
         if random._global["seed"] is None:  # all processes draw the same numbers
             random.set_global_seed(engine().agree(random.next_initial_seed()))
     for owner, name, hook in hooks:
@@ -177,6 +177,10 @@ _store_alone = Variable._store
 def _store(self, value, own=False):
     _store_alone(self, value, own)
     _current.place(self)
+
+
+def _is_first():
+    return engine().processes()[1] == 0
 
 
 def _commit(place):

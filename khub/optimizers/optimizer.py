@@ -5,13 +5,14 @@ A rule is written once, for one tensor; a backend may run it fused over all (`ac
 
 import warnings
 from contextlib import nullcontext
+from functools import partial
 
 import numpy as np
 
 from khub import fields, ops
 from khub.backend import active, device
 from khub.backend.scope import Scope, local
-from khub.backend.variable import Variable, name_scope, unique_name
+from khub.backend.variable import Variable, _given, name_scope, unique_name
 from khub.ops.op import has_sparse, native_sparse
 from khub.optimizers.schedules import LearningRateSchedule
 from khub.saving import registry
@@ -152,7 +153,7 @@ class Optimizer(Known, getattr(active, "OptimizerBase", object)):
     ):
         """Make a Variable that belongs to the state."""
         if not callable(initializer) and not isinstance(initializer, (str, dict)):
-            value, initializer = initializer, lambda *_, **__: np.asarray(value)
+            initializer = partial(_given, np.asarray(initializer))
         with name_scope(self.name):
             variable = Variable(
                 initializer, tuple(shape), dtype, False, aggregation=aggregation, name=name

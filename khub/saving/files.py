@@ -23,6 +23,11 @@ def commit(place):
     place()
 
 
+def is_writer():
+    """Say whether this process writes what all write alike; khub.distribution has its own."""
+    return True
+
+
 def parse_json(text, what):
     """Return the JSON object in `text`.  Raises WeightsError where there is none."""
     try:
@@ -62,7 +67,12 @@ def replacing(path, overwrite=True):
     def place():
         if path.is_dir():  # only a file is replaced in one step
             path.rename(old)
-        os.replace(temporary, path)
+        try:
+            os.replace(temporary, path)
+        except OSError:
+            if old.exists():
+                old.rename(path)
+            raise
         if os.name == "posix":  # others open no folders
             _flush(path.parent)
 

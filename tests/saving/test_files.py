@@ -14,6 +14,7 @@ import pytest
 
 import khub
 from khub import layers, ops, saving
+from khub.saving.files import replacing
 
 # One backend wrote it. Each writes the same and reads it: each reads what each other writes.
 EVERYWHERE = Path(__file__).parent / "everywhere.keras"
@@ -227,6 +228,21 @@ def test_a_process_killed_between_renames_leaves_the_old_shards(tmp_path):
 
 
 @pytest.mark.once
+def test_a_folder_that_cannot_be_replaced_is_put_back(tmp_path, monkeypatch):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "old").write_text("kept")
+
+    def refuse(*_):
+        raise OSError("on purpose")
+
+    monkeypatch.setattr("os.replace", refuse)
+    with pytest.raises(OSError, match="on purpose"), replacing(folder) as new:
+        new.mkdir()
+    assert (folder / "old").read_text() == "kept"
+    assert list(tmp_path.iterdir()) == [folder]
+
+
 def test_errors_name_the_file(tmp_path):
     path = tmp_path / "w.weights.json"
     SAVES[path.name](small(), path)

@@ -7,6 +7,7 @@ import pytest
 
 import khub
 from khub import layers, ops
+from khub.saving import files
 
 BACKEND = khub.backend.name
 trains = pytest.mark.skipif(BACKEND == "numpy", reason="no gradients")
@@ -283,3 +284,30 @@ def test_pictures_and_tables_of_tensorboard(tmp_path):
     assert 'tensor_path: "table.tsv"' in text and 'metadata_path: "words.tsv"' in text
     table = np.loadtxt(tmp_path / "table.tsv")
     np.testing.assert_allclose(table, model.get_layer("table").get_weights()[0], rtol=1e-6)
+
+
+@trains
+def test_the_profile_of_tensorboard(tmp_path):
+    pytest.importorskip("tensorboard")
+    model = khub.Sequential([khub.Input((4,)), layers.Dense(2)])
+    model.compile("sgd", "mse")
+    board = khub.callbacks.TensorBoard(tmp_path, profile_batch="2,3")
+    x = np.ones((12, 4), "float32")
+    model.fit(x, x[:, :2], batch_size=3, verbose=0, callbacks=[board])
+    traces = [p for p in tmp_path.rglob("*") if p.suffix in (".pb", ".json") and p.stat().st_size]
+    assert traces
+    with pytest.raises(ValueError, match="two in order, got"):
+        khub.callbacks.TensorBoard(tmp_path, profile_batch=(3, 2))
+
+
+@trains
+def test_a_process_that_is_not_the_first_writes_no_reports(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "is_writer", lambda: False)
+    model = khub.Sequential([khub.Input((4,)), layers.Dense(2)])
+    model.compile("sgd", "mse")
+    reports = [khub.callbacks.CSVLogger(tmp_path / "log.csv")]
+    reports.append(khub.callbacks.TensorBoard(tmp_path, embeddings_freq=1, histogram_freq=1))
+    x = np.ones((6, 4), "float32")
+    data = x, x[:, :2]
+    model.fit(*data, validation_data=data, epochs=2, verbose=0, callbacks=reports)
+    assert list(tmp_path.iterdir()) == []

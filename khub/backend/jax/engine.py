@@ -55,6 +55,11 @@ def on_device(name):
     return jax.default_device(known[int(number or 0)])
 
 
+def start_profile(folder):
+    jax.profiler.start_trace(folder)
+    return jax.profiler.stop_trace
+
+
 def placeholder(shape, dtype):
     return jnp.zeros(shape, _native(dtype))
 

@@ -84,6 +84,11 @@ def on_device(name):
     return tf.device(name)
 
 
+def start_profile(folder):
+    tf.profiler.experimental.start(folder)
+    return tf.profiler.experimental.stop
+
+
 def placeholder(shape, dtype):
     return tf.zeros(shape, NATIVE[dtype])
 

@@ -97,6 +97,14 @@ def is_traced(x):
     return False
 
 
+def start_profile(folder):
+    """Begin to write down what the framework does, for TensorBoard; return what ends it."""
+    written = torch.profiler.tensorboard_trace_handler(folder)
+    profiler = torch.profiler.profile(on_trace_ready=written)
+    profiler.start()
+    return profiler.stop
+
+
 def placeholder(shape, dtype):
     return torch.empty(shape, dtype=NATIVE[dtype], device="meta")
 

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from khub.backend import active
 from khub.layers import Embedding
+from khub.saving import files
 from khub.training.callbacks.callback import Declared, Options, to_number
 
 
@@ -25,7 +27,9 @@ class CSVLogger(Declared):
 
     def on_train_begin(self, logs=None):
         mode = "r+" if self.append and Path(self.filename).is_file() else "w+"
-        self._file = open(self.filename, mode, newline="", encoding="utf-8")  # noqa: SIM115
+        self._file = io.StringIO()
+        if files.is_writer():
+            self._file = open(self.filename, mode, newline="", encoding="utf-8")  # noqa: SIM115
         header = next(csv.reader(self._file, delimiter=self.separator), None)
         self.keys, self._end = header and header[1:], self._file.seek(0, 2)
 
@@ -77,7 +81,8 @@ class TensorBoard(Declared):
     histogram_freq: every so many epochs, 0: never; update_freq: "epoch", or every so many batches
     ("batch": 1); write_images: weights as pictures, with the histograms; embeddings_freq: tables of
     Embedding layers for the projector every so many epochs; embeddings_metadata: the file of its
-    rows' labels, or layer's name -> file.  profile_batch is not here.
+    rows' labels, or layer's name -> file; profile_batch: the number of the batch, or (first, last),
+    that the framework's profiler looks at, 0: none
     """
 
     where: Options(log_dir="logs", histogram_freq=0, write_graph=True, write_images=False)
@@ -85,11 +90,17 @@ class TensorBoard(Declared):
     embeddings: Options(embeddings_freq=0, embeddings_metadata=None)
 
     def setup(self):
-        if self.profile_batch:
-            raise NotImplementedError(
-                "TensorBoard(profile_batch=...) is not here: profile with torch.profiler, "
-                "jax.profiler or tf.profiler around fit()."
+        given = self.profile_batch
+        given = given.split(",") if isinstance(given, str) else given
+        given = [given] if isinstance(given, int) else [int(number) for number in given]
+        if not 1 <= len(given) <= 2 or not 0 <= given[0] <= given[-1]:
+            raise ValueError(
+                "TensorBoard: profile_batch must be a number of a batch, or two in order, got "
+                f"{self.profile_batch!r}."
             )
+        if any(given) and not hasattr(active, "start_profile"):
+            raise ValueError("The numpy backend has no profiler: leave profile_batch=0.")
+        self._profiled, self._stop_profile = (given[0], given[-1]), None
         self._writers, self._steps, self._marks = {}, 0, {}
 
     @property
@@ -106,6 +117,8 @@ class TensorBoard(Declared):
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+        if not files.is_writer():
+            return
         if run not in self._writers:
             self._writers[run] = EventFileWriter(str(Path(self.log_dir) / run))
         for summary in summaries:
@@ -135,7 +148,18 @@ class TensorBoard(Declared):
             self._write("train", 0, text_pb("model", "\n".join(f"    {line}" for line in lines)))
         self._speed("epoch"), self._speed("batch")
 
+    def on_train_batch_begin(self, batch, logs=None):
+        if batch + 1 == self._profiled[0] and self._stop_profile is None:
+            self._stop_profile = active.start_profile(str(self.log_dir))
+
+    def _end_profile(self):
+        if self._stop_profile is not None:
+            self._stop_profile()
+        self._stop_profile, self._profiled = None, (0, 0)
+
     def on_train_batch_end(self, batch, logs=None):
+        if batch + 1 >= self._profiled[1] > 0:
+            self._end_profile()
         self._steps += 1
         every = {"batch": 1, "epoch": 0}.get(self.update_freq, self.update_freq)
         if every and self._steps % every == 0:
@@ -155,8 +179,11 @@ class TensorBoard(Declared):
             self._write("train", epoch, *(histogram_pb(f"{p}/histogram", v) for p, v in values))
             if self.write_images:
                 self._write("train", epoch, *(_pictures(f"{p}/image", v) for p, v in values))
-        if self.embeddings_freq and epoch % self.embeddings_freq == 0:
+        if self.embeddings_freq and epoch % self.embeddings_freq == 0 and files.is_writer():
             self._project()
+        self._flush()
+
+    def _flush(self):
         for writer in self._writers.values():
             writer.flush()
 
@@ -176,9 +203,10 @@ class TensorBoard(Declared):
     def on_test_end(self, logs=None):
         step = int(self.model.optimizer.iterations)
         self._scalars("validation", step, "evaluation_{}_vs_iterations", logs)
-        self._writers["validation"].flush()
+        self._flush()
 
     def on_train_end(self, logs=None):
+        self._end_profile()
         while self._writers:
             self._writers.popitem()[1].close()
 

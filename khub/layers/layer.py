@@ -35,8 +35,7 @@ _added _arguments _build_shapes _first_call _graph _losses _losses_of _metrics _
 _state_variables _training_state optimizer preprocessor
 """  # attributes whose Variables and layers are none of this layer's
 INTERNAL = frozenset(INTERNAL.split())
-_OF_ONE = ("_losses_of", "_metrics", "_training_state")
-_OF_ONE += ("train_function", "test_function", "predict_function")
+_OF_ONE = "_losses_of _metrics _training_state train_function test_function predict_function"
 _PLAIN = frozenset({bool, int, float, str, type(None)})  # they hold nothing, and are most of all
 
 
@@ -675,7 +674,7 @@ class Layer(LayerFiles, Operation, active.Base):
 
     def __getstate__(self):
         # a copy is without what belongs to a call or was made for this object alone
-        return vars(self) | dict.fromkeys(_OF_ONE) | {"_losses": []}
+        return vars(self) | dict.fromkeys(_OF_ONE.split()) | {"_losses": []}
 
     def __repr__(self):
         return f"<{type(self).__name__} name={self.name}, built={self.built}>"

@@ -145,7 +145,12 @@ class Optimizer(Known, getattr(active, "OptimizerBase", object)):
         return count if steps is None else count // steps
 
     def step(self, like):
-        """Return the number of this update, from 1, in the dtype of a tensor."""
+        """Return the number of this update, from 1: in the dtype of a tensor, or as a plain number.
+
+        A rule computes with the latter before it comes to a tensor, which saves calls.
+        """
+        if active.EAGER and local.scope is None:
+            return float(int(self.updates()) + 1)
         return ops.cast(self.updates() + 1, ops.dtype(like))
 
     def add_variable(
@@ -201,7 +206,7 @@ class Optimizer(Known, getattr(active, "OptimizerBase", object)):
         updated = [v for v in variables if v not in self._direct]
         if self.use_ema:
             averages = self.add_optimizer_variables(updated, "average")
-            self._averages = dict(zip(map(id, updated), averages, strict=True))
+            self._averages = dict(zip(updated, averages, strict=True))
         if self.gradient_accumulation_steps:
             self._accumulators = self.add_optimizer_variables(variables, "gradient_accumulator")
         self._slots = {v: [] for v in updated}

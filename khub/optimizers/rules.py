@@ -43,7 +43,7 @@ class _Moments(Optimizer):
 
     def rests(self, like):
         """Return 1 - beta_1**step and 1 - beta_2**step, by which m and v are too small."""
-        return tuple(1 - ops.power(b, self.step(like)) for b in (self.beta_1, self.beta_2))
+        return tuple(1 - b ** self.step(like) for b in (self.beta_1, self.beta_2))
 
     def moments(self, gradient, m, v):
         """Return m and v moved towards the gradient."""
@@ -69,7 +69,7 @@ class Adam(_Moments):
         m, v = self.moments(gradient, m, v)
         largest = [ops.maximum(x, v) for x in largest]
         scale = ops.sqrt(largest[0] if largest else v) + self.epsilon
-        return (value - m * (rate * ops.sqrt(rest_2) / rest_1) / scale, m, v, *largest)
+        return (value - m * (rate * rest_2**0.5 / rest_1) / scale, m, v, *largest)
 
 
 class AdamW(Adam):
@@ -88,7 +88,7 @@ class Nadam(_Moments):
 
     def mu(self, step):
         """Return the momentum of a step (0.96 ** (step / 250) in the paper)."""
-        return self.beta_1 * (1 - 0.5 * ops.power(0.96, step))
+        return self.beta_1 * (1 - 0.5 * 0.96**step)
 
     def _update(self, pairs):
         self._product.assign(self._product.value * self.mu(self.step(self._product.value)))
@@ -228,8 +228,8 @@ class Muon(Optimizer):
         m = m + (gradient - m) * (1 - self.adam_beta_1)
         v = v + (ops.square(gradient) - v) * (1 - self.adam_beta_2)
         step = self.step(value)
-        rest_1, rest_2 = (1 - ops.power(b, step) for b in (self.adam_beta_1, self.adam_beta_2))
-        return value - rate * ops.sqrt(rest_2) / rest_1 * m / (ops.sqrt(v) + self.epsilon), m, v
+        rest_1, rest_2 = (1 - b**step for b in (self.adam_beta_1, self.adam_beta_2))
+        return value - rate * rest_2**0.5 / rest_1 * m / (ops.sqrt(v) + self.epsilon), m, v
 
     def zeropower_via_newtonschulz5(self, x, steps=None):
         """Bring a matrix's singular values near 1 by Newton-Schulz `steps`.  (m, n) -> same"""
@@ -345,9 +345,9 @@ class Adafactor(Optimizer):
     def rule(self, gradient, value, rate, row, column, velocity):
         step = self.step(value)
         if self.relative_step:
-            rate = ops.minimum(rate, 1 / ops.sqrt(step))
+            rate = ops.minimum(rate, step**-0.5)
         rate = rate * ops.maximum(self.epsilon_2, _root_mean_square(value))
-        rest = ops.power(step, self.beta_2_decay)
+        rest = step**self.beta_2_decay
         square = ops.square(gradient) + self.epsilon_1
         if len(value.shape) < 2:
             velocity = velocity + (square - velocity) * rest

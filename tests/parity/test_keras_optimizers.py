@@ -214,6 +214,8 @@ KINDS = [  # options, what happens to gradients, to Variables
 @pytest.mark.parametrize(("options", "change", "prepare"), KINDS)
 @pytest.mark.parametrize("name", SPREAD)
 def test_constraints_direct_values_and_missing_gradients(name, options, change, prepare):
+    if change is sometimes_none and keras.backend.backend() == "jax" and len(options) == 1:
+        pytest.skip("Keras on JAX keeps sums whose last gradient is missing, on the others not")
     ours, theirs = make(khub, name, options), make(keras, name, options)
     mine, other = (
         run(optimizer, change=change, prepare=prepare)

@@ -160,12 +160,9 @@ class Compiled:
             self._check(model, names, flat, y)
             if sum(loss is not None for loss in self._losses) > 1:
                 paths, _ = zip(*tree.flatten_with_path(y_pred))
-                keys = [
-                    (*p[:-1], p[-1] if isinstance(p[-1], str) else n) for p, n in zip(paths, names)
-                ]
                 self._trackers = [
-                    metrics_module.Mean(name=f"{'/'.join(map(str, key))}_loss")
-                    for key, loss in zip(keys, self._losses)
+                    metrics_module.Mean(name=f"{_label(path, name)}_loss")
+                    for path, name, loss in zip(paths, names, self._losses)
                     if loss is not None
                 ]
                 model._metrics = None  # there are more of them now

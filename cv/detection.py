@@ -22,7 +22,7 @@ from .image_classifier import ImageTask
 from .suppression import non_max_suppression
 from .weight_average import WeightAverage
 
-FOUND = "detections"
+FOUND = ("boxes", "classes", "confidence", "num_detections")  # what a test step finds
 
 
 def image_size(images):
@@ -151,7 +151,7 @@ class ObjectDetector(ImageTask):
         raw = self(x, training=False)
         loss = self.compute_loss(x, y, raw, sample_weight, training=False)
         self._compiled.loss_tracker.update_state(loss)
-        return self.get_metrics_result() | {FOUND: self.detect(raw, image_size(x), self.EVALUATED)}
+        return self.get_metrics_result() | self.detect(raw, image_size(x), self.EVALUATED)
 
     def make_test_function(self, force=False):
         step = super().make_test_function(force)
@@ -159,7 +159,8 @@ class ObjectDetector(ImageTask):
         def measured(group):
             for batch in group:
                 logs = dict(step([batch]))
-                both = tree.map_structure(ops.convert_to_numpy, (batch[1], logs.pop(FOUND)))
+                found = {name: logs.pop(name) for name in FOUND}
+                both = tree.map_structure(ops.convert_to_numpy, (batch[1], found))
                 self._host.precision.update_state(*map(self._measured(both[0]), both))
             return logs
 

@@ -20,8 +20,8 @@ def test_names_give_functions_or_objects():
     assert losses.get("mse") is losses.mean_squared_error is losses.get("mean_squared_error")
     assert isinstance(losses.get("MeanSquaredError"), losses.MeanSquaredError)
     assert losses.get(None) is None
-    assert losses.serialize(losses.huber) == "huber"
     assert losses.deserialize("huber") is losses.huber
+    assert losses.deserialize(losses.serialize(losses.huber)) is losses.huber
     with pytest.raises(ValueError, match="mean_squared_error"):
         losses.get("mean_square_error")
 

@@ -36,7 +36,7 @@ class Metric(Configurable):
 
     def add_variable(self, shape, initializer, dtype=None, aggregation="sum", name=None):
         """Make a Variable that belongs to this metric."""
-        with name_scope(self.name):
+        with name_scope(self.name.replace("/", ">")):
             variable = Variable(
                 "zeros" if initializer is None else initializer,
                 tuple(shape),

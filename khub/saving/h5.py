@@ -9,6 +9,7 @@ import io
 import math
 import re
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 
@@ -89,6 +90,8 @@ def opened(source, what):
     """
     import h5py
 
+    if isinstance(source, (str, Path)) and not Path(source).exists():
+        raise FileNotFoundError(f"{what} does not exist.")
     try:
         with h5py.File(source, "r") as file:
             yield file

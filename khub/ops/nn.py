@@ -292,7 +292,7 @@ def moments(x, axes, keepdims=False, synchronized=False):
     name = dtypes.standardize(x.dtype)
     y = cast(x, "float32") if name in ("float16", "bfloat16") else x
     average = math.mean(y, axis=axes, keepdims=True)
-    variance = math.mean(math.square(y - average), axis=axes, keepdims=keepdims)
+    variance = math.mean(math.square(math.subtract(y, average)), axis=axes, keepdims=keepdims)
     average = average if keepdims else squeeze(average, axes)
     return cast(average, name), cast(variance, name)
 

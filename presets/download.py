@@ -252,5 +252,6 @@ def _kept(address, target, make):
         with files.placing(target) as part:
             make(part)
     except _FAULTS as error:
-        raise DownloadError(f"{address} could not be fetched: {error}.") from error
+        text = str(error).removesuffix(".")
+        raise DownloadError(f"{address} could not be fetched: {text}.") from error
     return target

@@ -48,6 +48,18 @@ def _flush(path):
         os.close(handle)
 
 
+def swap(new, path, old):
+    """Rename `new` to `path`; what is there comes back where that fails.  old: a free path"""
+    if path.is_dir():  # only a file is replaced in one step
+        path.rename(old)
+    try:
+        os.replace(new, path)
+    except OSError:
+        if old.exists():
+            old.rename(path)
+        raise
+
+
 @contextmanager
 def replacing(path, overwrite=True):
     """Give a path beside `path` for a file or folder, which takes its place when all went well.
@@ -65,14 +77,7 @@ def replacing(path, overwrite=True):
     old = temporary.with_suffix(".old")
 
     def place():
-        if path.is_dir():  # only a file is replaced in one step
-            path.rename(old)
-        try:
-            os.replace(temporary, path)
-        except OSError:
-            if old.exists():
-                old.rename(path)
-            raise
+        swap(temporary, path, old)
         if os.name == "posix":  # others open no folders
             _flush(path.parent)
 

@@ -1,7 +1,6 @@
 """Files fetched once and kept: checked by their hash, archives unpacked in their folder alone."""
 
 import hashlib
-import os
 import shutil
 import stat
 import tarfile
@@ -13,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
 from khub import config
-from khub.saving.files import check_size
+from khub.saving.files import check_size, swap
 
 
 def get_file(
@@ -47,16 +46,14 @@ def get_file(
 
 @contextmanager
 def placing(path):
-    """Give a path whose file or folder comes to `path` when all went well.
+    """Give a path, in a folder of its own, whose file or folder comes to `path` when all went well.
 
     Unlike `saving.files.replacing`, each process of a distribution does so for itself.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         yield Path(scratch, path.name)
-        if path.is_dir():
-            path.rename(Path(scratch, "old"))
-        os.replace(Path(scratch, path.name), path)
+        swap(Path(scratch, path.name), path, Path(scratch, "old"))
 
 
 def fetch(origin, path, digest=None, kind="auto"):

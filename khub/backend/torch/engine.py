@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from khub import tree
 from khub.backend import eager
-from khub.backend.scope import Resumed, Scope, local, within
+from khub.backend.scope import Resumed, Scope, Setting, local, within
 from khub.backend.torch.arrays import NATIVE, TENSORS, convert_to_tensor, moved, place
 
 compiling, EAGER = torch.compiler.is_dynamo_compiling, True  # jit leaves functions as they are
@@ -28,17 +28,8 @@ class _Depth(threading.local):
 _depth = _Depth()
 
 
-class on_device:
-    """Makes tensors on the device of that name inside a `with` block of this thread."""
-
-    def __init__(self, name):
-        self.device = torch.device(name.replace("gpu", "cuda"))
-
-    def __enter__(self):
-        self._before, local.place = local.place, self.device
-
-    def __exit__(self, *_):
-        local.place = self._before
+def on_device(name):
+    return Setting("place", torch.device(name.replace("gpu", "cuda")))
 
 
 # --- Variables -----------------------------------------------------------------------------------
@@ -120,12 +111,8 @@ class _OnMeta(TorchDispatchMode):
 
 def abstract_eval(function, specs):
     def run(mode):
-        before, local.shapes = local.shapes, True
-        try:
-            with torch.device("meta"), torch.no_grad(), mode:
-                return function(*[placeholder(shape, dtype) for shape, dtype in specs])
-        finally:
-            local.shapes = before
+        with torch.device("meta"), Setting("shapes", True), torch.no_grad(), mode:
+            return function(*[placeholder(shape, dtype) for shape, dtype in specs])
 
     try:
         return run(nullcontext())
